@@ -1,0 +1,172 @@
+//! Values and combinations that are refused before anything runs, all found at once.
+
+use super::schema::Config;
+use crate::error::{Error, Finding, Result};
+use crate::models;
+
+/// Checks everything that needs no data, teacher or launch.
+///
+/// # Errors
+/// [`Error::Config`] with every finding.
+pub fn check(config: &Config) -> Result<()> {
+    let mut found = Findings(Vec::new());
+    let c = config;
+    for (key, name) in [("teacher.model", &c.teacher.model), ("student.model", &c.student.model)] {
+        if !models::NAMES.contains(&name.as_str()) {
+            let near = models::NAMES.iter().max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
+            found
+                .add(key, format!("unknown network `{name}`; did you mean `{}`? Known: {}", near.unwrap_or(&""), models::NAMES.join(", ")));
+        }
+    }
+    found.positive("student.lr", c.student.lr);
+    found.within("student.lr_min", c.student.lr_min, 0.0, c.student.lr, "0 and student.lr");
+    found.within("student.momentum", c.student.momentum, 0.0, 0.999_999, "0 and 1 (exclusive)");
+    found.not_negative("student.weight_decay", c.student.weight_decay);
+    found.at_least("generator.latent", c.generator.latent, 1);
+    found.at_least("generator.filters", c.generator.filters, 1);
+    found.at_least("inversion.steps", c.inversion.steps as i64, 1);
+    found.at_least("inversion.batch_size", c.inversion.batch_size as i64, 2);
+    found.positive("inversion.lr_generator", c.inversion.lr_generator);
+    found.not_negative("inversion.lr_latent", c.inversion.lr_latent);
+    found.not_negative("inversion.statistics_weight", c.inversion.statistics_weight);
+    found.not_negative("inversion.task_weight", c.inversion.task_weight);
+    found.not_negative("inversion.adversarial_weight", c.inversion.adversarial_weight);
+    found.within("inversion.statistics_momentum", c.inversion.statistics_momentum, 0.0, 0.999_999, "0 and 1 (exclusive)");
+    found.shift("inversion.view_shift", c.inversion.view_shift);
+    found.not_negative("phi.gamma", c.phi.gamma);
+    found.positive("phi.inverse_cap", c.phi.inverse_cap);
+    found.at_least("replay.capacity", c.replay.capacity as i64, 1);
+    found.not_negative("replay.alpha", c.replay.alpha);
+    found.not_negative("replay.beta", c.replay.beta);
+    found.not_negative("replay.epsilon", c.replay.epsilon);
+    found.at_least("distill.batch_size", c.distill.batch_size as i64, 1);
+    found.positive("distill.temperature", c.distill.temperature);
+    found.shift("distill.view_shift", c.distill.view_shift);
+    if c.distill.teacher_views > 256 {
+        found.add("distill.teacher_views", format!("{} is more than 256", c.distill.teacher_views));
+    }
+    if c.train.rounds <= c.train.warmup_rounds {
+        let (rounds, warmup) = (c.train.rounds, c.train.warmup_rounds);
+        found.add(
+            "train.rounds",
+            format!("{rounds} rounds with {warmup} rounds of warm-up never train the student: at least {} are needed", warmup + 1),
+        );
+    }
+    found.at_least("train.eval_every_rounds", c.train.eval_every_rounds as i64, 1);
+    found.at_least("train.max_nonfinite_steps", i64::from(c.train.max_nonfinite_steps), 1);
+    found.at_least("teach.epochs", c.teach.epochs as i64, 1);
+    found.at_least("teach.batch_size", c.teach.batch_size as i64, 1);
+    found.positive("teach.lr", c.teach.lr);
+    found.not_negative("teach.weight_decay", c.teach.weight_decay);
+    found.shift("teach.view_shift", c.teach.view_shift);
+    found.at_least("eval.batch_size", c.eval.batch_size as i64, 1);
+    found.at_least("parallel.threads", c.parallel.threads.unwrap_or(1) as i64, 1);
+    if let Some(logical) = c.parallel.logical_ranks {
+        found.at_least("parallel.logical_ranks", logical as i64, 1);
+        found.0.extend(logical_ranks(config, logical));
+    }
+    if found.0.is_empty() { Ok(()) } else { Err(Error::Config(found.0)) }
+}
+
+/// What M logical ranks ask of the batch and the buffer.
+pub(super) fn logical_ranks(config: &Config, logical: usize) -> Vec<Finding> {
+    let mut found = Findings(Vec::new());
+    if logical == 0 {
+        return found.0;
+    }
+    let batch = config.distill.batch_size;
+    if batch % logical != 0 {
+        let below = batch / logical * logical;
+        let legal = if below == 0 { format!("{logical}") } else { format!("{below} or {}", below + logical) };
+        found.add("distill.batch_size", format!("{batch} rows cannot be shared by {logical} logical ranks: use {legal}"));
+    }
+    let (capacity, made) = (config.replay.capacity, config.inversion.batch_size);
+    if capacity / logical < made {
+        found.add(
+            "replay.capacity",
+            format!(
+                "{capacity} slots over {logical} logical ranks cannot hold the {made} images each makes a round: at least {}",
+                logical * made
+            ),
+        );
+    }
+    found.0
+}
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, key: &str, problem: String) {
+        self.0.push(Finding::new(key, problem));
+    }
+
+    fn positive(&mut self, key: &str, value: f64) {
+        if !(value.is_finite() && value > 0.0) {
+            self.add(key, format!("{value} is not a positive number"));
+        }
+    }
+
+    fn not_negative(&mut self, key: &str, value: f64) {
+        if !(value.is_finite() && value >= 0.0) {
+            self.add(key, format!("{value} is negative or not a number"));
+        }
+    }
+
+    fn within(&mut self, key: &str, value: f64, low: f64, high: f64, text: &str) {
+        if !(low..=high).contains(&value) {
+            self.add(key, format!("{value} is not between {text}"));
+        }
+    }
+
+    fn at_least(&mut self, key: &str, value: i64, least: i64) {
+        if value < least {
+            self.add(key, format!("{value} is below {least}"));
+        }
+    }
+
+    fn shift(&mut self, key: &str, value: i64) {
+        if !(0..=32).contains(&value) {
+            self.add(key, format!("{value} is not between 0 and 32 pixels"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl Fn(&mut Config)) -> String {
+        let mut config = Config::default();
+        change(&mut config);
+        check(&config).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_defaults_pass() {
+        check(&Config::default()).unwrap();
+    }
+
+    #[test]
+    fn all_findings_come_at_once() {
+        let text = refused(|c| {
+            c.student.lr = f64::NAN;
+            c.replay.alpha = -1.0;
+            c.train.rounds = 5;
+        });
+        assert!(text.contains("student.lr: NaN") && text.contains("replay.alpha: -1") && text.contains("train.rounds: 5"), "{text}");
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_shared_names_the_nearest_that_can() {
+        let text = refused(|c| {
+            c.parallel.logical_ranks = Some(6);
+            c.distill.batch_size = 128;
+        });
+        assert!(text.contains("use 126 or 132"), "{text}");
+    }
+
+    #[test]
+    fn a_misspelt_network_is_corrected() {
+        assert!(refused(|c| c.student.model = "wrn_16_1".into()).contains("did you mean `wrn16_1`"));
+    }
+}

@@ -1,0 +1,237 @@
+//! Layers of configuration: defaults ← files ← `SSDKD__SECTION__KEY` environment ← command line, each value with its origin.
+
+use super::reference::{self, Key};
+use super::schema::Config;
+use crate::error::{Error, Finding, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+const PREFIX: &str = "SSDKD__";
+
+/// A configuration and where each value that is not a default came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The merged values.
+    pub config: Config,
+    /// Dotted key → `FILE`, `environment` or `command line`.
+    pub origins: BTreeMap<String, String>,
+}
+
+/// One source of values.
+struct Layer {
+    origin: String,
+    values: BTreeMap<String, Value>,
+}
+
+/// Merges all layers.
+///
+/// `files` in order, later ones win; `sets` are `key=value` strings. Relative paths in a file are taken relative to that
+/// file, elsewhere relative to the working folder.
+///
+/// # Errors
+/// All unknown keys and values of a wrong type at once, each with the nearest valid spelling.
+pub fn load(files: &[PathBuf], sets: &[String]) -> Result<Loaded> {
+    load_from(files, std::env::vars(), sets)
+}
+
+fn load_from(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>, sets: &[String]) -> Result<Loaded> {
+    let mut layers = Vec::new();
+    for file in files {
+        layers.push(file_layer(file)?);
+    }
+    layers.push(environment_layer(environment));
+    layers.push(command_line_layer(sets)?);
+
+    let keys = reference::keys();
+    let mut findings = Vec::new();
+    let mut merged: BTreeMap<String, (Value, String)> = BTreeMap::new();
+    for layer in layers {
+        for (key, value) in layer.values {
+            if let Some(known) = keys.iter().find(|k| k.name == key) {
+                match known.refuses(&value) {
+                    Some(problem) => findings.push(Finding::new(&key, format!("{problem} (from {})", layer.origin))),
+                    None => drop(merged.insert(key, (value, layer.origin.clone()))),
+                }
+            } else {
+                findings.push(Finding::new(&key, format!("unknown key (from {}); {}", layer.origin, nearest(&key, &keys))));
+            }
+        }
+    }
+    let config = loop {
+        match merge(&merged) {
+            Ok(config) => break config,
+            Err((key, problem)) => {
+                let origin = merged.remove(&key).map_or_else(String::new, |(_, origin)| format!(" (from {origin})"));
+                findings.push(Finding::new(&key, format!("{problem}{origin}")));
+                if origin.is_empty() {
+                    break Config::default();
+                }
+            }
+        }
+    };
+    if findings.is_empty() {
+        Ok(Loaded { config, origins: merged.into_iter().map(|(key, (_, origin))| (key, origin)).collect() })
+    } else {
+        Err(Error::Config(findings))
+    }
+}
+
+/// Defaults overlaid with `merged`, or the first key whose value does not fit.
+fn merge(merged: &BTreeMap<String, (Value, String)>) -> std::result::Result<Config, (String, String)> {
+    let trouble = |error: config::ConfigError| match error {
+        config::ConfigError::At { error, key: Some(key), .. } => (key, error.to_string()),
+        config::ConfigError::Type { key: Some(key), unexpected, expected, .. } => {
+            (key, format!("{expected} is needed, found {unexpected}"))
+        }
+        other => (String::new(), other.to_string()),
+    };
+    let mut builder = config::Config::builder();
+    for (key, (value, _)) in merged {
+        let layer = config::File::from_str(&nested(key, value).to_string(), config::FileFormat::Toml);
+        builder = builder.add_source(layer);
+    }
+    let merged_values = builder.build().map_err(trouble)?;
+    merged_values.try_deserialize().map_err(trouble)
+}
+
+fn nested(key: &str, value: &Value) -> Table {
+    match key.split_once('.') {
+        Some((section, rest)) => Table::from_iter([(section.to_owned(), Value::Table(nested(rest, value)))]),
+        None => Table::from_iter([(key.to_owned(), value.clone())]),
+    }
+}
+
+fn file_layer(file: &Path) -> Result<Layer> {
+    let text = std::fs::read_to_string(file).map_err(|e| Error::open(file, &e))?;
+    let table: Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        Error::file(file, format!("line {line}: {}", e.message()))
+    })?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let mut values = BTreeMap::new();
+    flatten("", &Value::Table(table), &mut values);
+    for (key, value) in &mut values {
+        if let (true, Value::String(path)) = (reference::is_path(key), &*value) {
+            *value = Value::String(folder.join(path).to_string_lossy().into_owned());
+        }
+    }
+    Ok(Layer { origin: file.display().to_string(), values })
+}
+
+fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Table(table) => {
+            for (name, inner) in table {
+                let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                flatten(&key, inner, into);
+            }
+        }
+        leaf => {
+            into.insert(prefix.to_owned(), leaf.clone());
+        }
+    }
+}
+
+fn environment_layer(environment: impl Iterator<Item = (String, String)>) -> Layer {
+    let values = environment
+        .filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?.to_lowercase().replace("__", "."), literal(&value))))
+        .collect();
+    Layer { origin: "environment".into(), values }
+}
+
+fn command_line_layer(sets: &[String]) -> Result<Layer> {
+    let mut values = BTreeMap::new();
+    for set in sets {
+        let Some((key, value)) = set.split_once('=') else {
+            return Err(Error::refused(format!("--set {set}: write --set key=value, for example --set replay.capacity=5000")));
+        };
+        values.insert(key.trim().to_owned(), literal(value.trim()));
+    }
+    Ok(Layer { origin: "command line".into(), values })
+}
+
+/// A TOML value where the text is one, else the text itself: `5` is a number, `cpu` a string.
+fn literal(text: &str) -> Value {
+    format!("x = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("x")).unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+fn nearest(key: &str, keys: &[Key]) -> String {
+    let section = key.split_once('.').map_or("", |(section, _)| section);
+    let best = keys.iter().max_by(|a, b| {
+        let score = |k: &Key| strsim::jaro_winkler(key, &k.name).max(0.9 * strsim::jaro_winkler(last(key), last(&k.name)));
+        score(a).total_cmp(&score(b))
+    });
+    let valid: Vec<&str> =
+        keys.iter().filter(|k| !section.is_empty() && k.name.starts_with(&format!("{section}."))).map(|k| k.name.as_str()).collect();
+    match best {
+        Some(best) if valid.is_empty() => format!("did you mean `{}`?", best.name),
+        Some(best) => format!("did you mean `{}`? [{section}] has {}", best.name, valid.join(", ")),
+        None => String::new(),
+    }
+}
+
+fn last(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(file: &str, environment: &[(&str, &str)], sets: &[&str]) -> Result<Loaded> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        std::fs::write(&path, file).unwrap();
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        load_from(&[path], environment, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn later_layers_win_and_are_named() {
+        let loaded = with(
+            "seed = 1\n[replay]\ncapacity = 10\nalpha = 0.5\n[student]\nmodel = \"vgg11\"",
+            &[("SSDKD__REPLAY__CAPACITY", "20"), ("SSDKD__SEED", "2"), ("HOME", "/")],
+            &["seed=3", "device=cpu"],
+        )
+        .unwrap();
+        assert_eq!((loaded.config.seed, loaded.config.replay.capacity, loaded.config.replay.alpha), (3, 20, 0.5));
+        assert_eq!(loaded.origins["seed"], "command line");
+        assert_eq!(loaded.origins["replay.capacity"], "environment");
+        assert!(loaded.origins["replay.alpha"].ends_with("a.toml"));
+        assert!(!loaded.origins.contains_key("replay.beta"));
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_all_named_with_the_way_out() {
+        let text = with("[replay]\ncapacty = 10\nalpha = \"x\"", &[], &["train.rouns=3", "distill.batch_size=-4"]).unwrap_err().to_string();
+        for part in [
+            "replay.capacty: unknown key",
+            "did you mean `replay.capacity`",
+            "replay.alpha:",
+            "did you mean `train.rounds`",
+            "distill.batch_size:",
+        ] {
+            assert!(text.contains(part), "`{part}` is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn relative_paths_are_relative_to_the_file_or_the_working_folder() {
+        let loaded = with("[data]\ndir = \"here\"", &[], &["teacher.weights=there/t.pth"]).unwrap();
+        assert!(loaded.config.data.dir.unwrap().is_absolute());
+        assert_eq!(loaded.config.teacher.weights.unwrap(), PathBuf::from("there/t.pth"));
+    }
+
+    #[test]
+    fn an_unknown_choice_names_the_known_ones() {
+        let text = with("", &[], &["method=magic"]).unwrap_err().to_string();
+        assert!(text.contains("method:") && text.contains("ssd_kd"), "{text}");
+    }
+
+    #[test]
+    fn a_broken_file_is_named_with_its_line() {
+        let text = with("seed = 1\n[replay\n", &[], &[]).unwrap_err().to_string();
+        assert!(text.contains("a.toml: line 2"), "{text}");
+    }
+}

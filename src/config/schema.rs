@@ -1,0 +1,479 @@
+//! Every configuration key: its section, meaning, unit and default. The comments here are the reference: docs/config.md is
+//! generated from them. Defaults are FastMeta's published values where the paper is silent (see docs/method.md).
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Configuration of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Seed of every random number of the run.
+    pub seed: u64,
+    /// How the student is trained.
+    pub method: MethodName,
+    /// Data set the teacher was trained on: gives image size, classes and normalisation; its test split measures accuracy.
+    pub dataset: DatasetName,
+    /// Where tensors live. `auto` takes CUDA when libtorch finds a GPU.
+    pub device: DeviceName,
+    /// Files of the data set.
+    pub data: Data,
+    /// The network that is all that is left of the data.
+    pub teacher: Teacher,
+    /// The network to train, and its optimiser.
+    pub student: Student,
+    /// The network that makes images.
+    pub generator: Generator,
+    /// Data inversion: the inner loop that makes images the teacher and the student can learn from.
+    pub inversion: Inversion,
+    /// The modulating function φ that weighs the task loss.
+    pub phi: Phi,
+    /// The global prioritised replay buffer.
+    pub replay: Replay,
+    /// Training of the student on drawn images.
+    pub distill: Distill,
+    /// Length of the run, and what happens along it.
+    pub train: Train,
+    /// `ssdkd teach`: training a teacher on real data.
+    pub teach: Teach,
+    /// Evaluation on the test split.
+    pub eval: Eval,
+    /// Ranks, threads and how they add up.
+    pub parallel: Parallel,
+}
+
+/// Methods by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MethodName {
+    /// Small-scale data-free knowledge distillation (Liu et al., CVPR 2024).
+    SsdKd,
+}
+
+/// Data sets by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DatasetName {
+    /// CIFAR-10, binary or Python distribution.
+    Cifar10,
+    /// CIFAR-100 (fine labels), binary or Python distribution.
+    Cifar100,
+    /// Fashion-MNIST, IDX files; padded to 32×32, one channel.
+    FashionMnist,
+    /// MNIST, IDX files; padded to 32×32, one channel.
+    Mnist,
+}
+
+/// Device choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceName {
+    /// CUDA when there is a GPU, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// CUDA; refused when there is none.
+    Cuda,
+}
+
+/// `data.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Folder of the data set's files. Left out: `/usr/share/datasets/fashion-mnist` for Fashion-MNIST, else `data`.
+    pub dir: Option<PathBuf>,
+}
+
+/// `teacher.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Teacher {
+    /// Architecture.
+    pub model: String,
+    /// Weights file, `.safetensors` or PyTorch's `.pth`/`.pt` (a state_dict, plain or wrapped).
+    pub weights: Option<PathBuf>,
+}
+
+/// `student.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Student {
+    /// Architecture.
+    pub model: String,
+    /// Learning rate at the first student step.
+    pub lr: f64,
+    /// Learning rate at the end of the cosine schedule.
+    pub lr_min: f64,
+    /// SGD momentum.
+    pub momentum: f64,
+    /// Weight decay, on all parameters.
+    pub weight_decay: f64,
+}
+
+/// `generator.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Generator {
+    /// Values in a latent vector z.
+    pub latent: i64,
+    /// Base filters.
+    pub filters: i64,
+}
+
+/// `inversion.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Inversion {
+    /// Inner steps k of a synthesis call.
+    pub steps: u64,
+    /// Images that one logical rank makes a round.
+    pub batch_size: usize,
+    /// Adam learning rate of the generator's inner steps; the meta step uses this times `inversion.steps`.
+    pub lr_generator: f64,
+    /// Adam learning rate of the latent vectors.
+    pub lr_latent: f64,
+    /// λ_bn, weight of the batch-norm statistics loss.
+    pub statistics_weight: f64,
+    /// λ_task, weight of the φ-weighted task loss.
+    pub task_weight: f64,
+    /// λ_adv, weight of the adversarial disagreement of teacher and student. 0 leaves the student out of the inner loop.
+    pub adversarial_weight: f64,
+    /// Momentum m of the averaged batch statistics; 0 compares each batch alone.
+    pub statistics_momentum: f64,
+    /// Random crops of the inner loop shift an image by up to this many pixels. Flips have probability one half.
+    pub view_shift: i64,
+    /// Rounds after the warm-up at which the generator's first linear layer and first batch-norm are drawn anew; 0 never.
+    pub reset_after_rounds: u64,
+}
+
+/// `phi.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Phi {
+    /// First factor: how rare the predicted category is in the buffer.
+    pub diversity: Diversity,
+    /// Second factor: how unsure the teacher is.
+    pub difficulty: Difficulty,
+    /// Focusing exponent γ of the second factor.
+    pub gamma: f64,
+    /// Whose probability the second factor uses.
+    pub confidence: Confidence,
+    /// φ is a constant weight; false lets gradients through it (then (1 − p)^γ·CE is the focal loss).
+    pub detach: bool,
+    /// Scaling of φ over a batch.
+    pub normalise: Normalise,
+    /// Largest value of the `inverse` diversity factor.
+    pub inverse_cap: f64,
+}
+
+/// Forms of φ's diversity factor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Diversity {
+    /// 1 − n_c/|B|.
+    Linear,
+    /// min(`phi.inverse_cap`, |B|/(C·max(n_c, 1))).
+    Inverse,
+    /// 1.
+    Off,
+}
+
+/// Forms of φ's difficulty factor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Difficulty {
+    /// (1 − p)^γ.
+    Focal,
+    /// 1.
+    Off,
+}
+
+/// Probability used by φ's difficulty factor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Confidence {
+    /// Of the teacher's predicted category (its largest).
+    Predicted,
+    /// Of the target label.
+    Target,
+}
+
+/// Scaling of φ over a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalise {
+    /// None: the task loss fades as the teacher grows sure.
+    None,
+    /// Divide by the batch mean.
+    Mean,
+}
+
+/// `replay.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replay {
+    /// Capacity N over all ranks, in images.
+    pub capacity: usize,
+    /// How samples are drawn.
+    pub draw: DrawRule,
+    /// Priority exponent α.
+    pub alpha: f64,
+    /// Exponent β of the importance weights w = (N·P)^−β.
+    pub beta: f64,
+    /// Added to |δ| before the exponent.
+    pub epsilon: f64,
+    /// Scaling of the importance weights.
+    pub weight_norm: WeightNorm,
+    /// Which samples leave when new ones arrive.
+    pub replace: Replace,
+    /// How images are held.
+    pub image_dtype: ImageDtype,
+}
+
+/// Draw rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DrawRule {
+    /// P ∝ (|δ| + ε)^α, weighted by w.
+    Priority,
+    /// Uniform, w = 1.
+    Uniform,
+}
+
+/// Scaling of importance weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightNorm {
+    /// None.
+    None,
+    /// Divide by the largest weight in the whole buffer.
+    Max,
+}
+
+/// Replacement rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Replace {
+    /// The oldest.
+    Fifo,
+    /// Those with the smallest mass, the oldest of equals first.
+    LowestPriority,
+    /// Any, all equally likely.
+    Random,
+}
+
+/// Image storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageDtype {
+    /// One byte a value, rounded to nearest.
+    Uint8,
+    /// Four bytes a value, exact.
+    Float32,
+}
+
+/// `distill.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Distill {
+    /// Rows of a student step, over all ranks.
+    pub batch_size: usize,
+    /// Student steps a round. 0: round(400·`replay.capacity`/50,000), at least 20.
+    pub steps_per_round: u64,
+    /// Temperature T of the distillation loss and of the priorities.
+    pub temperature: f64,
+    /// Augmented views kept per sample with the teacher's logits, so that a step needs no teacher forward. 0: a fresh view and a
+    /// teacher forward at every draw.
+    pub teacher_views: usize,
+    /// Views shift an image by up to this many pixels (zero padding) and flip it with probability one half.
+    pub view_shift: i64,
+}
+
+/// `train.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// Rounds: one inversion and its distillation each.
+    pub rounds: u64,
+    /// First rounds that only fill the buffer: no adversarial term, no student step.
+    pub warmup_rounds: u64,
+    /// Evaluate the student every so many rounds (and after the last).
+    pub eval_every_rounds: u64,
+    /// Save a picture of synthetic images every so many rounds (and after the last); 0 never.
+    pub picture_every_rounds: u64,
+    /// Stop after so many steps in a row with a NaN or infinite gradient.
+    pub max_nonfinite_steps: u32,
+}
+
+/// `teach.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Teach {
+    /// Passes over the training split.
+    pub epochs: u64,
+    /// Rows of a step, over all ranks.
+    pub batch_size: usize,
+    /// Learning rate at the first step; cosine to `student.lr_min` over the epochs.
+    pub lr: f64,
+    /// Weight decay, on all parameters.
+    pub weight_decay: f64,
+    /// Random crops shift an image by up to this many pixels.
+    pub view_shift: i64,
+    /// Flip images left to right with probability one half.
+    pub flip: bool,
+}
+
+/// `eval.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Eval {
+    /// Images per forward pass.
+    pub batch_size: usize,
+}
+
+/// `parallel.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Parallel {
+    /// M: the number of logical ranks, which fixes the numbers of a run on any number of ranks dividing it. Left out: the
+    /// ranks of the first launch.
+    pub logical_ranks: Option<usize>,
+    /// Threads per rank. Left out: OMP_NUM_THREADS, else the node's cores divided by its ranks.
+    pub threads: Option<usize>,
+    /// How gradients are added between ranks.
+    pub reduce: ReduceRule,
+}
+
+/// Reductions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReduceRule {
+    /// In the order of a fixed tree over logical ranks: the same bits on any number of ranks.
+    Deterministic,
+    /// The library's own all-reduce: the order of additions is its own.
+    Native,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            method: MethodName::SsdKd,
+            dataset: DatasetName::Cifar10,
+            device: DeviceName::Auto,
+            data: Data::default(),
+            teacher: Teacher::default(),
+            student: Student::default(),
+            generator: Generator::default(),
+            inversion: Inversion::default(),
+            phi: Phi::default(),
+            replay: Replay::default(),
+            distill: Distill::default(),
+            train: Train::default(),
+            teach: Teach::default(),
+            eval: Eval::default(),
+            parallel: Parallel::default(),
+        }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self { dir: None }
+    }
+}
+
+impl Default for Teacher {
+    fn default() -> Self {
+        Self { model: "wrn40_2".into(), weights: None }
+    }
+}
+
+impl Default for Student {
+    fn default() -> Self {
+        Self { model: "wrn16_1".into(), lr: 0.2, lr_min: 2e-4, momentum: 0.9, weight_decay: 1e-4 }
+    }
+}
+
+impl Default for Generator {
+    fn default() -> Self {
+        Self { latent: 256, filters: 64 }
+    }
+}
+
+impl Default for Inversion {
+    fn default() -> Self {
+        Self {
+            steps: 5,
+            batch_size: 64,
+            lr_generator: 3e-3,
+            lr_latent: 0.01,
+            statistics_weight: 10.0,
+            task_weight: 0.4,
+            adversarial_weight: 1.1,
+            statistics_momentum: 0.9,
+            view_shift: 4,
+            reset_after_rounds: 120,
+        }
+    }
+}
+
+impl Default for Phi {
+    fn default() -> Self {
+        Self {
+            diversity: Diversity::Linear,
+            difficulty: Difficulty::Focal,
+            gamma: 2.0,
+            confidence: Confidence::Predicted,
+            detach: true,
+            normalise: Normalise::None,
+            inverse_cap: 5.0,
+        }
+    }
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self {
+            capacity: 5000,
+            draw: DrawRule::Priority,
+            alpha: 0.6,
+            beta: 0.4,
+            epsilon: 1e-6,
+            weight_norm: WeightNorm::None,
+            replace: Replace::Fifo,
+            image_dtype: ImageDtype::Uint8,
+        }
+    }
+}
+
+impl Default for Distill {
+    fn default() -> Self {
+        Self { batch_size: 256, steps_per_round: 0, temperature: 20.0, teacher_views: 8, view_shift: 4 }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self { rounds: 220, warmup_rounds: 20, eval_every_rounds: 1, picture_every_rounds: 20, max_nonfinite_steps: 20 }
+    }
+}
+
+impl Default for Teach {
+    fn default() -> Self {
+        Self { epochs: 200, batch_size: 256, lr: 0.1, weight_decay: 5e-4, view_shift: 4, flip: true }
+    }
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self { batch_size: 250 }
+    }
+}
+
+impl Default for Parallel {
+    fn default() -> Self {
+        Self { logical_ranks: None, threads: None, reduce: ReduceRule::Deterministic }
+    }
+}

@@ -1,0 +1,62 @@
+//! Networks by name, with the state_dict keys and shapes of the published PyTorch ones.
+//!
+//! A [`Network`] is a pure function of (state, images): the same one serves the trained student, its frozen twin inside
+//! the inversion loop, and every copy of a generator.
+
+mod generator;
+mod resnet;
+mod vgg;
+mod wide_resnet;
+
+pub use generator::{Generator, GeneratorShape};
+
+use crate::error::{Error, Result};
+use crate::nn::{Blueprint, Pass, State};
+use std::rc::Rc;
+use tch::Tensor;
+
+/// What a classifier or segmenter returns.
+pub struct Output {
+    /// `[b, k]`, or `[b, k, h, w]` for networks that label pixels.
+    pub logits: Tensor,
+    /// Pooled values before the last layer, `[b, d]`.
+    pub features_bd: Tensor,
+}
+
+/// A network that maps images to logits.
+pub trait Network {
+    /// Shapes: `images_bchw` f32, normalised. Batch-norm behaves, and is recorded, as `pass` says.
+    fn forward(&self, state: &State, images_bchw: &Tensor, pass: &mut Pass) -> Output;
+
+    /// Its state_dict.
+    fn blueprint(&self) -> &Rc<Blueprint>;
+}
+
+/// Size of a network's input and output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Image channels.
+    pub channels: i64,
+    /// Classes k.
+    pub classes: i64,
+}
+
+/// Every classifier's name.
+pub const NAMES: [&str; 7] = ["resnet18", "resnet34", "vgg11", "wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"];
+
+/// Builds a network by name.
+///
+/// # Errors
+/// An unknown name is refused with the nearest one; `key` is the configuration key or option it came from.
+pub fn build(name: &str, shape: Shape, key: &str) -> Result<Box<dyn Network>> {
+    Ok(match name {
+        "resnet18" => Box::new(resnet::ResNet::new(&[2, 2, 2, 2], shape)),
+        "resnet34" => Box::new(resnet::ResNet::new(&[3, 4, 6, 3], shape)),
+        "vgg11" => Box::new(vgg::Vgg11::new(shape)),
+        "wrn16_1" => Box::new(wide_resnet::WideResNet::new(16, 1, shape)),
+        "wrn16_2" => Box::new(wide_resnet::WideResNet::new(16, 2, shape)),
+        "wrn40_1" => Box::new(wide_resnet::WideResNet::new(40, 1, shape)),
+        "wrn40_2" => Box::new(wide_resnet::WideResNet::new(40, 2, shape)),
+        _ => return Err(Error::config(key, format!("unknown network `{name}`; known: {}", NAMES.join(", ")))),
+    })
+}

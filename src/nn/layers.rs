@@ -1,0 +1,271 @@
+//! Layers as PyTorch defines them. A layer declares its entries once and is then a pure function of (state, input).
+
+use super::shim;
+use super::state::{Init, Role, Scope, Slot, State};
+use tch::{Device, Kind, Tensor};
+
+/// PyTorch's batch-norm constants, the same in every network here.
+const EPS: f64 = 1e-5;
+const MOMENTUM: f64 = 0.1;
+
+/// What one forward pass does with batch-norm, and what it records there.
+#[derive(Debug, Default)]
+pub struct Pass {
+    train: bool,
+    taps: Option<Vec<Option<InputStatistics>>>,
+}
+
+/// Mean and biased variance per channel of a batch-norm layer's input over (b, h, w).
+#[derive(Debug)]
+pub struct InputStatistics {
+    /// `[f]`.
+    pub mean_f: Tensor,
+    /// `[f]`, biased.
+    pub variance_f: Tensor,
+}
+
+impl Pass {
+    /// Batch-norm uses the batch's statistics and moves the running ones.
+    pub fn train() -> Self {
+        Self { train: true, taps: None }
+    }
+
+    /// Batch-norm uses the running statistics.
+    pub fn eval() -> Self {
+        Self::default()
+    }
+
+    /// Evaluation that also records the input statistics of every batch-norm layer, differentiably.
+    pub fn tapped() -> Self {
+        Self { train: false, taps: Some(Vec::new()) }
+    }
+
+    /// The recorded statistics in hook order.
+    pub fn into_taps(self) -> Vec<InputStatistics> {
+        self.taps.into_iter().flatten().flatten().collect()
+    }
+
+    fn record(&mut self, index: usize, statistics: InputStatistics) {
+        if let Some(taps) = &mut self.taps {
+            if taps.len() <= index {
+                taps.resize_with(index + 1, || None);
+            }
+            taps[index] = Some(statistics);
+        }
+    }
+}
+
+/// Activation that follows a batch-norm, as max(v, slope·v).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// None.
+    Identity,
+    /// max(v, 0).
+    Relu,
+    /// Leaky ReLU with this negative slope.
+    Leaky(f64),
+}
+
+impl Activation {
+    fn slope(self) -> f64 {
+        match self {
+            Self::Identity => 1.0,
+            Self::Relu => 0.0,
+            Self::Leaky(slope) => slope,
+        }
+    }
+
+    fn apply(self, x: Tensor) -> Tensor {
+        match self {
+            Self::Identity => x,
+            Self::Relu => x.relu(),
+            Self::Leaky(slope) => x.maximum(&(&x * slope)),
+        }
+    }
+}
+
+/// How a convolution starts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ConvInit {
+    /// PyTorch's default: U(±1/√fan_in) for weight and bias.
+    Default,
+    /// N(0, √(2/(k²·out))), bias 0 (He, by fan-out).
+    FanOut,
+}
+
+/// 2-d convolution with a square kernel.
+#[derive(Debug)]
+pub struct Conv2d {
+    weight: Slot,
+    bias: Option<Slot>,
+    stride: i64,
+    padding: i64,
+}
+
+/// Shape of a [`Conv2d`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ConvShape {
+    /// Input channels.
+    pub input: i64,
+    /// Output channels.
+    pub output: i64,
+    /// Kernel size.
+    pub kernel: i64,
+    /// Stride.
+    pub stride: i64,
+}
+
+impl ConvShape {
+    /// 3×3, stride 1.
+    pub fn three(input: i64, output: i64) -> Self {
+        Self { input, output, kernel: 3, stride: 1 }
+    }
+
+    /// 1×1, stride 1.
+    pub fn one(input: i64, output: i64) -> Self {
+        Self { input, output, kernel: 1, stride: 1 }
+    }
+
+    /// The same with another stride.
+    pub fn stride(self, stride: i64) -> Self {
+        Self { stride, ..self }
+    }
+}
+
+impl Conv2d {
+    /// Declares `weight` and, if asked for, `bias`. Padding keeps the size at stride 1.
+    pub fn declare(scope: Scope, shape: ConvShape, bias: bool, init: ConvInit) -> Self {
+        let ConvShape { input, output, kernel, stride } = shape;
+        let bound = 1.0 / ((input * kernel * kernel) as f64).sqrt();
+        let (weight_init, bias_init) = match init {
+            ConvInit::Default => (Init::Uniform(bound), Init::Uniform(bound)),
+            ConvInit::FanOut => (Init::Normal((2.0 / (kernel * kernel * output) as f64).sqrt()), Init::Constant(0.0)),
+        };
+        let weight = scope.declare("weight", &[output, input, kernel, kernel], Role::Parameter(weight_init));
+        let bias = bias.then(|| scope.declare("bias", &[output], Role::Parameter(bias_init)));
+        Self { weight, bias, stride, padding: kernel / 2 }
+    }
+
+    /// `x_bchw` → `[b, output, h/stride, w/stride]`.
+    pub fn forward(&self, state: &State, x_bchw: &Tensor) -> Tensor {
+        let bias = self.bias.map(|slot| state.at(slot));
+        x_bchw.conv2d(state.at(self.weight), bias, self.stride, self.padding, 1i64, 1)
+    }
+
+    /// The convolution (3×3, stride 1) of the nearest-neighbour ×2 up-sampling of `x_bchw`, without making that.
+    ///
+    /// Up-sampling is a transposed convolution with a 2×2 kernel of ones and stride 2, so the two together are one
+    /// transposed convolution with a 4×4 kernel, stride 2, padding 1: four taps per output value instead of nine.
+    pub fn forward_upsampled(&self, state: &State, x_bchw: &Tensor) -> Tensor {
+        let weight = state.at(self.weight);
+        let spread = Tensor::from_slice(&[0f32, 0., 1., 0., 1., 1., 1., 1., 0., 1., 0., 0.]).view([4, 3]).to_device(weight.device());
+        let kernel = spread.matmul(weight).matmul(&spread.transpose(0, 1)).transpose(0, 1);
+        let bias = self.bias.map(|slot| state.at(slot));
+        x_bchw.conv_transpose2d(&kernel, bias, 2i64, 1i64, 0i64, 1, 1i64)
+    }
+
+    /// Where the weight lies.
+    pub fn weight(&self) -> Slot {
+        self.weight
+    }
+}
+
+/// Fully connected layer.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Slot,
+    bias: Slot,
+}
+
+impl Linear {
+    /// Declares `weight [output, input]` and `bias [output]`; PyTorch's default start values unless given.
+    pub fn declare(scope: Scope, input: i64, output: i64, init: Option<(Init, Init)>) -> Self {
+        let bound = 1.0 / (input as f64).sqrt();
+        let (weight, bias) = init.unwrap_or((Init::Uniform(bound), Init::Uniform(bound)));
+        Self {
+            weight: scope.declare("weight", &[output, input], Role::Parameter(weight)),
+            bias: scope.declare("bias", &[output], Role::Parameter(bias)),
+        }
+    }
+
+    /// `[b, input]` → `[b, output]`.
+    pub fn forward(&self, state: &State, x: &Tensor) -> Tensor {
+        x.linear(state.at(self.weight), Some(state.at(self.bias)))
+    }
+
+    /// Where weight and bias lie.
+    pub fn slots(&self) -> (Slot, Slot) {
+        (self.weight, self.bias)
+    }
+}
+
+/// Batch normalisation over (b, h, w), with the activation that follows it.
+#[derive(Debug)]
+pub struct BatchNorm2d {
+    weight: Slot,
+    bias: Slot,
+    running_mean: Slot,
+    running_var: Slot,
+    index: usize,
+}
+
+impl BatchNorm2d {
+    /// Declares the five entries of PyTorch's `BatchNorm2d`.
+    pub fn declare(scope: Scope, channels: i64) -> Self {
+        let index = scope.batch_norms_so_far();
+        let shape = [channels];
+        let layer = Self {
+            weight: scope.declare("weight", &shape, Role::Parameter(Init::Constant(1.0))),
+            bias: scope.declare("bias", &shape, Role::Parameter(Init::Constant(0.0))),
+            running_mean: scope.declare("running_mean", &shape, Role::Statistic(0.0)),
+            running_var: scope.declare("running_var", &shape, Role::Statistic(1.0)),
+            index,
+        };
+        scope.declare("num_batches_tracked", &[], Role::Counter);
+        layer
+    }
+
+    /// `activation(batch_norm(x_bchw))`, recording the statistics of `x_bchw` when the pass asks for them.
+    pub fn forward(&self, state: &State, x_bchw: &Tensor, pass: &mut Pass, activation: Activation) -> Tensor {
+        let fused = x_bchw.device() == Device::Cpu && x_bchw.kind() == Kind::Float;
+        if pass.train { self.by_batch(state, x_bchw, activation, fused) } else { self.by_running(state, x_bchw, pass, activation, fused) }
+    }
+
+    fn by_batch(&self, state: &State, x_bchw: &Tensor, activation: Activation, fused: bool) -> Tensor {
+        let [weight, bias, mean, var] = self.tensors(state);
+        if fused {
+            return shim::trained_batch_norm(x_bchw, weight, bias, mean, var, MOMENTUM, EPS, activation.slope())
+                .expect("shapes were checked when the network was declared");
+        }
+        activation.apply(x_bchw.batch_norm(Some(weight), Some(bias), Some(mean), Some(var), true, MOMENTUM, EPS, true))
+    }
+
+    fn by_running(&self, state: &State, x_bchw: &Tensor, pass: &mut Pass, activation: Activation, fused: bool) -> Tensor {
+        let [weight, bias, mean, var] = self.tensors(state);
+        let tapped = pass.taps.is_some();
+        if fused && !weight.requires_grad() {
+            let scale = weight * (var + EPS).rsqrt();
+            let shift = bias - mean * &scale;
+            let (y, statistics) = shim::frozen_batch_norm(x_bchw, &scale, &shift, mean, activation.slope(), tapped)
+                .expect("shapes were checked when the network was declared");
+            if let Some((mean_f, variance_f)) = statistics {
+                pass.record(self.index, InputStatistics { mean_f, variance_f });
+            }
+            return y;
+        }
+        if tapped {
+            let (variance_f, mean_f) = x_bchw.var_mean_dim([0i64, 2, 3].as_slice(), false, false);
+            pass.record(self.index, InputStatistics { mean_f, variance_f });
+        }
+        activation.apply(x_bchw.batch_norm(Some(weight), Some(bias), Some(mean), Some(var), false, MOMENTUM, EPS, true))
+    }
+
+    fn tensors<'a>(&self, state: &'a State) -> [&'a Tensor; 4] {
+        [self.weight, self.bias, self.running_mean, self.running_var].map(|slot| state.at(slot))
+    }
+
+    /// Where weight and bias lie.
+    pub fn slots(&self) -> (Slot, Slot) {
+        (self.weight, self.bias)
+    }
+}

@@ -1,0 +1,12 @@
+//! Building blocks of networks: state in flat buffers, layers, optimisers, and what libtorch needs a shim for.
+
+mod layers;
+mod optim;
+pub mod shim;
+mod state;
+mod stateful;
+
+pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass};
+pub use optim::{Adam, Sgd, cosine};
+pub use state::{Blueprint, Entry, Init, Role, Scope, Slot, State};
+pub use stateful::{Entries, Stateful};

@@ -1,0 +1,63 @@
+//! Errors are local, decisions are global: what can fail on one rank only is agreed on before anyone goes on.
+
+use super::comm::all_gather_varied;
+use super::world::{World, host_name};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// An error on its way to the other ranks.
+#[derive(Serialize, Deserialize)]
+struct Notice {
+    host: String,
+    message: String,
+    hint: Option<String>,
+    code: i32,
+}
+
+impl World {
+    /// `mine` if it is well everywhere; otherwise an error on every rank. A collective.
+    ///
+    /// A rank that failed keeps its own error; the others get the first failing rank's as [`Error::Remote`]. When all fail
+    /// alike (the same bad file), every rank keeps its own, and the leader prints it once.
+    pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
+        let notice = mine.as_ref().err().map(|e| Notice { host: host_name(), message: e.to_string(), hint: e.hint(), code: e.exit_code() });
+        let text = notice.map(|n| serde_json::to_vec(&n).unwrap_or_default()).unwrap_or_default();
+        let all = all_gather_varied(self.comm(), &text)?;
+        let first = all.iter().enumerate().find_map(|(rank, text)| Some((rank, serde_json::from_slice::<Notice>(text).ok()?)));
+        match (mine, first) {
+            (Err(own), _) => Err(own),
+            (Ok(_), Some((rank, n))) => Err(Error::Remote { rank, host: n.host, message: n.message, hint: n.hint, code: n.code }),
+            (Ok(value), None) => Ok(value),
+        }
+    }
+
+    /// Whether any rank says so. A collective.
+    pub fn any(&self, mine: bool) -> Result<bool> {
+        let mut all = vec![0u8; self.layout().ranks()];
+        self.comm().all_gather(&[u8::from(mine)], &mut all)?;
+        Ok(all.contains(&1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::test_ranks::on_each_rank;
+
+    #[test]
+    fn one_ranks_error_reaches_all() {
+        let texts = on_each_rank(3, 3, |world| {
+            let mine = if world.rank().0 == 1 { Err(Error::refused("bad").with_hint("do this")) } else { Ok(()) };
+            let error = world.agree(mine).unwrap_err();
+            (error.to_string(), error.hint(), error.exit_code())
+        });
+        assert_eq!(texts[1], ("bad".into(), Some("do this".into()), 2));
+        assert!(texts[0].0.starts_with("rank 1 on ") && texts[0].0.ends_with(": bad"), "{}", texts[0].0);
+        assert_eq!((&texts[2].1, texts[2].2), (&Some("do this".into()), 2));
+    }
+
+    #[test]
+    fn all_well_is_well() {
+        assert_eq!(on_each_rank(2, 2, |world| world.agree(Ok(world.rank().0)).unwrap()), [0, 1]);
+    }
+}

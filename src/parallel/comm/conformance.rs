@@ -1,0 +1,87 @@
+//! What every communicator must do, as one suite: run by the tests over each backend, and by `ssdkd doctor`.
+
+use super::{Communicator, all_gather_varied};
+use crate::error::{Error, Result};
+use tch::{Device, Kind, Tensor};
+
+/// Runs every check. A collective: all ranks call it.
+///
+/// # Errors
+/// The first operation that gave a wrong answer on this rank.
+pub fn run(comm: &dyn Communicator) -> Result<()> {
+    let (rank, size) = (comm.rank().0, comm.size());
+    let expect = |operation: &'static str, holds: bool| {
+        if holds { Ok(()) } else { Err(Error::Comm { operation, problem: format!("wrong answer on rank {rank} of {size}") }) }
+    };
+
+    comm.barrier()?;
+
+    let mut gathered = vec![0u8; 3 * size];
+    comm.all_gather(&[rank as u8, 7, 255], &mut gathered)?;
+    expect("all-gather", (0..size).all(|r| gathered[3 * r..3 * r + 3] == [r as u8, 7, 255]))?;
+
+    let varied = all_gather_varied(comm, &vec![rank as u8; rank])?;
+    expect("all-gather of varied lengths", varied.len() == size && (0..size).all(|r| varied[r] == vec![r as u8; r]))?;
+
+    for kind in [Kind::Float, Kind::Uint8, Kind::Int64] {
+        // Rank r sends r + s + 1 copies of 10 r + s to rank s.
+        let part = |from: usize, to: usize| Tensor::full([(from + to + 1) as i64], (10 * from + to) as i64, (kind, Device::Cpu));
+        let joined = |parts: Vec<Tensor>| Tensor::cat(&parts, 0);
+        let send = joined((0..size).map(|to| part(rank, to)).collect());
+        let want = joined((0..size).map(|from| part(from, rank)).collect());
+        let counts: Vec<usize> = (0..size).map(|other| rank + other + 1).collect();
+        let receive = Tensor::zeros_like(&want);
+        comm.all_to_all(&send, &counts, &receive, &counts)?;
+        expect("all-to-all", receive.equal(&want))?;
+
+        // Rank r contributes 2 r elements, rank 0 none.
+        let part = |from: usize| Tensor::full([2 * from as i64], from as i64, (kind, Device::Cpu));
+        let want = joined((0..size).map(part).collect());
+        let whole = Tensor::zeros_like(&want);
+        comm.all_gather_parts(&part(rank), &whole, &(0..size).map(|r| 2 * r).collect::<Vec<_>>())?;
+        expect("all-gather of parts", whole.equal(&want))?;
+    }
+
+    let sum = Tensor::full([1000], rank as f64 + 1.0, (Kind::Float, Device::Cpu));
+    comm.all_reduce_native(&sum)?;
+    expect("all-reduce", sum.equal(&Tensor::full([1000], (size * (size + 1) / 2) as f64, (Kind::Float, Device::Cpu))))?;
+
+    comm.barrier()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::comm::{Solo, Threads};
+
+    #[test]
+    fn a_single_process_conforms() {
+        run(&Solo).unwrap();
+    }
+
+    #[test]
+    fn threads_conform() {
+        for size in [1, 2, 3, 8] {
+            std::thread::scope(|scope| {
+                let ranks: Vec<_> = Threads::group(size).into_iter().map(|comm| scope.spawn(move || run(&comm))).collect();
+                for rank in ranks {
+                    rank.join().unwrap().unwrap();
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_rank_that_leaves_ends_the_others() {
+        let mut group = Threads::group(2);
+        let (leaving, staying) = (group.pop().unwrap(), group.pop().unwrap());
+        std::thread::scope(|scope| {
+            let left = scope.spawn(move || {
+                let _comm = leaving;
+                panic!("this rank leaves on purpose");
+            });
+            assert!(left.join().is_err());
+            assert!(matches!(staying.barrier(), Err(Error::Comm { .. })));
+        });
+    }
+}

@@ -1,0 +1,99 @@
+//! Counts the bytes every operation sends to other ranks.
+
+use super::comm::Communicator;
+use crate::error::Result;
+use crate::layout::Rank;
+use std::cell::Cell;
+use tch::Tensor;
+
+/// Bytes and calls since the start, per kind of operation.
+#[derive(Debug, Default)]
+pub struct Meter {
+    all_to_all: Counter,
+    all_gather: Counter,
+    all_reduce: Counter,
+}
+
+#[derive(Debug, Default)]
+struct Counter {
+    calls: Cell<u64>,
+    bytes: Cell<u64>,
+}
+
+impl Counter {
+    fn add(&self, bytes: usize) {
+        self.calls.set(self.calls.get() + 1);
+        self.bytes.set(self.bytes.get() + bytes as u64);
+    }
+}
+
+impl Meter {
+    /// Bytes this rank sent to others.
+    pub fn total_bytes(&self) -> u64 {
+        [&self.all_to_all, &self.all_gather, &self.all_reduce].iter().map(|c| c.bytes.get()).sum()
+    }
+
+    /// Collectives this rank took part in.
+    pub fn total_calls(&self) -> u64 {
+        [&self.all_to_all, &self.all_gather, &self.all_reduce].iter().map(|c| c.calls.get()).sum()
+    }
+}
+
+/// A communicator that counts.
+pub(super) struct Metered {
+    inner: Box<dyn Communicator>,
+    pub(super) meter: Meter,
+}
+
+impl Metered {
+    pub(super) fn new(inner: Box<dyn Communicator>) -> Self {
+        Self { inner, meter: Meter::default() }
+    }
+}
+
+fn size_of(tensor: &Tensor) -> usize {
+    tensor.numel() * tensor.kind().elt_size_in_bytes()
+}
+
+impl Communicator for Metered {
+    fn rank(&self) -> Rank {
+        self.inner.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.inner.barrier()
+    }
+
+    fn all_gather(&self, send: &[u8], receive: &mut [u8]) -> Result<()> {
+        self.meter.all_gather.add(send.len() * (self.size() - 1));
+        self.inner.all_gather(send, receive)
+    }
+
+    fn all_to_all(&self, send: &Tensor, send_counts: &[usize], receive: &Tensor, receive_counts: &[usize]) -> Result<()> {
+        let kept = send_counts[self.rank().0] * send.kind().elt_size_in_bytes();
+        self.meter.all_to_all.add(size_of(send) - kept);
+        self.inner.all_to_all(send, send_counts, receive, receive_counts)
+    }
+
+    fn all_gather_parts(&self, part: &Tensor, whole: &Tensor, counts: &[usize]) -> Result<()> {
+        self.meter.all_gather.add(size_of(part) * (self.size() - 1));
+        self.inner.all_gather_parts(part, whole, counts)
+    }
+
+    fn all_reduce_native(&self, tensor: &Tensor) -> Result<()> {
+        self.meter.all_reduce.add(2 * size_of(tensor) * (self.size() - 1) / self.size());
+        self.inner.all_reduce_native(tensor)
+    }
+
+    fn abort(&self, code: i32) -> ! {
+        self.inner.abort(code)
+    }
+}

@@ -1,0 +1,15 @@
+//! Ranks: transport, the job as one process sees it, sums in a fixed order, and agreement.
+
+mod agree;
+pub mod comm;
+mod meter;
+mod reduce;
+mod world;
+
+#[cfg(test)]
+pub(crate) mod test_ranks;
+
+pub use comm::{Communicator, MpiComm};
+pub use meter::Meter;
+pub use reduce::TreeSum;
+pub use world::{Launch, Local, PerRank, World, host_name, threads};

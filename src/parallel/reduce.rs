@@ -1,0 +1,184 @@
+//! Sums over logical ranks in the order of a fixed binary tree, so that no bit depends on how many processes share them.
+
+use super::world::World;
+use crate::config::ReduceRule;
+use crate::error::Result;
+use crate::layout::{Layout, LogicalRank, Node, Rank, split};
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// Values exchanged at a time: bounds the memory of a reduction to about twice this many, at no more messages than needed.
+const BUCKET: usize = 4 << 20;
+
+/// The partial sum of one rank: values of its logical ranks, pre-added where the tree adds them anyway.
+pub struct TreeSum {
+    layout: Layout,
+    open: Vec<(Node, Tensor)>,
+}
+
+impl TreeSum {
+    /// An empty sum.
+    pub fn new(layout: Layout) -> Self {
+        Self { layout, open: Vec::new() }
+    }
+
+    /// Adds the flat f32 value of one hosted logical rank; they come in order. The tensor is taken over and changed.
+    pub fn add(&mut self, rank: LogicalRank, value: Tensor) {
+        self.open.push((Node { level: 0, index: rank.0 }, value));
+        while self.merge() {}
+    }
+
+    /// Joins the last two nodes if they are siblings, or lifts the last one if its sibling does not exist.
+    fn merge(&mut self) -> bool {
+        let Some((node, _)) = self.open.last() else { return false };
+        let node = *node;
+        if node == self.layout.root() {
+            return false;
+        }
+        let parent = Node { level: node.level + 1, index: node.index / 2 };
+        let (left, right) = self.layout.children(parent);
+        if right.is_none() {
+            if let Some(last) = self.open.last_mut() {
+                last.0 = parent;
+            }
+            return true;
+        }
+        let left_is_here = self.open.len() >= 2 && self.open[self.open.len() - 2].0 == left;
+        if Some(node) == right
+            && left_is_here
+            && let (Some((_, last)), Some((_, mut sum))) = (self.open.pop(), self.open.pop())
+        {
+            let _ = sum.g_add_(&last);
+            self.open.push((parent, sum));
+            return true;
+        }
+        false
+    }
+
+    fn finish(self) -> Vec<(Node, Tensor)> {
+        self.open
+    }
+}
+
+/// Value of `node` from the nodes that are there.
+fn combine(layout: &Layout, node: Node, have: &mut BTreeMap<Node, Tensor>) -> Tensor {
+    if let Some(value) = have.remove(&node) {
+        return value;
+    }
+    let (left, right) = layout.children(node);
+    let mut sum = combine(layout, left, have);
+    if let Some(right) = right {
+        let _ = sum.g_add_(&combine(layout, right, have));
+    }
+    sum
+}
+
+impl World {
+    /// The sum over all logical ranks, flat f32, the same on every rank. A collective.
+    ///
+    /// Deterministic: an all-to-all hands each rank its chunk of every partial sum, which it adds in tree order; an
+    /// all-gather returns the chunks. Bytes sent per rank: 2·4·n·(R−1)/R, those of a ring all-reduce, when each rank has one
+    /// partial sum (M/R a power of two), else a multiple of the first half.
+    pub fn reduce(&self, sum: TreeSum) -> Result<Tensor> {
+        let _span = tracing::debug_span!("communication", what = "reduce").entered();
+        let layout = *self.layout();
+        let mut nodes = sum.finish();
+        if layout.ranks() == 1 {
+            return Ok(combine(&layout, layout.root(), &mut nodes.into_iter().collect()));
+        }
+        if self.reduce_rule() == ReduceRule::Native {
+            let (_, total) = nodes.remove(0);
+            nodes.into_iter().for_each(|(_, other)| drop(total.shallow_clone().g_add_(&other)));
+            self.comm().all_reduce_native(&total)?;
+            return Ok(total);
+        }
+        let length = nodes[0].1.numel();
+        let total = Tensor::empty([length as i64], (Kind::Float, nodes[0].1.device()));
+        for start in (0..length).step_by(BUCKET) {
+            self.reduce_bucket(&nodes, start, BUCKET.min(length - start), &total)?;
+        }
+        Ok(total)
+    }
+
+    fn reduce_bucket(&self, nodes: &[(Node, Tensor)], start: usize, length: usize, total: &Tensor) -> Result<()> {
+        let layout = self.layout();
+        let ranks = layout.ranks();
+        let chunks: Vec<usize> = (0..ranks).map(|r| split(length, ranks, r).len()).collect();
+        let bucket = |of: &Tensor| of.narrow(0, start as i64, length as i64);
+        let send = match nodes {
+            // One partial sum lies in memory just as it is sent.
+            [(_, one)] => bucket(one),
+            several => {
+                let parts: Vec<Tensor> = (0..ranks)
+                    .flat_map(|r| several.iter().map(move |(_, value)| (r, value)))
+                    .map(|(r, value)| {
+                        let chunk = split(length, ranks, r);
+                        value.narrow(0, (start + chunk.start) as i64, chunk.len() as i64)
+                    })
+                    .collect();
+                Tensor::cat(&parts, 0)
+            }
+        };
+        let mine = chunks[self.rank().0];
+        let send_counts: Vec<usize> = chunks.iter().map(|n| n * nodes.len()).collect();
+        let theirs: Vec<Vec<Node>> = (0..ranks).map(|r| layout.whole_nodes(Rank(r))).collect();
+        let receive_counts: Vec<usize> = theirs.iter().map(|n| n.len() * mine).collect();
+        let receive = Tensor::empty([receive_counts.iter().sum::<usize>() as i64], (Kind::Float, total.device()));
+        self.comm().all_to_all(&send, &send_counts, &receive, &receive_counts)?;
+
+        let parts = theirs.into_iter().flatten().enumerate();
+        let mut have = parts.map(|(i, node)| (node, receive.narrow(0, (i * mine) as i64, mine as i64))).collect();
+        let chunk = combine(layout, layout.root(), &mut have);
+        self.comm().all_gather_parts(&chunk, &bucket(total), &chunks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::test_ranks::on_ranks;
+    use crate::test_fill::fill;
+
+    /// The definition: leaves added pairwise, level by level; an odd one passes unchanged.
+    fn brute_force(mut level: Vec<Tensor>) -> Tensor {
+        while level.len() > 1 {
+            level = level.chunks(2).map(|pair| if let [a, b] = pair { a + b } else { pair[0].copy() }).collect();
+        }
+        level.remove(0)
+    }
+
+    #[test]
+    fn the_sum_has_the_same_bits_on_any_number_of_ranks() {
+        for logical in [1usize, 2, 3, 4, 6, 10, 12, 16] {
+            let want = brute_force((0..logical).map(|l| fill(l as u64, &[1001])).collect());
+            let ranks: Vec<usize> = (1..=logical).filter(|r| logical % r == 0).collect();
+            let expected = Vec::<f32>::try_from(&want).unwrap();
+            let got = on_ranks(logical, &ranks, |world| {
+                let mut sum = TreeSum::new(*world.layout());
+                for rank in world.hosted() {
+                    sum.add(rank, fill(rank.0 as u64, &[1001]));
+                }
+                Vec::<f32>::try_from(world.reduce(sum).unwrap()).unwrap()
+            });
+            assert_eq!(got, expected, "{logical} logical ranks");
+        }
+    }
+
+    /// With one partial sum a rank, bytes sent are those of a ring all-reduce: 2·(R−1)/R of the data.
+    #[test]
+    fn bytes_are_those_of_a_ring_all_reduce() {
+        for ranks in [2usize, 4, 8] {
+            let length = 64 * ranks;
+            let bytes = on_ranks(16, &[ranks], |world| {
+                let mut sum = TreeSum::new(*world.layout());
+                for rank in world.hosted() {
+                    sum.add(rank, fill(rank.0 as u64, &[length as i64]));
+                }
+                let before = world.meter().total_bytes();
+                let _total = world.reduce(sum).unwrap();
+                world.meter().total_bytes() - before
+            });
+            assert_eq!(bytes, (2 * 4 * length * (ranks - 1) / ranks) as u64, "{ranks} ranks");
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Runs a test body on several in-process ranks.
+
+use super::comm::Threads;
+use super::world::{Launch, World};
+use crate::config::ReduceRule;
+use crate::layout::Layout;
+use tch::Device;
+
+/// The body's value on each rank of a launch of `ranks`.
+pub(crate) fn on_each_rank<T: Send>(logical: usize, ranks: usize, body: impl Fn(&World) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let handles: Vec<_> = Threads::group(ranks)
+            .into_iter()
+            .map(|comm| {
+                let body = &body;
+                scope.spawn(move || {
+                    let launch = Launch::over(Box::new(comm)).unwrap();
+                    let world = launch.into_world(Layout::new(logical, ranks).unwrap(), ReduceRule::Deterministic, Device::Cpu);
+                    body(&world)
+                })
+            })
+            .collect();
+        handles.into_iter().map(|h| h.join().unwrap()).collect()
+    })
+}
+
+/// The body's value, which must be the same on every rank of every launch size.
+pub(crate) fn on_ranks<T: Send + PartialEq + std::fmt::Debug>(logical: usize, ranks: &[usize], body: impl Fn(&World) -> T + Sync) -> T {
+    let mut all = ranks.iter().flat_map(|&r| on_each_rank(logical, r, &body));
+    let first = all.next().unwrap();
+    for other in all {
+        assert_eq!(first, other, "{logical} logical ranks on {ranks:?} ranks");
+    }
+    first
+}

@@ -1,0 +1,220 @@
+//! What a process knows of the job: layout, transport, device. Built once, handed to everything that communicates.
+
+use super::comm::{Communicator, MpiComm, Solo, all_gather_varied};
+use super::meter::{Meter, Metered};
+use crate::config::ReduceRule;
+use crate::error::{Error, Result};
+use crate::layout::{Layout, LogicalRank, Rank};
+use std::collections::BTreeMap;
+use tch::Device;
+
+/// A process that knows its peers, before the run's logical ranks are known.
+pub struct Launch {
+    comm: Metered,
+    local: Local,
+}
+
+/// Place of a process among those on its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Local {
+    /// 0 for the first rank of the host.
+    pub rank: usize,
+    /// Ranks on the host.
+    pub ranks: usize,
+}
+
+impl Launch {
+    /// Joins the MPI job this process was started in, or stands alone. A collective.
+    pub fn join() -> Result<Self> {
+        let comm: Box<dyn Communicator> = match MpiComm::join()? {
+            Some(mpi) => Box::new(mpi),
+            None => Box::new(Solo),
+        };
+        Self::over(comm)
+    }
+
+    /// Over a given transport. A collective.
+    pub fn over(comm: Box<dyn Communicator>) -> Result<Self> {
+        let comm = Metered::new(comm);
+        let hosts = all_gather_varied(&comm, host_name().as_bytes())?;
+        let mine = comm.rank().0;
+        let same = |r: &usize| hosts[*r] == hosts[mine];
+        let local = Local { rank: (0..mine).filter(same).count(), ranks: (0..comm.size()).filter(same).count() };
+        Ok(Self { comm, local })
+    }
+
+    /// R.
+    pub fn ranks(&self) -> usize {
+        self.comm.size()
+    }
+
+    /// This process.
+    pub fn rank(&self) -> Rank {
+        self.comm.rank()
+    }
+
+    /// Its place on its host.
+    pub fn local(&self) -> Local {
+        self.local
+    }
+
+    /// Whether this is the rank that prints and writes shared files.
+    pub fn leads(&self) -> bool {
+        self.rank().0 == 0
+    }
+
+    /// The job with its logical ranks laid out.
+    pub fn into_world(self, layout: Layout, reduce: ReduceRule, device: Device) -> World {
+        World { layout, comm: self.comm, local: self.local, reduce, device }
+    }
+}
+
+/// The job as seen from one process.
+pub struct World {
+    layout: Layout,
+    comm: Metered,
+    local: Local,
+    reduce: ReduceRule,
+    device: Device,
+}
+
+impl World {
+    /// Logical ranks on ranks.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// This process.
+    pub fn rank(&self) -> Rank {
+        self.comm.rank()
+    }
+
+    /// Its place on its host.
+    pub fn local(&self) -> Local {
+        self.local
+    }
+
+    /// Whether this is the rank that prints and writes shared files.
+    pub fn leads(&self) -> bool {
+        self.rank().0 == 0
+    }
+
+    /// Logical ranks on this process, in order.
+    pub fn hosted(&self) -> impl DoubleEndedIterator<Item = LogicalRank> + ExactSizeIterator + use<> {
+        self.layout.hosted(self.rank())
+    }
+
+    /// Where tensors live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Transport.
+    pub fn comm(&self) -> &dyn Communicator {
+        &self.comm
+    }
+
+    /// Bytes sent so far.
+    pub fn meter(&self) -> &Meter {
+        &self.comm.meter
+    }
+
+    pub(super) fn reduce_rule(&self) -> ReduceRule {
+        self.reduce
+    }
+
+    /// Returns when all ranks have called it. A collective.
+    pub fn barrier(&self) -> Result<()> {
+        self.comm.barrier()
+    }
+
+    /// Numbers of every logical rank, in order, on every rank: `width` each. A collective; 8·width·M/R·(R−1) bytes sent.
+    pub fn gather<const W: usize>(&self, mine: &PerRank<[u64; W]>) -> Result<Vec<[u64; W]>> {
+        let send: Vec<u8> = self.hosted().flat_map(|l| *mine.get(l)).flat_map(u64::to_le_bytes).collect();
+        let mut all = vec![0u8; send.len() * self.layout.ranks()];
+        self.comm.all_gather(&send, &mut all)?;
+        let mut words = all.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
+        Ok((0..self.layout.logical_ranks()).map(|_| std::array::from_fn(|_| words.next().unwrap_or_default())).collect())
+    }
+
+    /// Vectors of every logical rank, in order, on every rank; all of one length. A collective.
+    pub fn gather_vectors(&self, mine: &PerRank<Vec<u64>>) -> Result<Vec<Vec<u64>>> {
+        let width = self.hosted().next().map_or(0, |l| mine.get(l).len());
+        let send: Vec<u8> = self.hosted().flat_map(|l| mine.get(l).iter().copied()).flat_map(u64::to_le_bytes).collect();
+        let mut all = vec![0u8; send.len() * self.layout.ranks()];
+        self.comm.all_gather(&send, &mut all)?;
+        let words: Vec<u64> = all.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        Ok(words.chunks(width.max(1)).map(<[u64]>::to_vec).collect())
+    }
+}
+
+/// One value per logical rank hosted by this process.
+#[derive(Debug, Clone)]
+pub struct PerRank<T>(BTreeMap<LogicalRank, T>);
+
+impl<T> Default for PerRank<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T> PerRank<T> {
+    /// With a value for each.
+    pub fn build(ranks: impl Iterator<Item = LogicalRank>, value: impl FnMut(LogicalRank) -> T) -> Self {
+        let mut value = value;
+        Self(ranks.map(|rank| (rank, value(rank))).collect())
+    }
+
+    /// Sets a logical rank's value.
+    pub fn set(&mut self, rank: LogicalRank, value: T) {
+        self.0.insert(rank, value);
+    }
+
+    /// A hosted logical rank's value.
+    ///
+    /// # Panics
+    /// If `rank` is hosted elsewhere or was not set: a mistake of the caller.
+    pub fn get(&self, rank: LogicalRank) -> &T {
+        self.0.get(&rank).expect("asked for a logical rank that is hosted here and was set")
+    }
+
+    /// The same, for changing.
+    ///
+    /// # Panics
+    /// As [`PerRank::get`].
+    pub fn get_mut(&mut self, rank: LogicalRank) -> &mut T {
+        self.0.get_mut(&rank).expect("asked for a logical rank that is hosted here and was set")
+    }
+
+    /// All, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (LogicalRank, &T)> {
+        self.0.iter().map(|(rank, value)| (*rank, value))
+    }
+
+    /// All, in order, by value.
+    pub fn into_iter_ordered(self) -> impl Iterator<Item = (LogicalRank, T)> {
+        self.0.into_iter()
+    }
+}
+
+/// Name of this host.
+pub fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
+}
+
+/// Threads per rank: as configured, else OMP_NUM_THREADS, else the node's cores shared by its ranks.
+///
+/// # Errors
+/// OMP_NUM_THREADS that is not a number.
+pub fn threads(configured: Option<usize>, local: Local) -> Result<usize> {
+    if let Some(threads) = configured {
+        return Ok(threads);
+    }
+    if let Ok(text) = std::env::var("OMP_NUM_THREADS") {
+        return text.split(',').next().unwrap_or_default().trim().parse().map_err(|_| {
+            Error::refused(format!("OMP_NUM_THREADS = `{text}` is not a number")).with_hint("set it to cores ÷ ranks, or unset it")
+        });
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok((cores / local.ranks).max(1))
+}
