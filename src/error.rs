@@ -208,6 +208,12 @@ impl Error {
         }
     }
 
+    /// Whether every rank has this error: it was agreed on, or follows from values all ranks share. The leading rank then prints
+    /// it once; any other error is printed where it arose, and ends the job.
+    pub fn is_known_to_all(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Remote { .. } | Self::NonFinite { .. })
+    }
+
     /// Message and hint as printed for a person.
     pub fn render(&self) -> String {
         match self.hint() {

@@ -11,7 +11,7 @@ use crate::layout::LogicalRank;
 pub enum Purpose {
     /// Initial weights of the student.
     StudentInit = 1,
-    /// Initial weights of the generator, and those drawn anew at its reset.
+    /// Initial weights of the generator.
     GeneratorInit = 2,
     /// Latent vectors z.
     Latent = 3,
@@ -29,6 +29,8 @@ pub enum Purpose {
     Shuffle = 9,
     /// Which samples leave the buffer under `replay.replace = "random"`.
     Replace = 10,
+    /// Weights of the generator that are drawn anew at its reset; the step is the round, then the slot.
+    GeneratorReset = 11,
 }
 
 /// Key of one stream: fixes everything but the index.

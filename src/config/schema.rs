@@ -65,6 +65,18 @@ pub enum DatasetName {
     Mnist,
 }
 
+impl DatasetName {
+    /// As written in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cifar10 => "cifar10",
+            Self::Cifar100 => "cifar100",
+            Self::FashionMnist => "fashion_mnist",
+            Self::Mnist => "mnist",
+        }
+    }
+}
+
 /// Device choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

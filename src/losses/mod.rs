@@ -1,7 +1,6 @@
 //! Every formula of the method, once: tensors in, tensors out.
 //!
-//! Logits are `[b, k]`, or `[b, k, h, w]` for networks that label pixels. Losses per sample are then means over pixels, so
-//! that nothing above this module asks which of the two it is.
+//! Logits are `[b, k]`, or `[b, k, h, w]` for networks that label pixels; losses per sample are then means over pixels.
 
 mod modulation;
 mod priority;
@@ -11,12 +10,8 @@ pub use modulation::{Modulation, predicted_and_confidence};
 pub use priority::{importance_weight, priority};
 pub use statistics::{StatisticsAverage, statistics_gap};
 
+use crate::task::per_sample;
 use tch::{Kind, Tensor};
-
-/// Mean over everything but the batch: `[b, …]` → `[b]`.
-pub fn per_sample(values: &Tensor) -> Tensor {
-    if values.dim() == 1 { values.shallow_clone() } else { values.flatten(1, -1).mean_dim(1, false, Kind::Float) }
-}
 
 /// KL_T(teacher ‖ student) per sample, `[b]`: T²·Σ_c p_c·(ln p_c − ln q_c), p and q the softmax of logits/T.
 ///

@@ -5,7 +5,7 @@ pub fn priority(delta: f64, epsilon: f64, alpha: f64) -> f64 {
     (delta.abs() + epsilon).powf(alpha)
 }
 
-/// Importance weight w = (N·P)^−β (SSD-KD Eq. 7): 1 for every sample when P is uniform over the N filled slots.
-pub fn importance_weight(probability: f64, filled: u64, beta: f64) -> f64 {
-    (filled as f64 * probability).powf(-beta)
+/// Importance weight w = (N·P)^−β from N·P (SSD-KD Eq. 7): 1 for every sample when P is uniform over the N filled slots.
+pub fn importance_weight(relative_probability: f64, beta: f64) -> f64 {
+    relative_probability.powf(-beta)
 }

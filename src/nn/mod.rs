@@ -2,9 +2,11 @@
 
 mod layers;
 mod optim;
+pub mod pickle;
 pub mod shim;
 mod state;
 mod stateful;
+pub mod weights;
 
 pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass};
 pub use optim::{Adam, Sgd, cosine};

@@ -9,6 +9,7 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
+#include <torch/version.h>
 
 #include <cstring>
 #include <vector>
@@ -369,6 +370,10 @@ char* ssdkd_deterministic(bool on) {
 // The widest instruction set libtorch's own kernels use on this machine, for example "AVX2".
 char* ssdkd_cpu_capability(char** output) {
   return guarded([&] { *output = strdup(at::get_cpu_capability().c_str()); });
+}
+
+char* ssdkd_torch_version(char** output) {
+  return guarded([&] { *output = strdup(TORCH_VERSION); });
 }
 
 }  // extern "C"

@@ -51,6 +51,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn ssdkd_deterministic(on: bool) -> *mut c_char;
     fn ssdkd_cpu_capability(output: *mut *mut c_char) -> *mut c_char;
+    fn ssdkd_torch_version(output: *mut *mut c_char) -> *mut c_char;
 }
 
 fn check(during: &'static str, error: *mut c_char) -> Result<()> {
@@ -175,10 +176,19 @@ pub fn set_deterministic(on: bool) -> Result<()> {
 
 /// The instruction set libtorch's kernels use here, for example `AVX2`: bits are promised within one.
 pub fn cpu_capability() -> String {
+    text_of(ssdkd_cpu_capability)
+}
+
+/// Version of the libtorch this binary was built with.
+pub fn torch_version() -> String {
+    text_of(ssdkd_torch_version)
+}
+
+fn text_of(ask: unsafe extern "C" fn(*mut *mut c_char) -> *mut c_char) -> String {
     let mut out = std::ptr::null_mut();
     // SAFETY: the output is a strdup'ed string that we free.
     unsafe {
-        if check("asking for the instruction set", ssdkd_cpu_capability(&mut out)).is_err() {
+        if check("asking for a version", ask(&mut out)).is_err() {
             return "unknown".into();
         }
         let text = CStr::from_ptr(out).to_string_lossy().into_owned();

@@ -256,6 +256,24 @@ impl State {
         });
     }
 
+    /// `(running_mean_f, running_var_f)` of every batch-norm layer, in hook order.
+    pub fn running_statistics(&self) -> Vec<(Tensor, Tensor)> {
+        let of = |suffix: &str| -> Vec<Tensor> {
+            let entries = self.blueprint.entries.iter().zip(&self.views);
+            entries.filter(|(e, _)| e.key.ends_with(suffix)).map(|(_, t)| t.shallow_clone()).collect()
+        };
+        of("running_mean").into_iter().zip(of("running_var")).collect()
+    }
+
+    /// The same memory seen without gradients: for passes that must not train this network.
+    pub fn frozen(&self) -> Self {
+        let alias = |t: &Tensor| t.detach();
+        let (parameters, statistics, counters) = (alias(&self.parameters), alias(&self.statistics), alias(&self.counters));
+        let mut frozen = Self { blueprint: self.blueprint.clone(), parameters, statistics, counters, gradient: None, views: Vec::new() };
+        frozen.views = frozen.views_into(&frozen.parameters, &frozen.statistics, &frozen.counters);
+        frozen
+    }
+
     /// Sets all running statistics.
     pub fn set_statistics(&self, flat: &Tensor) {
         tch::no_grad(|| self.statistics.shallow_clone().copy_(flat));

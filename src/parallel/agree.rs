@@ -1,7 +1,7 @@
 //! Errors are local, decisions are global: what can fail on one rank only is agreed on before anyone goes on.
 
-use super::comm::all_gather_varied;
-use super::world::{World, host_name};
+use super::comm::{Communicator, all_gather_varied};
+use super::world::{Launch, World, host_name};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -14,21 +14,33 @@ struct Notice {
     code: i32,
 }
 
-impl World {
-    /// `mine` if it is well everywhere; otherwise an error on every rank. A collective.
-    ///
-    /// A rank that failed keeps its own error; the others get the first failing rank's as [`Error::Remote`]. When all fail
-    /// alike (the same bad file), every rank keeps its own, and the leader prints it once.
+/// `mine` if it is well everywhere; otherwise an error on every rank. A collective.
+///
+/// A rank that failed keeps its own error; the others get the first failing rank's as [`Error::Remote`]. When all fail alike
+/// (the same bad file), every rank keeps its own, and the leader prints it once.
+pub fn agree<T>(comm: &dyn Communicator, mine: Result<T>) -> Result<T> {
+    let notice = mine.as_ref().err().map(|e| Notice { host: host_name(), message: e.to_string(), hint: e.hint(), code: e.exit_code() });
+    let text = notice.map(|n| serde_json::to_vec(&n).unwrap_or_default()).unwrap_or_default();
+    let all = all_gather_varied(comm, &text)?;
+    let first = all.iter().enumerate().find_map(|(rank, text)| Some((rank, serde_json::from_slice::<Notice>(text).ok()?)));
+    match (mine, first) {
+        (Err(own), _) => Err(own),
+        (Ok(_), Some((rank, n))) => Err(Error::Remote { rank, host: n.host, message: n.message, hint: n.hint, code: n.code }),
+        (Ok(value), None) => Ok(value),
+    }
+}
+
+impl Launch {
+    /// [`agree`] among the ranks of the launch. A collective.
     pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
-        let notice = mine.as_ref().err().map(|e| Notice { host: host_name(), message: e.to_string(), hint: e.hint(), code: e.exit_code() });
-        let text = notice.map(|n| serde_json::to_vec(&n).unwrap_or_default()).unwrap_or_default();
-        let all = all_gather_varied(self.comm(), &text)?;
-        let first = all.iter().enumerate().find_map(|(rank, text)| Some((rank, serde_json::from_slice::<Notice>(text).ok()?)));
-        match (mine, first) {
-            (Err(own), _) => Err(own),
-            (Ok(_), Some((rank, n))) => Err(Error::Remote { rank, host: n.host, message: n.message, hint: n.hint, code: n.code }),
-            (Ok(value), None) => Ok(value),
-        }
+        agree(self.comm(), mine)
+    }
+}
+
+impl World {
+    /// [`agree`] among the ranks of the job. A collective.
+    pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
+        agree(self.comm(), mine)
     }
 
     /// Whether any rank says so. A collective.

@@ -92,8 +92,4 @@ impl Communicator for Metered {
         self.meter.all_reduce.add(2 * size_of(tensor) * (self.size() - 1) / self.size());
         self.inner.all_reduce_native(tensor)
     }
-
-    fn abort(&self, code: i32) -> ! {
-        self.inner.abort(code)
-    }
 }

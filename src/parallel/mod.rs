@@ -9,7 +9,7 @@ mod world;
 #[cfg(test)]
 pub(crate) mod test_ranks;
 
-pub use comm::{Communicator, MpiComm};
+pub use comm::{Communicator, MpiComm, end_job};
 pub use meter::Meter;
 pub use reduce::TreeSum;
 pub use world::{Launch, Local, PerRank, World, host_name, threads};

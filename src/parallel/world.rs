@@ -63,6 +63,11 @@ impl Launch {
         self.rank().0 == 0
     }
 
+    /// Transport.
+    pub fn comm(&self) -> &dyn Communicator {
+        &self.comm
+    }
+
     /// The job with its logical ranks laid out.
     pub fn into_world(self, layout: Layout, reduce: ReduceRule, device: Device) -> World {
         World { layout, comm: self.comm, local: self.local, reduce, device }

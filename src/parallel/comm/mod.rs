@@ -7,7 +7,7 @@ mod threads;
 
 pub mod conformance;
 
-pub use mpi::MpiComm;
+pub use mpi::{MpiComm, end_job};
 pub use solo::Solo;
 pub use threads::Threads;
 
@@ -42,9 +42,6 @@ pub trait Communicator {
 
     /// The library's own sum over ranks, in place (f32). The order of additions is the library's.
     fn all_reduce_native(&self, tensor: &Tensor) -> Result<()>;
-
-    /// Ends every rank with this exit code.
-    fn abort(&self, code: i32) -> !;
 }
 
 /// Bytes of every rank, of any length, in rank order.

@@ -135,8 +135,13 @@ impl Communicator for MpiComm {
         self.world.all_reduce_into(&mine[..], floats_mut(tensor), SystemOperation::sum());
         Ok(())
     }
+}
 
-    fn abort(&self, code: i32) -> ! {
-        self.world.abort(code)
+/// Ends every rank of the job with this exit code, at once: MPI is aborted where it runs, never finalised, since finalising
+/// waits for the others. The only call that may come from any thread.
+pub fn end_job(code: i32) -> ! {
+    if mpi::environment::is_initialized() {
+        SimpleCommunicator::world().abort(code)
     }
+    std::process::exit(code)
 }

@@ -43,8 +43,4 @@ impl Communicator for Solo {
     fn all_reduce_native(&self, _: &Tensor) -> Result<()> {
         Ok(())
     }
-
-    fn abort(&self, code: i32) -> ! {
-        std::process::exit(code)
-    }
 }

@@ -125,8 +125,4 @@ impl Communicator for Threads {
         tch::no_grad(|| tensor.shallow_clone().copy_(&sum));
         Ok(())
     }
-
-    fn abort(&self, code: i32) -> ! {
-        panic!("rank {} ends the job with code {code}", self.rank)
-    }
 }

@@ -1,0 +1,152 @@
+//! Arguments as typed. No logic.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Train a small network from a big one when the data is gone.
+///
+/// Distributed small-scale data-free knowledge distillation (SSD-KD): start it with mpirun or srun, one rank per GPU or per
+/// share of the cores; without a launcher it runs as one rank.
+#[derive(Debug, Parser)]
+#[command(name = "ssdkd", version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("SSDKD_COMMIT"), ")"), max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a student from a teacher, without data.
+    Train(RunArgs),
+    /// Train a teacher on real data.
+    Teach(RunArgs),
+    /// Measure accuracy on the test split.
+    Eval(EvalArgs),
+    /// Apply a network to images.
+    Predict(PredictArgs),
+    /// Write a run's student for other programs.
+    Export(ExportArgs),
+    /// Look into a run folder or a weights file.
+    Inspect(InspectArgs),
+    /// Check MPI, libtorch, CUDA, NCCL and Slurm, and say what to do about each.
+    Doctor,
+    /// Show, check or document configuration.
+    Config {
+        /// What to do with it.
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+}
+
+/// A configuration, in layers: defaults, files, environment, `--set`.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// Configuration files; later ones win.
+    #[arg(long, value_name = "FILE", num_args = 1.., action = clap::ArgAction::Append)]
+    pub config: Vec<PathBuf>,
+    /// Set one key, for example --set replay.capacity=5000.
+    #[arg(long, value_name = "KEY=VALUE", action = clap::ArgAction::Append)]
+    pub set: Vec<String>,
+    /// Folder of the data set's files (the same as --set data.dir=DIR).
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// A run.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Its configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Folder of the run: configuration, log, metrics, report and weights go there.
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Start over: what an earlier run left in the folder is removed.
+    #[arg(long)]
+    pub fresh: bool,
+}
+
+/// What to evaluate.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A finished run: its teacher and student.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["weights", "model"])]
+    pub run_dir: Option<PathBuf>,
+    /// A weights file.
+    #[arg(long, value_name = "FILE", required_unless_present = "run_dir")]
+    pub weights: Option<PathBuf>,
+    /// Its architecture.
+    #[arg(long, value_name = "NAME", required_unless_present = "run_dir")]
+    pub model: Option<String>,
+    /// The data set.
+    #[arg(long, value_name = "NAME", required_unless_present = "run_dir")]
+    pub dataset: Option<String>,
+    /// Folder of the data set's files.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// What to apply to what.
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// A weights file.
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
+    /// Its architecture.
+    #[arg(long, value_name = "NAME")]
+    pub model: String,
+    /// Number of classes; left out, the weights file's own.
+    #[arg(long, value_name = "K")]
+    pub classes: Option<i64>,
+    /// A safetensors file with normalised float images b×c×h×w in a tensor `images`, or a folder of PNG and JPEG files.
+    #[arg(long, value_name = "FILE|FOLDER")]
+    pub input: PathBuf,
+    /// Data set whose size and normalisation a folder's pictures get.
+    #[arg(long, value_name = "NAME")]
+    pub dataset: Option<String>,
+    /// Where to write: safetensors with `logits` and `features`, or for a folder a CSV with file, class and confidence.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// What to export.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A finished run.
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Format.
+    #[arg(long, value_name = "FORMAT")]
+    pub to: ExportFormat,
+    /// File to write.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// Export formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// One file of tensors, opened by `safetensors.torch.load_file`.
+    Safetensors,
+}
+
+/// What to look into.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A run folder or a weights file.
+    #[arg(value_name = "DIR|FILE")]
+    pub path: PathBuf,
+}
+
+/// What to do with a configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Print every key with its value and where it came from.
+    Show(ConfigArgs),
+    /// Check it without running anything.
+    Check(ConfigArgs),
+    /// Print the reference of all keys as Markdown (docs/config.md).
+    Reference,
+}

@@ -1,0 +1,34 @@
+//! `ssdkd config`.
+
+use super::{configured, merged};
+use crate::cli::ConfigAction;
+use crate::config::{keys, markdown};
+use crate::error::{Error, Result};
+
+/// Shows, checks or documents configuration.
+pub fn run(action: &ConfigAction) -> Result<()> {
+    match action {
+        ConfigAction::Reference => print!("{}", markdown()),
+        ConfigAction::Check(args) => {
+            let loaded = configured(args)?;
+            println!("{} keys set, all well", loaded.origins.len());
+        }
+        ConfigAction::Show(args) => {
+            let loaded = merged(args)?;
+            let values = toml::Value::try_from(&loaded.config).map_err(|e| Error::refused(e.to_string()))?;
+            let rows: Vec<(String, String)> = keys()
+                .into_iter()
+                .map(|key| {
+                    let value =
+                        key.name.split('.').try_fold(&values, |at, part| at.get(part)).map_or("(left out)".into(), toml::Value::to_string);
+                    (format!("{} = {value}", key.name), loaded.origins.get(&key.name).cloned().unwrap_or_else(|| "default".into()))
+                })
+                .collect();
+            let width = rows.iter().map(|(setting, _)| setting.chars().count()).max().unwrap_or(0);
+            for (setting, origin) in rows {
+                println!("{setting:width$}  # {origin}");
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! `ssdkd doctor`: what was found, which versions, what is missing and how to get it.
+
+use crate::device::{CudaLibrary, load_cuda, open};
+use crate::error::Result;
+use crate::nn::shim;
+use crate::parallel::{Launch, MpiComm, comm::conformance, host_name};
+use std::process::Command;
+
+/// Prints one line a subject.
+pub fn run() -> Result<()> {
+    let launch = Launch::join()?;
+    let conformance = conformance::run(launch.comm());
+    if !launch.leads() {
+        return launch.agree(conformance);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    line("ssdkd", &crate::metrics::version());
+    line("host", &format!("{}, {cores} cores, libtorch kernels for {}", host_name(), shim::cpu_capability()));
+    line("libtorch", &format!("{} ({})", shim::torch_version(), env!("SSDKD_LIBTORCH_LIB")));
+    line("MPI", &first_line(&MpiComm::library_version()));
+    match &conformance {
+        Ok(()) => line("ranks", &format!("{} ({}): every operation gives the right answer", launch.ranks(), launch.comm().name())),
+        Err(error) => line("ranks", &format!("{} ({}): {error}", launch.ranks(), launch.comm().name())),
+    }
+    line("CUDA", &cuda());
+    line("NCCL", &nccl());
+    line("Slurm", &slurm());
+    launch.agree(conformance)
+}
+
+fn line(subject: &str, text: &str) {
+    println!("{subject:9} {text}");
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or("unknown").trim().to_owned()
+}
+
+fn cuda() -> String {
+    match load_cuda() {
+        CudaLibrary::Missing(reason) => {
+            format!("not here: {reason}. On a machine with a GPU, launch/setup.sh installs the CUDA side of libtorch")
+        }
+        CudaLibrary::Loaded if tch::Cuda::is_available() => format!("{} GPUs", tch::Cuda::device_count()),
+        CudaLibrary::Loaded => "libtorch's CUDA side is loaded, but there is no GPU or no NVIDIA driver (CUDA 13 needs driver 580)".into(),
+    }
+}
+
+fn nccl() -> String {
+    match (open("libnccl.so"), open("libnccl.so.2")) {
+        (Ok(()), _) => "libnccl.so found".into(),
+        (Err(_), Ok(())) => "only libnccl.so.2 is on the search path: link libnccl.so to it beside libtorch (launch/setup.sh does)".into(),
+        (Err(_), Err(_)) => "not here; ranks on CPUs use MPI. With a GPU, launch/setup.sh installs it".into(),
+    }
+}
+
+fn slurm() -> String {
+    match Command::new("sbatch").arg("--version").output() {
+        Ok(out) if out.status.success() => first_line(&String::from_utf8_lossy(&out.stdout)),
+        _ => "sbatch is not on PATH; only needed on clusters".into(),
+    }
+}

@@ -1,0 +1,133 @@
+//! `ssdkd train` and `ssdkd teach`.
+
+use super::configured;
+use crate::cli::RunArgs;
+use crate::config::{Config, Loaded, Plan, check};
+use crate::data::{self, Dataset, Split};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::logs;
+use crate::methods::{Memory, Method};
+use crate::metrics::{Summary, Timings};
+use crate::models::Shape;
+use crate::parallel::{Launch, World, end_job, host_name, threads};
+use crate::report;
+use crate::run_folder::RunFolder;
+use crate::teacher::Teacher;
+use crate::train::{Outlet, Run, train as run_all};
+
+/// Trains a student.
+pub fn train(args: &RunArgs, timings: Timings) -> Result<()> {
+    start(args, timings, |config| Ok((Method::of(config), None)))
+}
+
+/// Trains a teacher: the same loop, with real data as the memory and labels as the target.
+pub fn teach(args: &RunArgs, timings: Timings) -> Result<()> {
+    start(args, timings, |config| {
+        let split = data::source(config.dataset, config.data.dir.as_deref()).read(Split::Train)?;
+        config.student.model = config.teacher.model.clone();
+        (config.student.lr, config.student.weight_decay) = (config.teach.lr, config.teach.weight_decay);
+        config.distill.batch_size = config.teach.batch_size;
+        config.distill.steps_per_round = (split.len() / config.teach.batch_size).max(1) as u64;
+        (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
+        check(config)?;
+        Ok((Method::teach(), Some(split)))
+    })
+}
+
+/// Everything up to the first round can be refused; from there on an error of one rank ends the job.
+fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>) -> Result<()> {
+    let launch = Launch::join()?;
+    let Loaded { mut config, .. } = launch.agree(configured(&args.config))?;
+    let device = launch.agree(crate::device::choose(config.device, launch.local()))?;
+    tch::set_num_threads(launch.agree(threads(config.parallel.threads, launch.local()))? as i32);
+    let (method, real) = launch.agree(method(&mut config))?;
+    let teacher_hash = launch.agree(teacher_hash(&config, method))?;
+    let plan = launch.agree(Plan::new(&config, launch.ranks(), &teacher_hash))?;
+    let world = launch.into_world(plan.layout, config.parallel.reduce, device);
+    let teacher = world.agree(teacher(&config, method, &world))?;
+    let folder = if world.leads() { RunFolder::create(&args.run_dir, args.fresh, &config) } else { Ok(RunFolder::at(&args.run_dir)) };
+    let folder = world.agree(folder)?;
+    world.agree(folder.log_of(world.rank()).and_then(|path| logs::write_json_to(&path).map_err(|e| Error::io("write", &path, &e))))?;
+    let mut run = world.agree(Run::new(config, plan, method, teacher, real, &world))?;
+    announce(&run, &world);
+    let mut outlet = Outlet::open(&args.run_dir, &run, &world, timings)?;
+    let summary = match run_all(&mut run, &world, &mut outlet) {
+        Ok(summary) => summary,
+        Err(error) if error.is_known_to_all() => return Err(error),
+        Err(error) => {
+            eprintln!("{}", error.render().replacen("error:", &format!("error: rank {} on {}:", world.rank().0, host_name()), 1));
+            end_job(error.exit_code());
+        }
+    };
+    let written = if world.leads() { report::write(&args.run_dir) } else { Ok(()) };
+    world.agree(written)?;
+    if world.leads() {
+        print(&summary, args);
+    }
+    Ok(())
+}
+
+fn teacher_hash(config: &Config, method: Method) -> Result<String> {
+    match (method.memory, &config.teacher.weights) {
+        (Memory::RealData, _) => Ok(String::new()),
+        (_, Some(path)) => Ok(files::sha256(&files::read(path)?)),
+        (_, None) => Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)")),
+    }
+}
+
+fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teacher>> {
+    let (Memory::Replay, Some(path)) = (method.memory, &config.teacher.weights) else { return Ok(None) };
+    let facts = data::facts(config.dataset);
+    let shape = Shape { channels: facts.channels, classes: facts.classes };
+    let teacher = Teacher::load(&config.teacher.model, path, shape, world.device())?;
+    teacher.needs_batch_norm(path)?;
+    Ok(Some(teacher))
+}
+
+fn announce(run: &Run, world: &World) {
+    if !world.leads() {
+        return;
+    }
+    for warning in &run.plan.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        method = run.method.name,
+        ranks = world.layout().ranks(),
+        logical_ranks = world.layout().logical_ranks(),
+        threads = tch::get_num_threads(),
+        device = ?world.device(),
+        rounds = run.config.train.rounds,
+        student_steps = run.plan.total_steps,
+        transport = world.comm().name(),
+        "start"
+    );
+}
+
+fn print(summary: &Summary, args: &RunArgs) {
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let mut rows = Vec::new();
+    if let Some(teacher) = &summary.teacher {
+        rows.push((format!("teacher top-1 ({})", teacher.model), percent(teacher.top1)));
+    }
+    rows.push((format!("student top-1 ({})", summary.student.model), percent(summary.student.top1)));
+    let s = &summary.seconds;
+    for (name, seconds) in [
+        ("inversion", s.inversion),
+        ("sampling", s.sampling),
+        ("distillation", s.distillation),
+        ("communication", s.communication),
+        ("evaluation", s.evaluation),
+        ("total", s.total),
+    ] {
+        rows.push((format!("seconds in {name}"), format!("{seconds:.1}")));
+    }
+    rows.push(("images synthesised".into(), summary.samples_synthesised.to_string()));
+    rows.push(("student steps".into(), summary.student_steps.to_string()));
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    for (name, value) in rows {
+        println!("{name:width$}  {value:>10}");
+    }
+    println!("report: {}", args.run_dir.join("report.html").display());
+}

@@ -1,0 +1,171 @@
+//! CIFAR-10 and CIFAR-100 in the binary distribution or the Python one (format: A. Krizhevsky, cs.toronto.edu page of the
+//! data sets). Python batches are pickles, read by the reader that runs nothing.
+
+use super::{Dataset, DatasetSource, Split, labels};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::nn::pickle::{self, Value};
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// 3 planes of 32×32, row by row.
+const PIXELS: usize = 3 * 32 * 32;
+
+pub(super) struct Cifar {
+    dir: PathBuf,
+    classes: i64,
+    binary: Distribution,
+    python: Distribution,
+}
+
+struct Distribution {
+    folder: &'static str,
+    train: &'static [&'static str],
+    test: &'static [&'static str],
+}
+
+impl Cifar {
+    pub(super) fn ten(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            classes: 10,
+            binary: Distribution {
+                folder: "cifar-10-batches-bin",
+                train: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
+                test: &["test_batch.bin"],
+            },
+            python: Distribution {
+                folder: "cifar-10-batches-py",
+                train: &["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"],
+                test: &["test_batch"],
+            },
+        }
+    }
+
+    pub(super) fn hundred(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            classes: 100,
+            binary: Distribution { folder: "cifar-100-binary", train: &["train.bin"], test: &["test.bin"] },
+            python: Distribution { folder: "cifar-100-python", train: &["train"], test: &["test"] },
+        }
+    }
+
+    /// The distribution that is there, and its folder: in `dir` itself, below it, or where torchvision unpacks it.
+    fn locate(&self) -> Result<(&Distribution, PathBuf, bool)> {
+        for (distribution, binary) in [(&self.binary, true), (&self.python, false)] {
+            for folder in [self.dir.clone(), self.dir.join(distribution.folder), self.dir.join("torchdata").join(distribution.folder)] {
+                if folder.join(distribution.test[0]).is_file() {
+                    return Ok((distribution, folder, binary));
+                }
+            }
+        }
+        let (binary, python) = (self.binary.folder, self.python.folder);
+        Err(Error::file(&self.dir, format!("holds neither {binary}/{} nor {python}/{}", self.binary.test[0], self.python.test[0]))
+            .with_hint("unpack the binary or the Python distribution of CIFAR there, or name its folder with --set data.dir=DIR"))
+    }
+
+    /// Label bytes before the pixels of a binary record; the last one counts (CIFAR-100: coarse, then fine).
+    fn label_bytes(&self) -> usize {
+        if self.classes == 100 { 2 } else { 1 }
+    }
+
+    fn binary_batch(&self, path: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
+        let raw = files::read(path)?;
+        let record = self.label_bytes() + PIXELS;
+        if raw.is_empty() || raw.len() % record != 0 {
+            return Err(Error::file(path, format!("{} bytes; records of {record} bytes expected", raw.len())));
+        }
+        let records = raw.chunks_exact(record);
+        let labels = records.clone().map(|r| r[self.label_bytes() - 1]).collect();
+        Ok((labels, records.flat_map(|r| &r[self.label_bytes()..]).copied().collect()))
+    }
+
+    fn python_batch(&self, path: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
+        let value = pickle::read_pickle(&files::read(path)?).map_err(|e| Error::file(path, e.to_string()))?;
+        let key = if self.classes == 100 { "fine_labels" } else { "labels" };
+        let missing = |what: &str| Error::file(path, format!("holds no `{what}`; a batch of CIFAR's Python distribution expected"));
+        let Some(Value::Array(data)) = value.get("data") else { return Err(missing("data")) };
+        let Some(Value::List(listed)) = value.get(key) else { return Err(missing(key)) };
+        if data.dtype != "u1" || data.shape.len() != 2 || data.shape[1] != PIXELS || data.shape[0] != listed.len() {
+            let (found, n) = (&data.shape, listed.len());
+            return Err(Error::file(path, format!("`data` is {found:?} of {}; [{n}, {PIXELS}] of uint8 (u1) expected", data.dtype)));
+        }
+        let label = |v: &Value| match v {
+            Value::Int(label) => u8::try_from(*label).ok(),
+            _ => None,
+        };
+        let labels: Option<Vec<u8>> = listed.iter().map(label).collect();
+        Ok((labels.ok_or_else(|| Error::file(path, format!("`{key}` holds something other than labels")))?, data.bytes.clone()))
+    }
+}
+
+impl DatasetSource for Cifar {
+    fn read(&self, split: Split) -> Result<Dataset> {
+        let (distribution, folder, binary) = self.locate()?;
+        let names = match split {
+            Split::Train => distribution.train,
+            Split::Test => distribution.test,
+        };
+        let (mut images, mut all_labels) = (Vec::new(), Vec::new());
+        for name in names {
+            let path = folder.join(name);
+            let (raw_labels, pixels) = if binary { self.binary_batch(&path)? } else { self.python_batch(&path)? };
+            all_labels.push(labels(&raw_labels, self.classes, &path)?);
+            images.push(Tensor::from_slice(&pixels).view([raw_labels.len() as i64, 3, 32, 32]));
+        }
+        Ok(Dataset { images_nchw: Tensor::cat(&images, 0), labels_n: Tensor::cat(&all_labels, 0) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(labels: &[u8], first: u8) -> Vec<u8> {
+        let mut out = labels.to_vec();
+        out.extend((0..PIXELS).map(|i| first.wrapping_add((i % 7) as u8)));
+        out
+    }
+
+    fn write(folder: &Path, name: &str, records: &[Vec<u8>]) {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join(name), records.concat()).unwrap();
+    }
+
+    #[test]
+    fn binary_batches_of_both_data_sets_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let ten = dir.path().join("cifar-10-batches-bin");
+        write(&ten, "test_batch.bin", &[record(&[3], 10), record(&[9], 20)]);
+        for i in 1..=5 {
+            write(&ten, &format!("data_batch_{i}.bin"), &[record(&[i], i)]);
+        }
+        let cifar = Cifar::ten(dir.path().into());
+        let test = cifar.read(Split::Test).unwrap();
+        assert_eq!((test.images_nchw.size(), Vec::<i64>::try_from(&test.labels_n).unwrap()), (vec![2, 3, 32, 32], vec![3, 9]));
+        assert_eq!(test.images_nchw.int64_value(&[1, 0, 0, 6]), 26);
+        assert_eq!(Vec::<i64>::try_from(&cifar.read(Split::Train).unwrap().labels_n).unwrap(), [1, 2, 3, 4, 5]);
+
+        write(&dir.path().join("cifar-100-binary"), "test.bin", &[record(&[4, 77], 0)]);
+        let hundred = Cifar::hundred(dir.path().into()).read(Split::Test).unwrap();
+        assert_eq!(hundred.labels_n.int64_value(&[0]), 77, "the fine label counts");
+    }
+
+    #[test]
+    fn damaged_and_missing_batches_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let cifar = Cifar::ten(dir.path().into());
+        let text = cifar.read(Split::Test).err().unwrap().to_string();
+        assert!(text.contains("holds neither cifar-10-batches-bin/test_batch.bin nor cifar-10-batches-py/test_batch"), "{text}");
+        let mut short = record(&[1], 0);
+        short.pop();
+        write(dir.path(), "test_batch.bin", &[short]);
+        let text = cifar.read(Split::Test).err().unwrap().to_string();
+        assert!(text.contains("test_batch.bin: 3072 bytes; records of 3073 bytes expected"), "{text}");
+        write(dir.path(), "test_batch.bin", &[record(&[10], 0)]);
+        assert!(cifar.read(Split::Test).err().unwrap().to_string().contains("label 10 of image 0 is outside 0..9"));
+        let text = cifar.read(Split::Train).err().unwrap().to_string();
+        assert!(text.contains("data_batch_1.bin: no such file"), "{text}");
+    }
+}

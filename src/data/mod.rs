@@ -1,0 +1,170 @@
+//! Real data sets: what the teacher was trained on, read for evaluation and for `ssdkd teach`; and views of images.
+
+mod cifar;
+mod idx;
+mod view;
+
+pub use view::{View, apply_views};
+
+use crate::config::DatasetName;
+use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// Which part of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// For `ssdkd teach`.
+    Train,
+    /// For accuracy.
+    Test,
+}
+
+/// What is known of a data set without its files.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// Number of classes.
+    pub classes: i64,
+    /// Image channels.
+    pub channels: i64,
+    /// Height and width in pixels, after padding.
+    pub size: [i64; 2],
+    /// Mean per channel of values in [0, 1].
+    pub mean: Vec<f32>,
+    /// Standard deviation per channel.
+    pub std: Vec<f32>,
+    /// Names of the classes, where they are few and known.
+    pub class_names: Vec<&'static str>,
+}
+
+impl Facts {
+    /// What a weights file should say of itself, so that it can be used without the configuration that made it.
+    pub fn metadata(&self, model: &str, dataset: &str) -> Vec<(&'static str, String)> {
+        let joined = |values: &[f32]| values.iter().map(f32::to_string).collect::<Vec<_>>().join(" ");
+        vec![
+            ("format", "pt".into()),
+            ("model", model.into()),
+            ("dataset", dataset.into()),
+            ("classes", self.classes.to_string()),
+            ("channels", self.channels.to_string()),
+            ("height", self.size[0].to_string()),
+            ("width", self.size[1].to_string()),
+            ("mean", joined(&self.mean)),
+            ("std", joined(&self.std)),
+        ]
+    }
+}
+
+/// Images and labels in memory.
+pub struct Dataset {
+    /// `[n, c, h, w]` uint8.
+    pub images_nchw: Tensor,
+    /// `[n]` i64.
+    pub labels_n: Tensor,
+}
+
+impl Dataset {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels_n.numel()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Files of one data set in one of its distributions.
+pub trait DatasetSource {
+    /// Reads a split.
+    ///
+    /// # Errors
+    /// Names the file that is missing or damaged, what was expected and what was found.
+    fn read(&self, split: Split) -> Result<Dataset>;
+}
+
+/// Facts of a data set. Constants of CIFAR and MNIST as in zju-vipa/DataFree `registry.py`; Fashion-MNIST's are those of its
+/// 60,000 training images, padded images being normalised after padding (ours).
+pub fn facts(name: DatasetName) -> Facts {
+    let grey = |mean, std, names: &[&'static str]| Facts {
+        classes: 10,
+        channels: 1,
+        size: [32, 32],
+        mean: vec![mean],
+        std: vec![std],
+        class_names: names.to_vec(),
+    };
+    let colour = |classes, mean: [f32; 3], std: [f32; 3], names: &[&'static str]| Facts {
+        classes,
+        channels: 3,
+        size: [32, 32],
+        mean: mean.to_vec(),
+        std: std.to_vec(),
+        class_names: names.to_vec(),
+    };
+    match name {
+        DatasetName::Cifar10 => colour(
+            10,
+            [0.4914, 0.4822, 0.4465],
+            [0.2023, 0.1994, 0.2010],
+            &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+        ),
+        DatasetName::Cifar100 => colour(100, [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761], &[]),
+        DatasetName::Mnist => grey(0.1307, 0.3081, &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]),
+        DatasetName::FashionMnist => {
+            grey(0.2860, 0.3530, &["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"])
+        }
+    }
+}
+
+/// The data set's files in `dir`, or where the data set usually lies.
+pub fn source(name: DatasetName, dir: Option<&Path>) -> Box<dyn DatasetSource> {
+    let usual = match name {
+        DatasetName::FashionMnist => "/usr/share/datasets/fashion-mnist",
+        _ => "data",
+    };
+    let dir = dir.map_or_else(|| PathBuf::from(usual), Path::to_path_buf);
+    match name {
+        DatasetName::Cifar10 => Box::new(cifar::Cifar::ten(dir)),
+        DatasetName::Cifar100 => Box::new(cifar::Cifar::hundred(dir)),
+        DatasetName::Mnist | DatasetName::FashionMnist => Box::new(idx::Idx::new(dir)),
+    }
+}
+
+/// (x − mean)/std per channel, and back.
+pub struct Normalise {
+    mean_1c11: Tensor,
+    std_1c11: Tensor,
+}
+
+impl Normalise {
+    /// With a data set's constants.
+    pub fn new(facts: &Facts, device: Device) -> Self {
+        let shaped = |values: &[f32]| Tensor::from_slice(values).view([1, -1, 1, 1]).to_device(device);
+        Self { mean_1c11: shaped(&facts.mean), std_1c11: shaped(&facts.std) }
+    }
+
+    /// f32 images in [0, 1] → normalised.
+    pub fn apply(&self, images_bchw: &Tensor) -> Tensor {
+        (images_bchw - &self.mean_1c11) / &self.std_1c11
+    }
+}
+
+/// uint8 images → f32 in [0, 1]; f32 images as they are.
+pub fn to_unit(images_bchw: &Tensor) -> Tensor {
+    if images_bchw.kind() == Kind::Uint8 { images_bchw.to_kind(Kind::Float) / 255.0 } else { images_bchw.shallow_clone() }
+}
+
+/// f32 images in [0, 1] → uint8, rounded to nearest.
+pub fn to_bytes(images_bchw: &Tensor) -> Tensor {
+    (images_bchw.clamp(0.0, 1.0) * 255.0).round().to_kind(Kind::Uint8)
+}
+
+/// Labels checked against the number of classes.
+fn labels(raw: &[u8], classes: i64, path: &Path) -> Result<Tensor> {
+    if let Some((at, label)) = raw.iter().enumerate().find(|(_, l)| i64::from(**l) >= classes) {
+        return Err(Error::file(path, format!("label {label} of image {at} is outside 0..{}", classes - 1)));
+    }
+    Ok(Tensor::from_slice(&raw.iter().map(|&l| i64::from(l)).collect::<Vec<_>>()))
+}

@@ -1,0 +1,70 @@
+//! Logs: fields to stderr for people, JSON lines in the run folder for programs; and what a panic does.
+
+use crate::metrics::Timings;
+use crate::parallel::{end_job, host_name};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
+
+/// The JSON log of this process, once the run folder is known.
+static JSON: OnceLock<Mutex<File>> = OnceLock::new();
+
+/// Variables that name this process's rank before MPI is up.
+const RANK_VARIABLES: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"];
+
+/// Rank as the launcher's environment has it; 0 without one.
+pub fn launched_rank() -> usize {
+    RANK_VARIABLES.iter().find_map(|name| std::env::var(name).ok()?.parse().ok()).unwrap_or(0)
+}
+
+/// Starts logging and timing, and makes a panic end the whole job with one line.
+///
+/// `SSDKD_LOG` sets what goes to stderr (for example `debug`); otherwise rank 0 logs a line a round, and warnings only when a
+/// progress bar is on screen; other ranks log warnings.
+pub fn start() -> Timings {
+    let (timings, layer) = Timings::new();
+    let rank = launched_rank();
+    let quiet = rank != 0 || io::stderr().is_terminal();
+    let default = if quiet { "warn" } else { "info" };
+    let filter = EnvFilter::try_from_env("SSDKD_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let people = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).with_filter(filter);
+    let programs = tracing_subscriber::fmt::layer().json().with_writer(|| JsonLog).with_filter(LevelFilter::INFO);
+    let times = layer.with_filter(Targets::new().with_target("ssdkd", LevelFilter::DEBUG));
+    tracing_subscriber::registry().with(people).with(programs).with(times).init();
+    std::panic::set_hook(Box::new(move |panic| {
+        let payload = panic.payload();
+        let cause = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
+        let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
+        let cause = cause.unwrap_or_default();
+        eprintln!("error: rank {rank} on {}: {}{place}", host_name(), cause.lines().next().unwrap_or_default());
+        eprintln!("hint: this is a fault of ssdkd; please report it with this line and the command");
+        end_job(1)
+    }));
+    timings
+}
+
+/// Adds a JSON log in the run folder.
+pub fn write_json_to(path: &Path) -> io::Result<()> {
+    let file = File::options().create(true).append(true).open(path)?;
+    let _ = JSON.set(Mutex::new(file));
+    Ok(())
+}
+
+struct JsonLog;
+
+impl Write for JsonLog {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match JSON.get() {
+            // A log that cannot be written must not end a run.
+            Some(file) => Ok(file.lock().unwrap_or_else(PoisonError::into_inner).write(line).unwrap_or(line.len())),
+            None => Ok(line.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

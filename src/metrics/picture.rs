@@ -1,0 +1,57 @@
+//! Grids of small images.
+
+use crate::error::{Error, Result};
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use tch::{Kind, Tensor};
+
+/// Pixels between images.
+const GAP: usize = 2;
+/// Every pixel is shown this large, so that 32×32 images can be seen.
+const ZOOM: usize = 2;
+
+/// A grid of uint8 images `[c, h, w]` (one or three channels), row by row; `None` leaves a place empty. Returns PNG data and
+/// its size (width, height).
+pub fn write_grid(rows: &[Vec<Option<Tensor>>]) -> Result<(Vec<u8>, (u32, u32))> {
+    let size = rows.iter().flatten().flatten().next().map(Tensor::size).unwrap_or_else(|| vec![1, 1, 1]);
+    let (channels, h, w) = (size[0] as usize, size[1] as usize, size[2] as usize);
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(1);
+    let (cell_h, cell_w) = (h * ZOOM + GAP, w * ZOOM + GAP);
+    let (width, height) = (columns * cell_w + GAP, rows.len() * cell_h + GAP);
+    let mut pixels = vec![24u8; width * height * 3];
+    for (r, row) in rows.iter().enumerate() {
+        for (c, image) in row.iter().enumerate() {
+            let Some(image) = image else { continue };
+            let values = Vec::<u8>::try_from(image.to_kind(Kind::Uint8).flatten(0, -1)).unwrap_or_default();
+            for y in 0..h * ZOOM {
+                for x in 0..w * ZOOM {
+                    let to = ((r * cell_h + GAP + y) * width + c * cell_w + GAP + x) * 3;
+                    let from = |channel: usize| values[(channel * h + y / ZOOM) * w + x / ZOOM];
+                    for (channel, pixel) in pixels[to..to + 3].iter_mut().enumerate() {
+                        *pixel = from(channel.min(channels - 1));
+                    }
+                }
+            }
+        }
+    }
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png)
+        .write_image(&pixels, width as u32, height as u32, ExtendedColorType::Rgb8)
+        .map_err(|e| Error::refused(format!("cannot encode a picture: {e}")))?;
+    Ok((png, (width as u32, height as u32)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_shows_every_image_in_its_place() {
+        let grey = |v: i64| Some(Tensor::full([1, 2, 3], v, (Kind::Uint8, tch::Device::Cpu)));
+        let (png, (width, height)) = write_grid(&[vec![grey(10), None], vec![grey(30), grey(40)]]).unwrap();
+        let image = image::load_from_memory(&png).unwrap().to_rgb8();
+        assert_eq!((image.width(), image.height()), (width, height));
+        let (cell_w, cell_h) = (3 * ZOOM + GAP, 2 * ZOOM + GAP);
+        let at = |r: usize, c: usize| image.get_pixel((GAP + c * cell_w) as u32, (GAP + r * cell_h) as u32).0;
+        assert_eq!((at(0, 0), at(0, 1), at(1, 0), at(1, 1)), ([10; 3], [24; 3], [30; 3], [40; 3]));
+    }
+}

@@ -1,0 +1,79 @@
+//! `report.json`: what a run came to, for programs.
+
+use super::timings::Seconds;
+use serde::{Deserialize, Serialize};
+
+/// Scores of a network. Top-1 and top-5 are fractions in 0..1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NetworkScore {
+    /// Architecture.
+    pub model: String,
+    /// Share of test images classified rightly; for the student after the last round.
+    pub top1: f64,
+    /// Share of test images whose label is among the first five.
+    pub top5: f64,
+    /// Cross entropy on the test split.
+    pub loss: f64,
+    /// Largest top-1 of any evaluation. Chosen on the test split: quote `top1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top1_best: Option<f64>,
+}
+
+/// What is in the buffer at the end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BufferSummary {
+    /// Capacity over all ranks.
+    pub capacity: u64,
+    /// Samples (pixels) per category predicted by the teacher.
+    pub class_counts: Vec<u64>,
+    /// Samples by the teacher's confidence, in equal parts of 0..1.
+    pub confidence_counts: Vec<u64>,
+}
+
+/// Contents of `report.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Method.
+    pub method: String,
+    /// Data set.
+    pub dataset: String,
+    /// Names of the classes, where known.
+    pub class_names: Vec<String>,
+    /// Processes of the launch that finished the run.
+    pub ranks: usize,
+    /// Logical ranks.
+    pub logical_ranks: usize,
+    /// Threads per rank.
+    pub threads: usize,
+    /// Device and instruction set.
+    pub device: String,
+    /// The teacher, where the method has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<NetworkScore>,
+    /// The trained network.
+    pub student: NetworkScore,
+    /// Where the time went, on rank 0.
+    pub seconds: Seconds,
+    /// Images made.
+    pub samples_synthesised: u64,
+    /// Student steps done.
+    pub student_steps: u64,
+    /// Bytes rank 0 sent to other ranks.
+    pub bytes_sent: u64,
+    /// Rows rank 0 sent to other ranks, of all rows drawn.
+    pub rows_sent_away: u64,
+    /// The buffer, where the method has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer: Option<BufferSummary>,
+    /// Hash of the keys that change numbers.
+    pub config_hash: String,
+    /// Seed.
+    pub seed: u64,
+    /// Version and commit of ssdkd.
+    pub version: String,
+}
+
+/// Version and commit of this build.
+pub fn version() -> String {
+    format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("SSDKD_COMMIT"))
+}

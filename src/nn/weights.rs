@@ -1,0 +1,160 @@
+//! Weights files: safetensors in and out, PyTorch's `.pth`/`.pt` in.
+
+use super::pickle::{self, Dtype};
+use crate::error::{Error, Result};
+use crate::files;
+use safetensors::{SafeTensors, tensor::TensorView};
+use std::collections::HashMap;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// A state_dict read from a file, in the file's order, with the text a safetensors file carries along.
+pub struct WeightsFile {
+    /// Key and tensor.
+    pub tensors: Vec<(String, Tensor)>,
+    /// Free text by name; empty for PyTorch files.
+    pub metadata: HashMap<String, String>,
+}
+
+/// Reads a weights file; the format is told by its contents, not its name. Nothing in it is executed.
+///
+/// # Errors
+/// Names the file and what is wrong with it.
+pub fn read(path: &Path) -> Result<WeightsFile> {
+    let bytes = files::read(path)?;
+    if looks_like_safetensors(&bytes) {
+        return from_safetensors(&bytes).map_err(|problem| Error::file(path, problem));
+    }
+    let dict = pickle::read_torch_bytes(&bytes).and_then(pickle::state_dict).map_err(|e| Error::file(path, e.to_string()))?;
+    let tensors = dict.into_iter().map(|(key, raw)| (key, from_raw(&raw))).collect();
+    Ok(WeightsFile { tensors, metadata: HashMap::new() })
+}
+
+/// A safetensors file starts with the length of its JSON header, then `{`.
+fn looks_like_safetensors(bytes: &[u8]) -> bool {
+    bytes.len() > 9 && bytes[8] == b'{' && bytes.first_chunk::<8>().is_some_and(|n| u64::from_le_bytes(*n) < bytes.len() as u64)
+}
+
+/// Parses a safetensors file in memory.
+pub fn from_safetensors(bytes: &[u8]) -> std::result::Result<WeightsFile, String> {
+    let damaged = |e: safetensors::SafeTensorError| format!("damaged safetensors file ({e})");
+    let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+    let order = header.offset_keys();
+    let mut tensors = Vec::with_capacity(order.len());
+    for key in order {
+        let view = file.tensor(&key).map_err(damaged)?;
+        let kind = kind_of(view.dtype()).ok_or_else(|| format!("tensor `{key}` has type {:?}, which is not supported", view.dtype()))?;
+        let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
+        tensors.push((key, Tensor::from_data_size(view.data(), &shape, kind)));
+    }
+    Ok(WeightsFile { tensors, metadata: header.metadata().clone().unwrap_or_default() })
+}
+
+fn kind_of(dtype: safetensors::Dtype) -> Option<Kind> {
+    use safetensors::Dtype as D;
+    Some(match dtype {
+        D::F64 => Kind::Double,
+        D::F32 => Kind::Float,
+        D::F16 => Kind::Half,
+        D::BF16 => Kind::BFloat16,
+        D::I64 => Kind::Int64,
+        D::I32 => Kind::Int,
+        D::I16 => Kind::Int16,
+        D::I8 => Kind::Int8,
+        D::U8 => Kind::Uint8,
+        D::BOOL => Kind::Bool,
+        _ => return None,
+    })
+}
+
+fn dtype_of(kind: Kind) -> safetensors::Dtype {
+    use safetensors::Dtype as D;
+    match kind {
+        Kind::Double => D::F64,
+        Kind::Half => D::F16,
+        Kind::BFloat16 => D::BF16,
+        Kind::Int64 => D::I64,
+        Kind::Int => D::I32,
+        Kind::Int16 => D::I16,
+        Kind::Int8 => D::I8,
+        Kind::Uint8 => D::U8,
+        Kind::Bool => D::BOOL,
+        _ => D::F32,
+    }
+}
+
+fn from_raw(raw: &pickle::RawTensor) -> Tensor {
+    let kind = match raw.dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I8 => Kind::Int8,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::Bool => Kind::Bool,
+    };
+    let shape: Vec<i64> = raw.shape.iter().map(|&d| d as i64).collect();
+    Tensor::from_data_size(&raw.bytes, &shape, kind)
+}
+
+/// Tensors as safetensors, with free text beside them.
+pub fn to_safetensors(tensors: &[(String, Tensor)], metadata: &[(&str, String)]) -> Result<Vec<u8>> {
+    let held: Vec<(&String, Vec<usize>, safetensors::Dtype, Vec<u8>)> = tensors
+        .iter()
+        .map(|(key, tensor)| {
+            let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+            let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+            tensor.copy_data_u8(&mut bytes, tensor.numel());
+            (key, tensor.size().iter().map(|&d| d as usize).collect(), dtype_of(tensor.kind()), bytes)
+        })
+        .collect();
+    let failed = |e: safetensors::SafeTensorError| Error::refused(format!("cannot form a safetensors file: {e}"));
+    let views: Vec<(&str, TensorView<'_>)> = held
+        .iter()
+        .map(|(key, shape, dtype, bytes)| Ok((key.as_str(), TensorView::new(*dtype, shape.clone(), bytes).map_err(failed)?)))
+        .collect::<Result<_>>()?;
+    let metadata: HashMap<String, String> = metadata.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+    safetensors::serialize(views, Some(metadata)).map_err(failed)
+}
+
+/// Writes tensors as a safetensors file, durably.
+pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &[(&str, String)]) -> Result<()> {
+    files::write(path, &to_safetensors(tensors, metadata)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_survive_a_round_trip_with_their_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let tensors = vec![
+            ("w".to_owned(), crate::test_fill::fill(1, &[2, 3]).transpose(0, 1)),
+            ("n".to_owned(), Tensor::from(7i64)),
+            ("u".to_owned(), Tensor::from_slice(&[1u8, 2])),
+        ];
+        write(&path, &tensors, &[("model", "x".into())]).unwrap();
+        let back = read(&path).unwrap();
+        assert_eq!(back.metadata["model"], "x");
+        for (key, tensor) in &tensors {
+            let got = &back.tensors.iter().find(|(k, _)| k == key).unwrap().1;
+            assert!(got.equal(tensor) && got.kind() == tensor.kind(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let bytes = to_safetensors(&[("w".into(), Tensor::from_slice(&[1f32; 100]))], &[]).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
+        let text = read(&path).err().unwrap().to_string();
+        assert!(text.contains("a.safetensors: damaged safetensors file"), "{text}");
+    }
+}

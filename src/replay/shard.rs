@@ -1,0 +1,249 @@
+//! One logical rank's part of the buffer.
+
+use super::sum_tree::{Mass, SumTree};
+use crate::config::{DrawRule, ImageDtype, Replace, Replay};
+use crate::error::Result;
+use crate::inversion::Samples;
+use crate::losses::priority;
+use crate::nn::{Entries, Stateful};
+use crate::rng::Key;
+use tch::{Device, Kind, Tensor};
+
+/// What a shard knows of a sample besides its tensors.
+#[derive(Debug, Clone, PartialEq)]
+struct Slot {
+    id: u64,
+    delta: f64,
+    weight: f64,
+    confidence: f32,
+    class_counts: Vec<(u32, u32)>,
+}
+
+/// A bounded store of samples with a sum tree over their masses.
+pub struct Shard {
+    rule: Replay,
+    capacity: usize,
+    images_nchw: Tensor,
+    view_logits: Tensor,
+    slots: Vec<Slot>,
+    tree: SumTree,
+    next: usize,
+}
+
+/// Shapes of what a shard holds.
+#[derive(Debug, Clone)]
+pub struct SampleShape {
+    /// `[c, h, w]`.
+    pub image: Vec<i64>,
+    /// `[v, k, …]`.
+    pub view_logits: Vec<i64>,
+    /// Number of classes.
+    pub classes: usize,
+}
+
+impl Shard {
+    /// An empty shard of `capacity` slots.
+    pub fn new(rule: &Replay, capacity: usize, shape: &SampleShape, device: Device) -> Self {
+        let kind = match rule.image_dtype {
+            ImageDtype::Uint8 => Kind::Uint8,
+            ImageDtype::Float32 => Kind::Float,
+        };
+        let held = |inner: &[i64], kind| {
+            let size: Vec<i64> = std::iter::once(capacity as i64).chain(inner.iter().copied()).collect();
+            Tensor::zeros(size.as_slice(), (kind, device))
+        };
+        Self {
+            rule: rule.clone(),
+            capacity,
+            images_nchw: held(&shape.image, kind),
+            view_logits: held(&shape.view_logits, Kind::Float),
+            slots: Vec::with_capacity(capacity),
+            tree: SumTree::new(capacity),
+            next: 0,
+        }
+    }
+
+    /// Filled slots.
+    pub fn filled(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Sum of all masses.
+    pub fn total(&self) -> Mass {
+        self.tree.total()
+    }
+
+    /// Smallest mass of a filled slot.
+    pub fn smallest(&self) -> Mass {
+        self.tree.smallest(self.filled())
+    }
+
+    /// Adds to `counts_k` the samples (pixels) per predicted category.
+    pub fn count_classes(&self, counts_k: &mut [u64]) {
+        for (class, count) in self.slots.iter().flat_map(|s| &s.class_counts) {
+            counts_k[*class as usize] += u64::from(*count);
+        }
+    }
+
+    /// Adds to `bins` the samples by confidence: equal parts of [0, 1].
+    pub fn count_confidence(&self, bins: &mut [u64]) {
+        let last = bins.len() - 1;
+        for slot in &self.slots {
+            bins[((slot.confidence * bins.len() as f32) as usize).min(last)] += 1;
+        }
+    }
+
+    /// Takes new samples in; others leave by the configured rule when there is no room.
+    pub fn insert(&mut self, born: &Samples, key: &Key) -> Result<()> {
+        let places = self.places(born.delta.len(), key);
+        let mut changes = Vec::with_capacity(places.len());
+        for (at, &place) in places.iter().enumerate() {
+            let slot = Slot {
+                id: born.first_id + at as u64,
+                delta: born.delta[at],
+                weight: 1.0,
+                confidence: born.confidence[at],
+                class_counts: born.class_counts[at].clone(),
+            };
+            changes.push((place, self.mass_of(slot.delta, slot.id)?));
+            if place < self.slots.len() { self.slots[place] = slot } else { self.slots.push(slot) }
+        }
+        let index = Tensor::from_slice(&places.iter().map(|&p| p as i64).collect::<Vec<_>>()).to_device(self.images_nchw.device());
+        tch::no_grad(|| {
+            let _ = self.images_nchw.index_copy_(0, &index, &born.images_bchw);
+            let _ = self.view_logits.index_copy_(0, &index, &born.view_logits);
+        });
+        self.tree.set(&changes)
+    }
+
+    /// Slots for `count` new samples: empty ones first, then those of samples that leave.
+    fn places(&mut self, count: usize, key: &Key) -> Vec<usize> {
+        let filled = self.slots.len();
+        let empty = (filled..self.capacity).take(count);
+        let missing = count - empty.len();
+        let leaving: Vec<usize> = match self.rule.replace {
+            Replace::Fifo => (0..missing).map(|i| (self.next + i) % self.capacity).collect(),
+            Replace::Random => key.permutation(filled).into_iter().take(missing).map(|i| i as usize).collect(),
+            Replace::LowestPriority => {
+                let mut order: Vec<usize> = (0..filled).collect();
+                order.sort_by_key(|&i| (self.tree.mass(i), self.slots[i].id));
+                order.truncate(missing);
+                order
+            }
+        };
+        self.next = (self.next + missing) % self.capacity;
+        empty.chain(leaving).collect()
+    }
+
+    fn mass_of(&self, delta: f64, id: u64) -> Result<Mass> {
+        let alpha = match self.rule.draw {
+            DrawRule::Priority => self.rule.alpha,
+            DrawRule::Uniform => 0.0,
+        };
+        // 0⁰ is 1 in powf; with ε = 0 a sample of δ = 0 has mass 0 unless all are equally likely.
+        Mass::of_priority(priority(delta, self.rule.epsilon, alpha), id)
+    }
+
+    /// Slots that hold ascending `targets` (local: below this shard's total, or slot numbers when `uniform`).
+    pub fn find(&self, targets: &[u64], uniform: bool) -> Vec<usize> {
+        if uniform {
+            return targets.iter().map(|&t| t as usize).collect();
+        }
+        let mut slots = Vec::with_capacity(targets.len());
+        self.tree.find(targets, &mut slots);
+        slots
+    }
+
+    /// Mass of a slot.
+    pub fn mass(&self, slot: usize) -> Mass {
+        self.tree.mass(slot)
+    }
+
+    /// Id of the sample in a slot.
+    pub fn id(&self, slot: usize) -> u64 {
+        self.slots[slot].id
+    }
+
+    /// Images of these slots, `[b, c, h, w]`.
+    pub fn images(&self, slots: &[i64]) -> Tensor {
+        self.images_nchw.index_select(0, &Tensor::from_slice(slots).to_device(self.images_nchw.device()))
+    }
+
+    /// The teacher's logits of one stored view of each of these slots, `[b, k, …]`.
+    pub fn view_logits(&self, slots: &[i64], views: &[i64]) -> Tensor {
+        let stored = self.view_logits.size()[1];
+        let flat: Vec<i64> = slots.iter().zip(views).map(|(slot, view)| slot * stored + view).collect();
+        let index = Tensor::from_slice(&flat).to_device(self.view_logits.device());
+        self.view_logits.flatten(0, 1).index_select(0, &index)
+    }
+
+    /// Stores δ = w·KL of drawn slots, in batch order: of several for one slot the last one stands (SSD-KD Eq. 5).
+    pub fn write_back(&mut self, drawn: &[(usize, f64)], kl: &[f64]) -> Result<()> {
+        let mut changes = Vec::with_capacity(drawn.len());
+        for (&(slot, weight), &kl) in drawn.iter().zip(kl) {
+            let delta = weight * kl;
+            changes.push((slot, self.mass_of(delta, self.slots[slot].id)?));
+            self.slots[slot].delta = delta;
+            self.slots[slot].weight = weight;
+        }
+        self.tree.set(&changes)
+    }
+
+    /// Images and categories of the newest samples, at most `count` a category: for pictures.
+    pub fn newest(&self, count: usize, classes: usize) -> Vec<(u32, Tensor)> {
+        let mut order: Vec<usize> = (0..self.filled()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(self.slots[i].id));
+        let mut taken = vec![0; classes];
+        let mut out = Vec::new();
+        for slot in order {
+            let Some((class, _)) = self.slots[slot].class_counts.iter().max_by_key(|(_, n)| *n) else { continue };
+            if taken[*class as usize] < count {
+                taken[*class as usize] += 1;
+                out.push((*class, self.images_nchw.get(slot as i64)));
+            }
+        }
+        out
+    }
+}
+
+impl Stateful for Shard {
+    fn save(&self, into: &mut Entries) {
+        let filled = self.filled() as i64;
+        into.tensor("images", &self.images_nchw.narrow(0, 0, filled));
+        into.tensor("view_logits", &self.view_logits.narrow(0, 0, filled));
+        into.numbers("ids", &self.slots.iter().map(|s| s.id).collect::<Vec<_>>());
+        let f64s = |of: fn(&Slot) -> f64| Tensor::from_slice(&self.slots.iter().map(of).collect::<Vec<_>>());
+        into.tensor("deltas", &f64s(|s| s.delta));
+        into.tensor("weights", &f64s(|s| s.weight));
+        into.tensor("confidences", &Tensor::from_slice(&self.slots.iter().map(|s| s.confidence).collect::<Vec<_>>()));
+        let counts =
+            self.slots.iter().enumerate().flat_map(|(i, s)| s.class_counts.iter().flat_map(move |c| [i as u64, c.0.into(), c.1.into()]));
+        into.numbers("class_counts", &counts.collect::<Vec<_>>());
+        into.numbers("masses", &(0..self.filled()).map(|i| self.tree.mass(i).0).collect::<Vec<_>>());
+        into.number("next", self.next as u64);
+    }
+
+    fn load(&mut self, from: &Entries) -> Result<()> {
+        let ids = from.read_numbers("ids")?;
+        let filled = ids.len() as i64;
+        from.copy_tensor("images", &self.images_nchw.narrow(0, 0, filled))?;
+        from.copy_tensor("view_logits", &self.view_logits.narrow(0, 0, filled))?;
+        let floats = |name: &str| -> Result<Vec<f64>> { Ok(from.read(name)?.to_kind(Kind::Double).try_into().unwrap_or_default()) };
+        let (deltas, weights, confidences) = (floats("deltas")?, floats("weights")?, floats("confidences")?);
+        let slot = |(i, id): (usize, u64)| Slot {
+            id,
+            delta: deltas[i],
+            weight: weights[i],
+            confidence: confidences[i] as f32,
+            class_counts: Vec::new(),
+        };
+        self.slots = ids.into_iter().enumerate().map(slot).collect();
+        for triple in from.read_numbers("class_counts")?.chunks_exact(3) {
+            self.slots[triple[0] as usize].class_counts.push((triple[1] as u32, triple[2] as u32));
+        }
+        self.tree = SumTree::new(self.capacity);
+        self.tree.set(&from.read_numbers("masses")?.into_iter().map(Mass).enumerate().collect::<Vec<_>>())?;
+        self.next = from.read_number("next")? as usize;
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! The training loop: rounds, what is written after each, and how a run ends.
+
+mod guard;
+mod state;
+mod step;
+
+pub use guard::{Guard, Verdict};
+pub use state::{Cursor, Run};
+pub use step::round;
+
+use crate::data::to_bytes;
+use crate::error::{Error, Result};
+use crate::eval::{self, Score};
+use crate::files;
+use crate::metrics::{BufferSummary, NetworkScore, Progress, RoundRecord, Sinks, Summary, TimingRecord, Timings, version, write_grid};
+use crate::nn::weights;
+use crate::parallel::{World, comm};
+use std::path::{Path, PathBuf};
+use tch::{Kind, Tensor};
+
+/// Synthetic images of one category in a picture.
+const PICTURE_COLUMNS: usize = 12;
+/// Bars of the confidence histogram.
+const CONFIDENCE_BINS: usize = 20;
+
+/// Where a run writes. Files and screen belong to the leading rank.
+pub struct Outlet {
+    folder: PathBuf,
+    sinks: Option<Sinks>,
+    progress: Option<Progress>,
+    timings: Timings,
+}
+
+impl Outlet {
+    /// Opens the files of a run folder. A collective.
+    pub fn open(folder: &Path, run: &Run, world: &World, timings: Timings) -> Result<Self> {
+        let sinks = if world.leads() { Sinks::open(folder).map(Some) } else { Ok(None) };
+        Ok(Self {
+            sinks: world.agree(sinks)?,
+            progress: world.leads().then(|| Progress::new(run.config.train.rounds, run.cursor.round())),
+            folder: folder.to_path_buf(),
+            timings,
+        })
+    }
+}
+
+/// Runs all rounds and writes the results. A collective.
+pub fn train(run: &mut Run, world: &World, outlet: &mut Outlet) -> Result<Summary> {
+    let teacher_score = run.evaluate_teacher(world)?;
+    let (mut last, mut best) = (None, None::<f64>);
+    while !run.finished() {
+        let record = step::round(run, world)?;
+        after_round(run, world, outlet, &record)?;
+        if let Some(top1) = record.student_top1 {
+            (last, best) = (Some(record), Some(best.map_or(top1, |b| b.max(top1))));
+        }
+    }
+    if let Some(progress) = &outlet.progress {
+        progress.finish();
+    }
+    let score = last.map(|r| (r.student_top1, r.student_top5, r.student_loss));
+    let (top1, top5, loss) = score.unwrap_or_default();
+    let student = NetworkScore {
+        model: run.trained_model().into(),
+        top1: top1.unwrap_or_default(),
+        top5: top5.unwrap_or_default(),
+        loss: loss.unwrap_or_default(),
+        top1_best: best,
+    };
+    finish(run, world, outlet, teacher_score, student)
+}
+
+/// Files, picture and screen after a round; a failure on the leading rank ends all of them.
+fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundRecord) -> Result<()> {
+    let every = run.config.train.picture_every_rounds;
+    let last = record.round + 1 == run.config.train.rounds;
+    let picture = if every > 0 && (last || record.round % every == 0) { gather_picture(run, world)? } else { None };
+    let written = outlet.sinks.as_mut().map_or(Ok(()), |sinks| {
+        let timing = TimingRecord::new(record.round, &outlet.timings.seconds(), world.meter().total_bytes(), run.rows_sent_away);
+        sinks.write(record, &timing)?;
+        if let Some(rows) = picture {
+            let (png, size) = write_grid(&rows)?;
+            files::write(&outlet.folder.join(format!("pictures/round-{:05}.png", record.round)), &png)?;
+            sinks.picture("synthetic images", &png, size, record.round)?;
+        }
+        Ok(())
+    });
+    world.agree(written)?;
+    if let Some(progress) = &mut outlet.progress {
+        progress.show(record, record.student_step * run.batch_size() as u64 + record.samples_synthesised);
+    }
+    tracing::info!(
+        round = record.round,
+        student_step = record.student_step,
+        loss_statistics = record.loss_statistics,
+        loss_task = record.loss_task,
+        loss_student = record.loss_student,
+        buffer = record.buffer_filled,
+        top1 = record.student_top1,
+        "round"
+    );
+    Ok(())
+}
+
+/// The newest images of every category, a row each, on the leading rank. A collective.
+fn gather_picture(run: &Run, world: &World) -> Result<Option<Vec<Vec<Option<Tensor>>>>> {
+    let Some(replay) = run.memory.replay() else { return Ok(None) };
+    let classes = run.facts.classes as usize;
+    let shape = [run.facts.channels, run.facts.size[0], run.facts.size[1]];
+    let pixels = shape.iter().product::<i64>() as usize;
+    let mut mine = Vec::new();
+    for rank in world.hosted() {
+        for (class, image) in replay.shard(rank).newest(PICTURE_COLUMNS, classes) {
+            mine.extend(class.to_le_bytes());
+            let bytes = if image.kind() == Kind::Uint8 { image } else { to_bytes(&image) };
+            mine.extend(Vec::<u8>::try_from(bytes.flatten(0, -1)).unwrap_or_default());
+        }
+    }
+    let all = comm::all_gather_varied(world.comm(), &mine)?.concat();
+    if !world.leads() {
+        return Ok(None);
+    }
+    // More than 20 rows make no readable picture.
+    let mut rows: Vec<Vec<Option<Tensor>>> = std::iter::repeat_with(Vec::new).take(classes.min(20)).collect();
+    for entry in all.chunks_exact(4 + pixels) {
+        let class = u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) as usize;
+        if let Some(row) = rows.get_mut(class).filter(|row| row.len() < PICTURE_COLUMNS) {
+            row.push(Some(Tensor::from_data_size(&entry[4..], &shape, Kind::Uint8)));
+        }
+    }
+    rows.iter_mut().for_each(|row| row.resize_with(PICTURE_COLUMNS, || None));
+    Ok(Some(rows))
+}
+
+/// The student, and `report.json`. A collective.
+fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<Score>, student: NetworkScore) -> Result<Summary> {
+    let class_counts = run.class_counts(world)?;
+    let buffer = match run.memory.replay() {
+        Some(replay) => Some(BufferSummary {
+            capacity: run.config.replay.capacity as u64,
+            confidence_counts: replay.confidence_counts(world, CONFIDENCE_BINS)?,
+            class_counts,
+        }),
+        None => None,
+    };
+    let summary = Summary {
+        method: run.method.name.into(),
+        dataset: run.config.dataset.name().into(),
+        class_names: run.facts.class_names.iter().map(|n| (*n).to_owned()).collect(),
+        ranks: world.layout().ranks(),
+        logical_ranks: world.layout().logical_ranks(),
+        threads: tch::get_num_threads() as usize,
+        device: format!("{:?} {}", world.device(), crate::nn::shim::cpu_capability()),
+        teacher: teacher.map(|s| NetworkScore {
+            model: run.config.teacher.model.clone(),
+            top1: s.counts.top1(),
+            top5: s.counts.top5(),
+            loss: s.loss,
+            top1_best: None,
+        }),
+        student,
+        seconds: outlet.timings.seconds(),
+        samples_synthesised: run.samples_synthesised(),
+        student_steps: run.cursor.student_steps(),
+        bytes_sent: world.meter().total_bytes(),
+        rows_sent_away: run.rows_sent_away,
+        buffer,
+        config_hash: run.plan.config_hash.clone(),
+        seed: run.config.seed,
+        version: version(),
+    };
+    let written = if world.leads() { write_results(run, outlet, &summary) } else { Ok(()) };
+    world.agree(written)?;
+    Ok(summary)
+}
+
+fn write_results(run: &Run, outlet: &Outlet, summary: &Summary) -> Result<()> {
+    let metadata = run.facts.metadata(run.trained_model(), &summary.dataset);
+    weights::write(&outlet.folder.join(run.trained_file()), &run.student.state().state_dict(), &metadata)?;
+    let text = serde_json::to_string_pretty(summary).map_err(|e| Error::refused(e.to_string()))?;
+    files::write(&outlet.folder.join("report.json"), text.as_bytes())
+}
+
+impl Run {
+    fn evaluate_teacher(&self, world: &World) -> Result<Option<Score>> {
+        let Some(teacher) = &self.teacher else { return Ok(None) };
+        eval::evaluate(world, teacher.parts(), &self.normalise, &self.test, self.config.eval.batch_size).map(Some)
+    }
+}

@@ -1,0 +1,334 @@
+//! Everything a run is made of, and what each part of a round does to it.
+
+use super::guard::{Guard, Verdict};
+use crate::config::{Config, Plan};
+use crate::data::{self, Dataset, Facts, Normalise, Split};
+use crate::distill::{Student, learning_rate};
+use crate::error::Result;
+use crate::eval::{self, Score};
+use crate::inversion::{self, Batch, Call, MetaGenerator, Networks, Samples, Settings};
+use crate::layout::LogicalRank;
+use crate::losses::StatisticsAverage;
+use crate::methods::{self, Method};
+use crate::metrics::RoundRecord;
+use crate::models::{self, Shape};
+use crate::nn::State;
+use crate::parallel::{PerRank, World};
+use crate::replay::{Memory, RealData, Replay, SampleShape};
+use crate::rng::Purpose;
+use crate::teacher::Teacher;
+use tch::{Kind, Tensor};
+
+/// A training run as one process holds it.
+pub struct Run {
+    /// Merged configuration.
+    pub config: Config,
+    /// Derived numbers.
+    pub plan: Plan,
+    /// How the student is trained.
+    pub method: Method,
+    /// The data set's facts.
+    pub facts: Facts,
+    /// Its normalisation.
+    pub normalise: Normalise,
+    /// The frozen teacher, where the method has one.
+    pub teacher: Option<Teacher>,
+    /// The network in training.
+    pub student: Student,
+    /// The shared generator, where the method has one.
+    pub generator: Option<MetaGenerator>,
+    /// Statistics averages, one per logical rank, never reduced.
+    pub averages: PerRank<StatisticsAverage>,
+    /// Where rows come from.
+    pub memory: Memory,
+    /// The test split.
+    pub test: Dataset,
+    /// How far the run is.
+    pub cursor: Cursor,
+    /// Non-finite policy.
+    pub guard: Guard,
+    /// What this round has summed up so far.
+    pub sums: PerRank<RoundSums>,
+    /// Rows this process sent to others since the start.
+    pub rows_sent_away: u64,
+}
+
+/// Position of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    round: u64,
+    inverted: bool,
+    steps_left: u64,
+    student_steps: u64,
+}
+
+impl Cursor {
+    /// Round, from 0.
+    pub fn round(&self) -> u64 {
+        self.round
+    }
+
+    /// Student steps since the start.
+    pub fn student_steps(&self) -> u64 {
+        self.student_steps
+    }
+
+    pub(super) fn at_inversion(&self) -> bool {
+        !self.inverted
+    }
+
+    pub(super) fn inverted(&mut self, steps: u64) {
+        (self.inverted, self.steps_left) = (true, steps);
+    }
+
+    pub(super) fn in_round(&self) -> bool {
+        self.steps_left > 0
+    }
+
+    pub(super) fn stepped(&mut self) {
+        self.steps_left -= 1;
+        self.student_steps += 1;
+    }
+
+    pub(super) fn next_round(&mut self) {
+        self.round += 1;
+        self.inverted = false;
+    }
+}
+
+/// Sums over one round of one logical rank, where the tensors live: nothing is read back before the round ends.
+pub struct RoundSums {
+    /// Statistics, task, adversarial loss and φ of the last inner step.
+    terms: Tensor,
+    /// Weighted and unweighted loss over all rows.
+    losses: Tensor,
+}
+
+impl RoundSums {
+    fn new(device: tch::Device) -> Self {
+        let zeros = |n: i64| Tensor::zeros([n], (Kind::Double, device));
+        Self { terms: zeros(4), losses: zeros(2) }
+    }
+
+    pub(super) fn inverted(&mut self, terms: &Tensor) {
+        self.terms = terms.shallow_clone();
+    }
+
+    pub(super) fn distilled(&mut self, sums: &Tensor) {
+        let _ = self.losses.g_add_(sums);
+    }
+
+    fn bits(&self) -> [u64; 6] {
+        let values = Vec::<f64>::try_from(Tensor::cat(&[&self.terms, &self.losses], 0)).unwrap_or_default();
+        std::array::from_fn(|i| values.get(i).copied().unwrap_or_default().to_bits())
+    }
+}
+
+impl Run {
+    /// Builds everything a method needs. `teacher` is checked already; `real` is the training split, for methods that train on
+    /// it; the test split is read here.
+    pub fn new(config: Config, plan: Plan, method: Method, teacher: Option<Teacher>, real: Option<Dataset>, world: &World) -> Result<Self> {
+        let facts = data::facts(config.dataset);
+        let device = world.device();
+        let shape = Shape { channels: facts.channels, classes: facts.classes };
+        let source = data::source(config.dataset, config.data.dir.as_deref());
+        let network = models::build(&config.student.model, shape, "student.model")?;
+        let state = State::initialised(network.blueprint(), config.seed, Purpose::StudentInit, device);
+        let student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
+        let (memory, generator) = match real {
+            None => {
+                let image = vec![facts.channels, facts.size[0], facts.size[1]];
+                let view_logits = vec![config.distill.teacher_views as i64, facts.classes];
+                let shape = SampleShape { image, view_logits, classes: facts.classes as usize };
+                let replay = Replay::new(&config.replay, &config.distill, config.seed, shape, world);
+                (Memory::Replay(replay), Some(MetaGenerator::new(&config.generator, &facts, config.seed, device)?))
+            }
+            Some(data) => {
+                let real = RealData::new(data, config.seed, config.teach.view_shift, config.teach.flip);
+                (Memory::Real(real), None)
+            }
+        };
+        let channels = teacher.as_ref().map_or(0, Teacher::batch_norm_channels);
+        Ok(Self {
+            averages: PerRank::build(world.hosted(), |_| StatisticsAverage::new(config.inversion.statistics_momentum, channels, device)),
+            sums: PerRank::build(world.hosted(), |_| RoundSums::new(device)),
+            normalise: Normalise::new(&facts, device),
+            test: source.read(Split::Test)?,
+            guard: Guard::new(config.train.max_nonfinite_steps),
+            cursor: Cursor::default(),
+            rows_sent_away: 0,
+            teacher,
+            student,
+            generator,
+            memory,
+            facts,
+            config,
+            plan,
+            method,
+        })
+    }
+
+    /// Architecture of the network in training.
+    pub fn trained_model(&self) -> &str {
+        &self.config.student.model
+    }
+
+    /// Name of the file it is written to.
+    pub fn trained_file(&self) -> &'static str {
+        match self.method.memory {
+            methods::Memory::Replay => "student.safetensors",
+            methods::Memory::RealData => "teacher.safetensors",
+        }
+    }
+
+    /// Rows of a student step, over all ranks.
+    pub fn batch_size(&self) -> usize {
+        self.config.distill.batch_size
+    }
+
+    /// Whether all rounds are done.
+    pub fn finished(&self) -> bool {
+        self.cursor.round >= self.config.train.rounds
+    }
+
+    /// Whether rounds begin with an inversion.
+    pub(super) fn synthesises(&self) -> bool {
+        self.generator.is_some()
+    }
+
+    fn past_warmup(&self) -> bool {
+        self.cursor.round >= self.config.train.warmup_rounds
+    }
+
+    pub(super) fn steps_this_round(&self) -> u64 {
+        if self.past_warmup() { self.plan.steps_per_round } else { 0 }
+    }
+
+    /// Images made since the start, over all ranks.
+    pub fn samples_synthesised(&self) -> u64 {
+        if self.generator.is_none() {
+            return 0;
+        }
+        (self.cursor.round + u64::from(self.cursor.inverted)) * self.plan.images_per_round as u64
+    }
+
+    /// Learning rate of this round.
+    pub fn lr(&self) -> f64 {
+        learning_rate(&self.config.student, &self.config.train, self.cursor.round)
+    }
+
+    /// Buffered samples per predicted category. A collective.
+    pub fn class_counts(&self, world: &World) -> Result<Vec<u64>> {
+        self.memory.replay().map_or_else(|| Ok(Vec::new()), |replay| replay.class_counts(world))
+    }
+
+    pub(super) fn reset_generator_when_due(&mut self) {
+        let (k, train) = (&self.config.inversion, &self.config.train);
+        // Counted in synthesis calls from 1, as the reference counts them.
+        let due = k.reset_after_rounds > 0 && self.cursor.round + 1 == train.warmup_rounds + k.reset_after_rounds;
+        if let (true, Some(generator)) = (due, &self.generator) {
+            generator.reset_first_layers(self.config.seed, self.cursor.round);
+        }
+    }
+
+    /// One synthesis call for one hosted logical rank.
+    pub(super) fn synthesise(&mut self, rank: LogicalRank, class_counts_k: &[u64]) -> Result<Batch> {
+        let (Some(teacher), Some(generator)) = (&self.teacher, &mut self.generator) else {
+            unreachable!("methods that synthesise have a teacher and a generator");
+        };
+        let config = &self.config;
+        let settings = Settings {
+            inversion: config.inversion.clone(),
+            phi: config.phi.clone(),
+            distill: config.distill.clone(),
+            image_dtype: config.replay.image_dtype,
+            seed: config.seed,
+            classes: self.facts.classes,
+        };
+        let call = Call {
+            round: self.cursor.round,
+            rank,
+            adversarial: self.cursor.round >= config.train.warmup_rounds,
+            class_counts_k,
+            first_id: self.cursor.round * self.plan.images_per_round as u64 + (rank.0 * config.inversion.batch_size) as u64,
+        };
+        let networks = Networks { teacher, student: self.student.frozen(), normalise: &self.normalise };
+        inversion::invert(&settings, &networks, generator, self.averages.get_mut(rank), &call)
+    }
+
+    pub(super) fn update_generator(&mut self, meta_gradient: &Tensor, verdict: Verdict) -> Result<()> {
+        match (verdict, &mut self.generator) {
+            (Verdict::Apply, Some(generator)) => generator.apply(meta_gradient, self.plan.layout.logical_ranks(), &self.config.inversion),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn insert(&mut self, born: PerRank<Samples>, verdict: Verdict) -> Result<()> {
+        match (verdict, self.memory.replay_mut()) {
+            (Verdict::Apply, Some(replay)) => replay.insert(born, self.cursor.round),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn update_student(&mut self, payload: &Tensor, verdict: Verdict) -> Result<()> {
+        let lr = self.lr();
+        match verdict {
+            Verdict::Apply => self.student.apply(payload, self.plan.layout.logical_ranks(), lr),
+            Verdict::Refuse => {
+                self.student.forget_slice();
+                Ok(())
+            }
+        }
+    }
+
+    /// Score of the student on the test split. A collective.
+    pub fn evaluate_student(&self, world: &World) -> Result<Score> {
+        eval::evaluate(world, self.student.frozen(), &self.normalise, &self.test, self.config.eval.batch_size)
+    }
+
+    /// Closes the round: sums of all logical ranks in their order, and a score when one is due. A collective.
+    pub(super) fn record(&mut self, world: &World) -> Result<RoundRecord> {
+        let mine = PerRank::build(world.hosted(), |rank| self.sums.get(rank).bits());
+        let all: Vec<[f64; 6]> = world.gather(&mine)?.into_iter().map(|bits| bits.map(f64::from_bits)).collect();
+        for rank in world.hosted() {
+            *self.sums.get_mut(rank) = RoundSums::new(world.device());
+        }
+        let sum = |i: usize| all.iter().map(|v| v[i]).sum::<f64>();
+        let mean_over_ranks = |i: usize| self.synthesises().then(|| sum(i) / all.len() as f64);
+        let rows = (self.steps_this_round() as usize * self.batch_size()) as f64;
+        let mean_over_rows = |i: usize| (rows > 0.0).then(|| sum(i) / rows);
+        let counts = self.class_counts(world)?;
+        let round = self.cursor.round;
+        let last = round + 1 == self.config.train.rounds;
+        let due = self.past_warmup() && (last || (round + 1).is_multiple_of(self.config.train.eval_every_rounds));
+        let score = if due { Some(self.evaluate_student(world)?) } else { None };
+        Ok(RoundRecord {
+            round,
+            student_step: self.cursor.student_steps,
+            samples_synthesised: self.samples_synthesised(),
+            lr: self.lr(),
+            loss_statistics: mean_over_ranks(0),
+            loss_task: mean_over_ranks(1),
+            loss_adversarial: mean_over_ranks(2),
+            phi: mean_over_ranks(3),
+            loss_student: mean_over_rows(4),
+            loss_unweighted: mean_over_rows(5),
+            buffer_filled: counts.iter().sum(),
+            buffer_class_balance: balance(&counts),
+            student_top1: score.map(|s| s.counts.top1()),
+            student_top5: score.map(|s| s.counts.top5()),
+            student_loss: score.map(|s| s.loss),
+        })
+    }
+}
+
+/// Entropy of a histogram over its largest possible value: 1 when all categories are equally frequent.
+fn balance(counts: &[u64]) -> Option<f64> {
+    let total: u64 = counts.iter().sum();
+    if total == 0 || counts.len() < 2 {
+        return None;
+    }
+    let share = |&n: &u64| n as f64 / total as f64;
+    let entropy: f64 = counts.iter().map(share).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+    Some(entropy / (counts.len() as f64).ln())
+}

@@ -1,0 +1,67 @@
+//! One round, top to bottom.
+
+use super::guard::Verdict;
+use super::state::Run;
+use crate::distill;
+use crate::error::Result;
+use crate::metrics::RoundRecord;
+use crate::parallel::{PerRank, TreeSum, World};
+
+/// Inverts once, then distils `plan.steps_per_round` times. Called by every rank; calls that take `world` are collectives.
+pub fn round(run: &mut Run, world: &World) -> Result<RoundRecord> {
+    if run.cursor.at_inversion() {
+        invert(run, world)?;
+        run.cursor.inverted(run.steps_this_round());
+    }
+    while run.cursor.in_round() {
+        distil(run, world)?;
+        run.cursor.stepped();
+    }
+    let record = run.record(world)?;
+    run.cursor.next_round();
+    Ok(record)
+}
+
+/// Every logical rank makes a batch of images on its own copy of the generator; the shared generator takes one meta step.
+fn invert(run: &mut Run, world: &World) -> Result<()> {
+    if !run.synthesises() {
+        return Ok(());
+    }
+    let class_counts_k = run.class_counts(world)?;
+    run.reset_generator_when_due();
+    let (mut meta_gradient, mut born) = (TreeSum::new(*world.layout()), PerRank::default());
+    for rank in world.hosted() {
+        let _span = tracing::debug_span!("inversion").entered();
+        let batch = run.synthesise(rank, &class_counts_k)?;
+        meta_gradient.add(rank, batch.meta_gradient);
+        run.sums.get_mut(rank).inverted(&batch.terms);
+        born.set(rank, batch.samples);
+    }
+    let meta_gradient = world.reduce(meta_gradient)?;
+    let verdict = run.guard.judge("the generator's gradient", &meta_gradient, run.cursor.student_steps())?;
+    run.update_generator(&meta_gradient, verdict)?;
+    run.insert(born, verdict)
+}
+
+/// One student step on a global draw.
+fn distil(run: &mut Run, world: &World) -> Result<()> {
+    let (batch, criterion) = (run.batch_size(), run.method.criterion);
+    let draw = run.memory.draw(world, batch, run.cursor.student_steps())?;
+    let (mut payload, mut loss) = (TreeSum::new(*world.layout()), PerRank::default());
+    for rank in world.hosted() {
+        let _span = tracing::debug_span!("distillation").entered();
+        let rows = draw.rows.get(rank);
+        let out = distill::backward(&mut run.student, run.teacher.as_ref(), &run.normalise, rows, criterion, batch);
+        payload.add(rank, out.payload);
+        run.sums.get_mut(rank).distilled(&out.sums);
+        loss.set(rank, out.loss_b);
+    }
+    let payload = world.reduce(payload)?;
+    let verdict = run.guard.judge("the student's gradient", &payload, run.cursor.student_steps())?;
+    run.update_student(&payload, verdict)?;
+    if verdict == Verdict::Apply {
+        run.memory.write_back(world, &draw, &loss)?;
+    }
+    run.rows_sent_away += draw.rows_sent_away as u64;
+    Ok(())
+}

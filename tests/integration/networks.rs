@@ -1,0 +1,145 @@
+//! Networks equal the published PyTorch ones: state_dict keys, shapes and order; logits, features, statistics loss and
+//! running statistics of the deterministic fill, against golden values.
+
+use crate::fill::{fill, fill_f64};
+use serde_json::Value;
+use ssdkd::losses::StatisticsAverage;
+use ssdkd::models::{self, Generator, GeneratorShape, Network, Shape};
+use ssdkd::nn::{Blueprint, Pass, State};
+use ssdkd::teacher::Teacher;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn json(path: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(golden().join(path)).unwrap()).unwrap()
+}
+
+/// Keys and shapes in order, against the list made by instantiating the PyTorch module.
+fn assert_state_dict(blueprint: &Blueprint, name: &str) {
+    let want: Vec<(String, Vec<i64>)> = serde_json::from_value(json(&format!("state_dicts/{name}.json"))).unwrap();
+    let got: Vec<(String, Vec<i64>)> = blueprint.entries().iter().map(|e| (e.key.clone(), e.shape.clone())).collect();
+    assert_eq!(got, want, "{name}");
+}
+
+/// The deterministic fill: entry i of the state_dict from v(i, ·), scaled by what the entry is.
+fn filled(blueprint: &std::rc::Rc<Blueprint>) -> (State, f64) {
+    let state = State::empty(blueprint, Device::Cpu);
+    let mut sum = 0.0;
+    let dict: Vec<(String, Tensor)> = blueprint
+        .entries()
+        .iter()
+        .enumerate()
+        .map(|(i, entry)| {
+            let v = || fill_f64(i as u64, &entry.shape);
+            let fan_in: i64 = entry.shape.iter().skip(1).product();
+            let value = match entry.key.rsplit('.').next().unwrap() {
+                "num_batches_tracked" => return (entry.key.clone(), Tensor::from(0i64)),
+                "running_mean" | "bias" => v() * 0.1,
+                "running_var" => v() * 0.5 + 1.0,
+                "weight" if entry.shape.len() == 1 => v() * 0.2 + 1.0,
+                _ => v() * (3.0 / fan_in as f64).sqrt(),
+            };
+            sum += value.to_kind(Kind::Float).sum(Kind::Double).double_value(&[]);
+            (entry.key.clone(), value.to_kind(Kind::Float))
+        })
+        .collect();
+    state.load_state_dict(&dict, Path::new("the fill")).unwrap();
+    (state, sum)
+}
+
+/// Golden values have six digits; f32 arithmetic in another order may differ by a few 1e-6 of the scale.
+fn close(what: &str, got: f64, want: f64, scale: f64) {
+    assert!((got - want).abs() <= 1e-5 * scale.abs().max(want.abs()), "{what}: {got} instead of {want}");
+}
+
+fn input(shape: &[i64]) -> Tensor {
+    fill(1_000_000, shape) * 2.0
+}
+
+fn check_classifier(name: &str, want: &Value) {
+    let (model, classes) = name.split_once('-').unwrap();
+    let shape = Shape { channels: 3, classes: classes.parse().unwrap() };
+    let network = models::build(model, shape, "model").unwrap();
+    assert_state_dict(network.blueprint(), name);
+    let (state, sum) = filled(network.blueprint());
+    let number = |i: usize| want[i].as_f64().unwrap();
+    close(&format!("{name} fill"), sum, number(0), sum);
+
+    let images = input(&[4, 3, 32, 32]);
+    let out = tch::no_grad(|| network.forward(&state, &images, &mut Pass::eval()));
+    let scale = out.logits.abs().max().double_value(&[]);
+    for c in 0..3 {
+        close(&format!("{name} logit {c}"), out.logits.double_value(&[0, c]), want[1][c as usize].as_f64().unwrap(), scale);
+    }
+    close(&format!("{name} last logit"), out.logits.double_value(&[3, shape.classes - 1]), number(2), scale);
+    close(&format!("{name} mean abs"), out.logits.abs().mean(Kind::Double).double_value(&[]), number(3), 0.0);
+    close(&format!("{name} features"), out.features_bd.norm().double_value(&[]), number(4), 0.0);
+
+    let train_state = State::empty(network.blueprint(), Device::Cpu);
+    train_state.copy_from(&state);
+    let train = tch::no_grad(|| network.forward(&train_state, &images, &mut Pass::train()).logits);
+    for c in 0..3 {
+        close(&format!("{name} train logit {c}"), train.double_value(&[0, c]), want[6][c as usize].as_f64().unwrap(), scale);
+    }
+    let sums = |i: usize| -> f64 {
+        let of = |(mean, var): &(Tensor, Tensor)| if i == 0 { mean.sum(Kind::Double) } else { var.sum(Kind::Double) }.double_value(&[]);
+        train_state.running_statistics().iter().map(of).sum()
+    };
+    let channels = network.blueprint().batch_norm_channels().iter().sum::<i64>() as f64;
+    close(&format!("{name} running means"), sums(0), number(7), channels.sqrt());
+    close(&format!("{name} running variances"), sums(1), number(8), 0.0);
+
+    let teacher = Teacher::new(network, state);
+    let (_, taps) = teacher.tapped(&images);
+    let gap = teacher.statistics_gap(&taps, &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu));
+    close(&format!("{name} statistics loss"), gap.double_value(&[]), number(5), 0.0);
+}
+
+#[test]
+fn classifiers_equal_the_published_ones() {
+    let golden = json("networks.json");
+    let classifiers = golden["classifiers"].as_object().unwrap();
+    assert_eq!(classifiers.len(), 14);
+    for (name, want) in classifiers {
+        check_classifier(name, want);
+    }
+}
+
+#[test]
+fn generators_equal_the_published_ones() {
+    let golden = json("networks.json");
+    for (name, want) in golden["generators"].as_object().unwrap() {
+        let latent = name.rsplit("nz").next().unwrap().parse().unwrap();
+        let shape = GeneratorShape { latent, filters: 64, size: [32, 32], channels: 3, large: name.starts_with("large") };
+        let generator = Generator::new(shape);
+        assert_state_dict(generator.blueprint(), name);
+        let (state, sum) = filled(generator.blueprint());
+        close(&format!("{name} fill"), sum, want[0].as_f64().unwrap(), sum);
+        for (pass, at) in [(Pass::eval(), 1), (Pass::train(), 4)] {
+            let mut pass = pass;
+            let images = tch::no_grad(|| generator.forward(&state, &input(&[4, latent]), &mut pass));
+            for c in 0..3 {
+                close(&format!("{name} pixel"), images.double_value(&[0, c, 0, 0]), want[at][c as usize].as_f64().unwrap(), 1.0);
+            }
+            close(&format!("{name} last"), images.double_value(&[3, 2, 31, 31]), want[at + 1].as_f64().unwrap(), 1.0);
+            close(&format!("{name} mean"), images.mean(Kind::Double).double_value(&[]), want[at + 2].as_f64().unwrap(), 1.0);
+        }
+    }
+}
+
+/// Other class counts, channels and image sizes: nothing is fixed in code.
+#[test]
+fn sizes_are_free() {
+    for name in models::NAMES {
+        let network: Box<dyn Network> = models::build(name, Shape { channels: 1, classes: 7 }, "model").unwrap();
+        let (state, _) = filled(network.blueprint());
+        for size in [28, 64] {
+            let out = tch::no_grad(|| network.forward(&state, &input(&[2, 1, size, size]), &mut Pass::eval()));
+            assert_eq!(out.logits.size(), [2, 7], "{name} at {size}");
+        }
+    }
+}
