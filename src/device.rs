@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn ranks_take_the_gpu_of_their_place() {
-        let at = |rank, ranks| Local { rank, ranks };
+        let at = |rank, ranks| Local { rank, ranks, cores: 8 };
         assert_eq!(gpu_of(at(2, 4), 4).unwrap(), Device::Cuda(2));
         assert_eq!(gpu_of(at(0, 1), 1).unwrap(), Device::Cuda(0));
         let text = gpu_of(at(2, 3), 2).unwrap_err().to_string();

@@ -30,7 +30,11 @@ pub fn start() -> Timings {
     let quiet = rank != 0 || io::stderr().is_terminal();
     let default = if quiet { "warn" } else { "info" };
     let filter = EnvFilter::try_from_env("SSDKD_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let people = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).with_filter(filter);
+    let people = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .with_filter(filter);
     let programs = tracing_subscriber::fmt::layer().json().with_writer(|| JsonLog).with_filter(LevelFilter::INFO);
     let times = layer.with_filter(Targets::new().with_target("ssdkd", LevelFilter::DEBUG));
     tracing_subscriber::registry().with(people).with(programs).with(times).init();

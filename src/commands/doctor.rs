@@ -13,7 +13,7 @@ pub fn run() -> Result<()> {
     if !launch.leads() {
         return launch.agree(conformance);
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cores = launch.local().cores;
     line("ssdkd", &crate::metrics::version());
     line("host", &format!("{}, {cores} cores, libtorch kernels for {}", host_name(), shim::cpu_capability()));
     line("libtorch", &format!("{} ({})", shim::torch_version(), env!("SSDKD_LIBTORCH_LIB")));

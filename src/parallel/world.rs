@@ -21,6 +21,8 @@ pub struct Local {
     pub rank: usize,
     /// Ranks on the host.
     pub ranks: usize,
+    /// Cores that the host's ranks may run on, together.
+    pub cores: usize,
 }
 
 impl Launch {
@@ -36,10 +38,19 @@ impl Launch {
     /// Over a given transport. A collective.
     pub fn over(comm: Box<dyn Communicator>) -> Result<Self> {
         let comm = Metered::new(comm);
-        let hosts = all_gather_varied(&comm, host_name().as_bytes())?;
         let mine = comm.rank().0;
-        let same = |r: &usize| hosts[*r] == hosts[mine];
-        let local = Local { rank: (0..mine).filter(same).count(), ranks: (0..comm.size()).filter(same).count() };
+        let hosts = all_gather_varied(&comm, host_name().as_bytes())?;
+        let cores = all_gather_varied(&comm, &allowed_cores())?;
+        let peers: Vec<usize> = (0..comm.size()).filter(|&r| hosts[r] == hosts[mine]).collect();
+        let mut shared = vec![0u8; cores[mine].len()];
+        for peer in &peers {
+            shared.iter_mut().zip(&cores[*peer]).for_each(|(all, one)| *all |= one);
+        }
+        let local = Local {
+            rank: peers.iter().filter(|&&r| r < mine).count(),
+            ranks: peers.len(),
+            cores: shared.iter().map(|byte| byte.count_ones() as usize).sum(),
+        };
         Ok(Self { comm, local })
     }
 
@@ -207,7 +218,20 @@ pub fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
 }
 
-/// Threads per rank: as configured, else OMP_NUM_THREADS, else the node's cores shared by its ranks.
+/// Cores this process may run on, a bit each. Launchers bind ranks to some of a host's cores.
+fn allowed_cores() -> Vec<u8> {
+    // SAFETY: an all-zero set is valid, and the call writes no more than its size.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let size = std::mem::size_of::<libc::cpu_set_t>();
+        if libc::sched_getaffinity(0, size, &mut set) != 0 {
+            return vec![1];
+        }
+        std::slice::from_raw_parts((&raw const set).cast::<u8>(), size).to_vec()
+    }
+}
+
+/// Threads per rank: as configured, else OMP_NUM_THREADS, else the host's cores shared by its ranks.
 ///
 /// # Errors
 /// OMP_NUM_THREADS that is not a number.
@@ -220,6 +244,5 @@ pub fn threads(configured: Option<usize>, local: Local) -> Result<usize> {
             Error::refused(format!("OMP_NUM_THREADS = `{text}` is not a number")).with_hint("set it to cores ÷ ranks, or unset it")
         });
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    Ok((cores / local.ranks).max(1))
+    Ok((local.cores / local.ranks).max(1))
 }

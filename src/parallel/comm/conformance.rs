@@ -23,6 +23,9 @@ pub fn run(comm: &dyn Communicator) -> Result<()> {
     let varied = all_gather_varied(comm, &vec![rank as u8; rank])?;
     expect("all-gather of varied lengths", varied.len() == size && (0..size).all(|r| varied[r] == vec![r as u8; r]))?;
 
+    expect("all-gather of nothing", all_gather_varied(comm, &[])? == vec![Vec::<u8>::new(); size])?;
+    comm.all_gather(&[], &mut [])?;
+
     for kind in [Kind::Float, Kind::Uint8, Kind::Int64] {
         // Rank r sends r + s + 1 copies of 10 r + s to rank s.
         let part = |from: usize, to: usize| Tensor::full([(from + to + 1) as i64], (10 * from + to) as i64, (kind, Device::Cpu));

@@ -78,7 +78,8 @@ fn bytes_mut(tensor: &Tensor) -> &mut [u8] {
 
 fn memory(tensor: &Tensor) -> *mut u8 {
     debug_assert!(tensor.is_contiguous() && tensor.device() == Device::Cpu);
-    if tensor.numel() == 0 { std::ptr::NonNull::dangling().as_ptr() } else { tensor.data_ptr().cast() }
+    // A well-aligned address that is never touched. Not the usual dangling one: 1 is MPI_IN_PLACE.
+    if tensor.numel() == 0 { std::ptr::without_provenance_mut(64) } else { tensor.data_ptr().cast() }
 }
 
 fn length(tensor: &Tensor) -> usize {

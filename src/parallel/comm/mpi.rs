@@ -112,7 +112,9 @@ impl Communicator for MpiComm {
     }
 
     fn all_gather(&self, send: &[u8], receive: &mut [u8]) -> Result<()> {
-        self.world.all_gather_into(send, receive);
+        if !send.is_empty() {
+            self.world.all_gather_into(send, receive);
+        }
         Ok(())
     }
 
