@@ -1,9 +1,207 @@
-//! Reports on finished runs. Reads result files only, so that it works on any old run.
+//! Reports on runs: one self-contained HTML page. Reads result files only, so that it works on any old run.
 
-use crate::error::Result;
-use std::path::Path;
+mod plot;
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::metrics::{RoundRecord, Summary, TimingRecord, read_table};
+use base64::Engine;
+use plot::{Series, bars, lines};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+const STYLE: &str = include_str!("style.css");
+
+/// Pictures shown: the first, the last, and some in between.
+const PICTURES: usize = 6;
 
 /// Writes `report.html` into a run folder.
-pub fn write(_folder: &Path) -> Result<()> {
-    Ok(())
+///
+/// # Errors
+/// A result file that is missing or damaged, by name.
+pub fn write(folder: &Path) -> Result<()> {
+    let summary_path = folder.join("report.json");
+    let summary: Summary = serde_json::from_slice(&files::read(&summary_path)?).map_err(|e| Error::file(&summary_path, e.to_string()))?;
+    let rounds: Vec<RoundRecord> = read_table(&folder.join("metrics.csv"))?;
+    let times: Vec<TimingRecord> = read_table(&folder.join("timings.csv"))?;
+    let config = String::from_utf8_lossy(&files::read(&folder.join("config.toml"))?).into_owned();
+    let html = page(&summary, &rounds, &times, &config, &pictures(folder)?);
+    files::write(&folder.join("report.html"), html.as_bytes())
+}
+
+/// (Round, PNG data) of the pictures to show.
+fn pictures(folder: &Path) -> Result<Vec<(u64, Vec<u8>)>> {
+    let round_of = |path: &PathBuf| path.file_stem()?.to_str()?.strip_prefix("round-")?.parse::<u64>().ok();
+    let entries = std::fs::read_dir(folder.join("pictures")).map(|all| all.filter_map(|e| Some(e.ok()?.path())).collect::<Vec<_>>());
+    let mut all: Vec<(u64, PathBuf)> = entries.unwrap_or_default().into_iter().filter_map(|p| Some((round_of(&p)?, p))).collect();
+    all.sort();
+    let count = all.len().min(PICTURES);
+    let chosen = (0..count).map(|i| if count == 1 { 0 } else { i * (all.len() - 1) / (count - 1) });
+    chosen.map(|i| Ok((all[i].0, files::read(&all[i].1)?))).collect()
+}
+
+fn page(summary: &Summary, rounds: &[RoundRecord], times: &[TimingRecord], config: &str, pictures: &[(u64, Vec<u8>)]) -> String {
+    let mut body = String::new();
+    headline(&mut body, summary);
+    curves(&mut body, rounds, times);
+    time_split(&mut body, summary);
+    histograms(&mut body, summary);
+    gallery(&mut body, summary, pictures);
+    details(&mut body, summary, config);
+    let title = format!("{} on {}", escape(&summary.method), escape(&summary.dataset));
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <title>{title}</title><style>{STYLE}</style></head><body><main><h1>{title}</h1>{body}</main></body></html>\n"
+    )
+}
+
+fn headline(out: &mut String, summary: &Summary) {
+    let mut tile = |name: &str, value: String, note: String| {
+        let _ = write!(out, "<div class=\"tile\"><span>{name}</span><strong>{value}</strong><em>{}</em></div>", escape(&note));
+    };
+    tile("student top-1", percent(summary.student.top1), summary.student.model.clone());
+    if let Some(teacher) = &summary.teacher {
+        tile("teacher top-1", percent(teacher.top1), teacher.model.clone());
+    }
+    tile("time", minutes(summary.seconds.total), format!("{} ranks, {} threads each", summary.ranks, summary.threads));
+    if summary.samples_synthesised > 0 {
+        tile("synthetic images", summary.samples_synthesised.to_string(), "made from noise".into());
+    }
+    tile("student steps", summary.student_steps.to_string(), format!("seed {}", summary.seed));
+    *out = format!("<section class=\"tiles\">{out}</section>");
+}
+
+fn curves(out: &mut String, rounds: &[RoundRecord], times: &[TimingRecord]) {
+    let over_rounds = |name: &str, of: &dyn Fn(&RoundRecord) -> Option<f64>| Series {
+        name: name.into(),
+        points: rounds.iter().filter_map(|r| Some((r.round as f64, of(r)?))).collect(),
+    };
+    let seconds_of = |round: u64| times.iter().find(|t| t.round == round).map(|t| t.seconds);
+    let top1 = Series {
+        name: "student".into(),
+        points: rounds.iter().filter_map(|r| Some((seconds_of(r.round)? / 60.0, 100.0 * r.student_top1?))).collect(),
+    };
+    let figures = [
+        ("Student accuracy over time", lines("minutes", "top-1, %", &[top1])),
+        (
+            "Student loss",
+            lines(
+                "round",
+                "mean over drawn rows",
+                &[over_rounds("weighted (w·KL)", &|r| r.loss_student), over_rounds("unweighted", &|r| r.loss_unweighted)],
+            ),
+        ),
+        ("Statistics loss L_BN", lines("round", "L_BN", &[over_rounds("L_BN", &|r| r.loss_statistics)])),
+        (
+            "Task and adversarial loss",
+            lines(
+                "round",
+                "last inner step",
+                &[over_rounds("φ-weighted task", &|r| r.loss_task), over_rounds("disagreement", &|r| r.loss_adversarial)],
+            ),
+        ),
+        (
+            "Class balance of the buffer (1 = all categories equal)",
+            lines("round", "entropy / max", &[over_rounds("", &|r| r.buffer_class_balance)]),
+        ),
+        ("Mean φ", lines("round", "φ", &[over_rounds("φ", &|r| r.phi)])),
+    ];
+    section(out, "Curves", &figures);
+}
+
+fn section(out: &mut String, title: &str, figures: &[(&str, String)]) {
+    let drawn: Vec<_> = figures.iter().filter(|(_, svg)| !svg.is_empty()).collect();
+    if drawn.is_empty() {
+        return;
+    }
+    let _ = write!(out, "<h2>{title}</h2><section class=\"figures\">");
+    for (caption, svg) in drawn {
+        let _ = write!(out, "<figure><figcaption>{caption}</figcaption>{svg}</figure>");
+    }
+    out.push_str("</section>");
+}
+
+fn time_split(out: &mut String, summary: &Summary) {
+    let s = &summary.seconds;
+    let known = [
+        ("inversion", s.inversion),
+        ("sampling", s.sampling),
+        ("distillation", s.distillation),
+        ("communication", s.communication),
+        ("evaluation", s.evaluation),
+    ];
+    let other = (s.total - known.iter().map(|(_, v)| v).sum::<f64>()).max(0.0);
+    let total = s.total.max(1e-9);
+    let _ = write!(out, "<h2>Where the time went (rank 0)</h2><section class=\"split\">");
+    for (i, (name, seconds)) in known.into_iter().chain([("other", other)]).enumerate() {
+        let share = 100.0 * seconds / total;
+        let _ = write!(
+            out,
+            "<div class=\"bar\"><span>{name}</span><i class=\"c{i}\" style=\"width:{share:.2}%\"></i><em>{seconds:.1} s · {share:.1} %</em></div>"
+        );
+    }
+    out.push_str("</section>");
+}
+
+fn histograms(out: &mut String, summary: &Summary) {
+    let Some(buffer) = &summary.buffer else { return };
+    let class_name = |i: usize| summary.class_names.get(i).cloned().unwrap_or_else(|| i.to_string());
+    let classes: Vec<String> = (0..buffer.class_counts.len()).map(class_name).collect();
+    let bins = buffer.confidence_counts.len();
+    let confidences: Vec<String> = (0..bins).map(|i| format!("{:.2}", i as f64 / bins as f64)).collect();
+    let values = |counts: &[u64]| counts.iter().map(|&n| n as f64).collect::<Vec<_>>();
+    let figures = [
+        ("Categories the teacher sees in the buffer", bars("samples", &classes, &values(&buffer.class_counts))),
+        ("The teacher's confidence in them", bars("samples", &confidences, &values(&buffer.confidence_counts))),
+    ];
+    section(out, "The buffer at the end", &figures);
+}
+
+fn gallery(out: &mut String, summary: &Summary, pictures: &[(u64, Vec<u8>)]) {
+    if pictures.is_empty() {
+        return;
+    }
+    let rows = if summary.class_names.is_empty() {
+        "a row for each category the teacher sees".to_owned()
+    } else {
+        format!("rows: {}", summary.class_names.join(", "))
+    };
+    let _ =
+        write!(out, "<h2>Synthetic images over time</h2><p>Newest images in the buffer; {}.</p><section class=\"gallery\">", escape(&rows));
+    for (round, png) in pictures {
+        let data = base64::engine::general_purpose::STANDARD.encode(png);
+        let _ = write!(
+            out,
+            "<figure><figcaption>round {round}</figcaption><img alt=\"synthetic images of round {round}\" src=\"data:image/png;base64,{data}\"></figure>"
+        );
+    }
+    out.push_str("</section>");
+}
+
+fn details(out: &mut String, summary: &Summary, config: &str) {
+    let best = summary.student.top1_best.map_or(String::new(), |best| {
+        format!("<p>Best top-1 of any evaluation: {} (chosen on the test split; quote the last one).</p>", percent(best))
+    });
+    let json = serde_json::to_string_pretty(summary).unwrap_or_default();
+    let _ = write!(
+        out,
+        "<h2>Details</h2>{best}<details><summary>report.json</summary><pre>{}</pre></details>\
+         <details><summary>configuration</summary><pre>{}</pre></details><footer>ssdkd {} · config {}</footer>",
+        escape(&json),
+        escape(config),
+        escape(&summary.version),
+        escape(&summary.config_hash),
+    );
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
+}
+
+fn minutes(seconds: f64) -> String {
+    format!("{}:{:02} min", seconds as u64 / 60, seconds as u64 % 60)
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

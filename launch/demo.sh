@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The whole of it in one command: set-up, release build, and SSD-KD on two ranks, into runs/demo. Arguments go to `ssdkd train`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+launch/setup.sh
+export PATH=$PATH:$HOME/.cargo/bin
+cargo build --release --locked
+launch/mpirun.sh 2 target/release/ssdkd train --config configs/fashion_mnist/demo.toml --run-dir runs/demo "$@"

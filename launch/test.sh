@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Set-up and every check a change has to pass. Skipped tests print why.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+launch/setup.sh --tests
+export PATH=$PATH:$HOME/.cargo/bin
+cargo fmt --check
+# One profile for all: libtorch's C++ bindings are then compiled once.
+cargo clippy --release --locked --all-targets -- -D warnings
+cargo test --release --locked -- --show-output
