@@ -138,6 +138,12 @@ pub struct InspectArgs {
     /// A run folder or a weights file.
     #[arg(value_name = "DIR|FILE")]
     pub path: PathBuf,
+    /// Print four checksums of a run folder's newest checkpoint and metrics: equal runs print equal lines.
+    #[arg(long, conflicts_with = "status")]
+    pub checksum: bool,
+    /// Print how a run stands: running, stopped, finished or failed.
+    #[arg(long)]
+    pub status: bool,
 }
 
 /// What to do with a configuration.

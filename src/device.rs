@@ -52,8 +52,8 @@ pub fn choose(wanted: DeviceName, local: Local) -> Result<Device> {
     }
     let problem = match load_cuda() {
         CudaLibrary::Missing(reason) => format!("libtorch's CUDA side cannot be loaded ({reason})"),
-        CudaLibrary::Loaded if !tch::Cuda::is_available() => "libtorch finds no GPU or no NVIDIA driver".to_owned(),
-        CudaLibrary::Loaded => return gpu_of(local, tch::Cuda::device_count() as usize),
+        CudaLibrary::Loaded if gpu_count() == 0 => "libtorch finds no GPU or no NVIDIA driver".to_owned(),
+        CudaLibrary::Loaded => return gpu_of(local, gpu_count()),
     };
     match wanted {
         DeviceName::Auto | DeviceName::Cpu => Ok(Device::Cpu),
@@ -61,6 +61,11 @@ pub fn choose(wanted: DeviceName, local: Local) -> Result<Device> {
             Err(Error::config("device", format!("cuda is asked for, but {problem}; set device = \"cpu\" or see `ssdkd doctor`")))
         }
     }
+}
+
+/// Number of GPUs libtorch can use, after [`load_cuda`]; none without a driver.
+pub fn gpu_count() -> usize {
+    if tch::Cuda::is_available() { tch::Cuda::device_count() as usize } else { 0 }
 }
 
 /// GPU of a rank: the only visible one, else the one of its place on the host.

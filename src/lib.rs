@@ -1,4 +1,5 @@
 //! ssdkd
+pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod parallel;
+pub mod predict;
 pub mod replay;
 pub mod report;
 pub mod rng;

@@ -1,43 +1,224 @@
-//! Layout of a run folder.
+//! A run's folder on (shared) disk: what lies where, who holds it, how the run stands.
 
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::layout::Rank;
+use crate::metrics::{NetworkScore, Seconds};
+use crate::parallel::host_name;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A run's folder on (shared) disk.
+/// How a run stands. Launch scripts decide on it whether to start the run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Started; if no process holds the folder, it died.
+    Running,
+    /// Stopped by a signal with a whole checkpoint: start it again.
+    Stopped,
+    /// Done.
+    Finished,
+    /// Ended by an error.
+    Failed,
+}
+
+impl State {
+    /// As `ssdkd inspect --status` prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Contents of `state.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// How the run stands.
+    pub state: State,
+    /// Student steps at the last checkpoint.
+    pub student_steps: u64,
+    /// Seconds up to the last checkpoint, over all launches.
+    pub seconds: Seconds,
+    /// The teacher's score, so that it is measured once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<NetworkScore>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+impl Status {
+    /// Of a run that has just begun.
+    pub fn new() -> Self {
+        Self { state: State::Running, student_steps: 0, seconds: Seconds::default(), teacher: None, cause: None }
+    }
+
+    /// Reads a run folder's status.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("state.json");
+        serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()))
+    }
+
+    /// Replaces it.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::refused(e.to_string()))?;
+        files::write(&folder.join("state.json"), text.as_bytes())
+    }
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a run writes into its folder; `--fresh` removes these and nothing else.
+const OWN: [&str; 11] = [
+    "config.toml",
+    "state.json",
+    "metrics.csv",
+    "timings.csv",
+    "report.json",
+    "report.html",
+    "student.safetensors",
+    "teacher.safetensors",
+    "pictures",
+    "logs",
+    "checkpoints",
+];
+
+/// A run's folder, held by this process as long as this value lives.
 pub struct RunFolder {
     path: PathBuf,
+    _lock: Option<File>,
 }
 
 impl RunFolder {
-    /// A folder that another rank has made.
-    pub fn at(path: &Path) -> Self {
-        Self { path: path.into() }
-    }
-
-    /// Makes the folder and writes the resolved configuration into it.
+    /// Makes or takes over a folder. For the leading rank.
     ///
     /// # Errors
-    /// A folder that holds a run, unless `fresh`; one that cannot be written.
-    pub fn create(path: &Path, fresh: bool, config: &Config) -> Result<Self> {
-        if path.join("config.toml").exists() {
-            if !fresh {
-                return Err(Error::refused(format!("{} holds a run already", path.display()))
-                    .with_hint("name another --run-dir, or start over with --fresh, which removes what is there"));
-            }
-            std::fs::remove_dir_all(path).map_err(|e| Error::io("remove", path, &e))?;
+    /// A folder that another living process holds, or one that cannot be written.
+    pub fn hold(path: &Path, fresh: bool) -> Result<Self> {
+        files::create_folder(path)?;
+        let lock = lock(&path.join("lock"))?;
+        if fresh {
+            remove_own(path)?;
         }
         files::create_folder(&path.join("logs"))?;
         files::create_folder(&path.join("pictures"))?;
-        let text = toml::to_string(config).map_err(|e| Error::refused(e.to_string()))?;
-        files::write(&path.join("config.toml"), text.as_bytes())?;
-        Ok(Self::at(path))
+        Ok(Self { path: path.into(), _lock: Some(lock) })
+    }
+
+    /// A folder that the leading rank holds.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.into(), _lock: None }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the resolved configuration. Paths in it are absolute, so that the file means the same wherever it is read.
+    pub fn write_config(&self, config: &Config) -> Result<()> {
+        let absolute = |path: &Option<PathBuf>| path.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
+        let mut config = config.clone();
+        config.data.dir = absolute(&config.data.dir);
+        config.teacher.weights = absolute(&config.teacher.weights);
+        let text = toml::to_string(&config).map_err(|e| Error::refused(e.to_string()))?;
+        files::write(&self.path.join("config.toml"), text.as_bytes())
     }
 
     /// JSON log of a rank.
-    pub fn log_of(&self, rank: Rank) -> Result<PathBuf> {
-        Ok(self.path.join("logs").join(format!("rank-{:04}.jsonl", rank.0)))
+    pub fn log_of(&self, rank: Rank) -> PathBuf {
+        self.path.join("logs").join(format!("rank-{:05}.jsonl", rank.0))
+    }
+
+    /// Cuts tables to the rounds before `round`: rows past a checkpoint belong to work that is done again.
+    pub fn cut_tables(&self, round: u64) -> Result<()> {
+        for name in ["metrics.csv", "timings.csv"] {
+            let path = self.path.join(name);
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let keep = |(i, line): &(usize, &str)| {
+                *i == 0 || line.split(',').next().and_then(|r| r.parse::<u64>().ok()).is_some_and(|r| r < round)
+            };
+            let kept: String = text.lines().enumerate().filter(keep).map(|(_, line)| format!("{line}\n")).collect();
+            files::write(&path, kept.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes the lock. The operating system gives it up when its holder dies, so that a dead run's folder can be taken over.
+fn lock(path: &Path) -> Result<File> {
+    let open = || File::options().create(true).truncate(false).read(true).write(true).open(path);
+    let mut file = open().map_err(|e| Error::io("write", path, &e))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(path).unwrap_or_default();
+            return Err(Error::refused(format!("{} is held by another run ({})", path.parent().unwrap_or(path).display(), holder.trim()))
+                .with_hint("wait for it, end it, or name another --run-dir"));
+        }
+        Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", path, &e)),
+    }
+    let job = std::env::var("SLURM_JOB_ID").map(|id| format!(", Slurm job {id}")).unwrap_or_default();
+    let text = format!("process {} on {}{job}\n", std::process::id(), host_name());
+    file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(|e| Error::io("write", path, &e))?;
+    Ok(file)
+}
+
+fn remove_own(path: &Path) -> Result<()> {
+    let entries = fs::read_dir(path).map_err(|e| Error::io("read", path, &e))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if OWN.contains(&name.as_str()) || name.starts_with("events.out.tfevents.") {
+            let target = entry.path();
+            let removed = if target.is_dir() { fs::remove_dir_all(&target) } else { fs::remove_file(&target) };
+            removed.map_err(|e| Error::io("remove", &target, &e))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_folder_names_its_holder_and_a_dead_holders_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = RunFolder::hold(folder.path(), false).unwrap();
+        let text = RunFolder::hold(folder.path(), false).err().unwrap().to_string();
+        assert!(text.contains("is held by another run") && text.contains(&format!("process {}", std::process::id())), "{text}");
+        drop(held);
+        RunFolder::hold(folder.path(), false).unwrap();
+    }
+
+    #[test]
+    fn starting_over_removes_what_a_run_wrote_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["metrics.csv", "notes.txt", "events.out.tfevents.1"] {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        RunFolder::hold(folder.path(), true).unwrap();
+        assert!(folder.path().join("notes.txt").exists());
+        assert!(!folder.path().join("metrics.csv").exists() && !folder.path().join("events.out.tfevents.1").exists());
+    }
+
+    #[test]
+    fn rows_past_a_checkpoint_are_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::hold(folder.path(), false).unwrap();
+        fs::write(folder.path().join("metrics.csv"), "round,x\n0,1\n1,2\n2,3\n3,").unwrap();
+        run.cut_tables(2).unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("metrics.csv")).unwrap(), "round,x\n0,1\n1,2\n");
     }
 }

@@ -1,5 +1,6 @@
 //! The frozen teacher: what is left of a data set.
 
+use crate::config::ModelName;
 use crate::error::{Error, Result};
 use crate::losses::{StatisticsAverage, statistics_gap};
 use crate::models::{self, Network, Output, Shape};
@@ -19,8 +20,8 @@ impl Teacher {
     ///
     /// # Errors
     /// A file that is not there or damaged; a tensor that is missing, unknown, of another shape, or not finite.
-    pub fn load(model: &str, path: &Path, shape: Shape, device: Device) -> Result<Self> {
-        let network = models::build(model, shape, "teacher.model")?;
+    pub fn load(model: ModelName, path: &Path, shape: Shape, device: Device) -> Result<Self> {
+        let network = models::build(model, shape);
         let file = weights::read(path)?;
         let state = State::empty(network.blueprint(), device);
         state.load_state_dict(&file.tensors, path)?;
@@ -49,6 +50,13 @@ impl Teacher {
     /// Logits and features, no gradient. Shapes: `images_bchw` normalised.
     pub fn evaluate(&self, images_bchw: &Tensor) -> Output {
         tch::no_grad(|| self.network.forward(&self.state, images_bchw, &mut Pass::eval()))
+    }
+
+    /// Logits `[b, k, …]` and features of any number of images, a part at a time.
+    pub fn evaluate_all(&self, images_bchw: &Tensor, batch: i64) -> Output {
+        let (logits, features): (Vec<Tensor>, Vec<Tensor>) =
+            images_bchw.split(batch, 0).iter().map(|part| self.evaluate(part)).map(|out| (out.logits, out.features_bd)).unzip();
+        Output { logits: Tensor::cat(&logits, 0), features_bd: Tensor::cat(&features, 0) }
     }
 
     /// Logits and the input statistics of every batch-norm layer, both with a gradient to the images.

@@ -1,6 +1,6 @@
 //! `ssdkd doctor`: what was found, which versions, what is missing and how to get it.
 
-use crate::device::{CudaLibrary, load_cuda, open};
+use crate::device::{CudaLibrary, gpu_count, load_cuda, open};
 use crate::error::Result;
 use crate::nn::shim;
 use crate::parallel::{Launch, MpiComm, comm::conformance, host_name};
@@ -41,7 +41,7 @@ fn cuda() -> String {
         CudaLibrary::Missing(reason) => {
             format!("not here: {reason}. On a machine with a GPU, launch/setup.sh installs the CUDA side of libtorch")
         }
-        CudaLibrary::Loaded if tch::Cuda::is_available() => format!("{} GPUs", tch::Cuda::device_count()),
+        CudaLibrary::Loaded if gpu_count() > 0 => format!("{} GPUs", gpu_count()),
         CudaLibrary::Loaded => "libtorch's CUDA side is loaded, but there is no GPU or no NVIDIA driver (CUDA 13 needs driver 580)".into(),
     }
 }

@@ -1,20 +1,20 @@
 //! `ssdkd eval`.
 
 use crate::cli::EvalArgs;
-use crate::config::{Config, DatasetName, load};
+use crate::config::{Config, ModelName, load};
 use crate::data::{self, Normalise, Split};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::layout::Layout;
 use crate::models::Shape;
-use crate::parallel::{Launch, World, threads};
+use crate::parallel::{Launch, World, set_threads};
 use crate::teacher::Teacher;
 use std::path::PathBuf;
 
 /// A network to evaluate.
 struct Candidate {
     role: &'static str,
-    model: String,
+    model: ModelName,
     weights: PathBuf,
 }
 
@@ -23,7 +23,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let launch = Launch::join()?;
     let (config, candidates) = launch.agree(subject(args))?;
     let device = launch.agree(crate::device::choose(config.device, launch.local()))?;
-    tch::set_num_threads(launch.agree(threads(config.parallel.threads, launch.local()))? as i32);
+    launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
     let world = launch.into_world(layout, config.parallel.reduce, device);
     for candidate in candidates {
@@ -37,13 +37,13 @@ fn subject(args: &EvalArgs) -> Result<(Config, Vec<Candidate>)> {
     if let Some(folder) = &args.run_dir {
         let config = load(&[folder.join("config.toml")], &data_dir)?.config;
         let (student, teacher) = (folder.join("student.safetensors"), folder.join("teacher.safetensors"));
-        let candidate = |role, model: &str, weights| Candidate { role, model: model.into(), weights };
+        let candidate = |role, model, weights| Candidate { role, model, weights };
         let mut candidates = Vec::new();
         if teacher.exists() {
-            candidates.push(candidate("teacher", &config.teacher.model, teacher));
+            candidates.push(candidate("teacher", config.teacher.model, teacher));
         } else {
-            candidates.extend(config.teacher.weights.clone().map(|w| candidate("teacher", &config.teacher.model, w)));
-            candidates.push(candidate("student", &config.student.model, student));
+            candidates.extend(config.teacher.weights.clone().map(|w| candidate("teacher", config.teacher.model, w)));
+            candidates.push(candidate("student", config.student.model, student));
         }
         return Ok((config, candidates));
     }
@@ -55,22 +55,23 @@ fn subject(args: &EvalArgs) -> Result<(Config, Vec<Candidate>)> {
     sets.push(format!("student.model={model}"));
     let config = load(&[], &sets)?.config;
     crate::config::check(&config)?;
-    Ok((config, vec![Candidate { role: "network", model: model.clone(), weights: weights.clone() }]))
+    let model = config.student.model;
+    Ok((config, vec![Candidate { role: "network", model, weights: weights.clone() }]))
 }
 
 fn print(world: &World, config: &Config, candidate: &Candidate) -> Result<()> {
     let facts = data::facts(config.dataset);
     let shape = Shape { channels: facts.channels, classes: facts.classes };
-    let network = world.agree(Teacher::load(&candidate.model, &candidate.weights, shape, world.device()))?;
+    let network = world.agree(Teacher::load(candidate.model, &candidate.weights, shape, world.device()))?;
     let test = world.agree(data::source(config.dataset, config.data.dir.as_deref()).read(Split::Test))?;
     let normalise = Normalise::new(&facts, world.device());
     let score = eval::evaluate(world, network.parts(), &normalise, &test, config.eval.batch_size)?;
     if world.leads() {
         let line = serde_json::json!({
             "role": candidate.role,
-            "model": candidate.model,
+            "model": candidate.model.name(),
             "weights": candidate.weights,
-            "dataset": DatasetName::name(config.dataset),
+            "dataset": config.dataset.name(),
             "images": score.counts.total,
             "top1": score.counts.top1(),
             "top5": score.counts.top5(),

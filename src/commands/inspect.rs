@@ -1,13 +1,25 @@
 //! `ssdkd inspect`.
 
+use crate::checkpoint::checksums;
 use crate::cli::InspectArgs;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::nn::weights;
+use crate::run_folder::Status;
 use std::path::Path;
 
 /// Looks into a run folder or a weights file.
 pub fn run(args: &InspectArgs) -> Result<()> {
+    if args.status {
+        println!("{}", Status::read(&args.path)?.state.name());
+        return Ok(());
+    }
+    if args.checksum {
+        for (name, sum) in checksums(&args.path)? {
+            println!("{name} {sum}");
+        }
+        return Ok(());
+    }
     if args.path.is_dir() { run_folder(&args.path) } else { weights_file(&args.path) }
 }
 

@@ -14,17 +14,37 @@ use crate::error::{Error, Result};
 use crate::logs::launched_rank;
 use crate::metrics::Timings;
 
+/// How a command ended, where it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done.
+    Done,
+    /// Stopped by a signal, with a whole checkpoint.
+    Stopped,
+}
+
+impl Outcome {
+    /// Exit code of the process (docs/exit-codes.md).
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Stopped => 75,
+        }
+    }
+}
+
 /// Runs a command; a failure is printed once.
-pub fn run(command: Command, timings: Timings) -> Result<()> {
+pub fn run(command: Command, timings: Timings) -> Result<Outcome> {
+    let done = |()| Outcome::Done;
     let outcome = match command {
         Command::Train(args) => train::train(&args, timings),
         Command::Teach(args) => train::teach(&args, timings),
-        Command::Eval(args) => eval::run(&args),
-        Command::Predict(args) => predict::run(&args),
-        Command::Export(args) => export::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Doctor => doctor::run(),
-        Command::Config { action } => config::run(&action),
+        Command::Eval(args) => eval::run(&args).map(done),
+        Command::Predict(args) => predict::run(&args).map(done),
+        Command::Export(args) => export::run(&args).map(done),
+        Command::Inspect(args) => inspect::run(&args).map(done),
+        Command::Doctor => doctor::run().map(done),
+        Command::Config { action } => config::run(&action).map(done),
     };
     outcome.inspect_err(print)
 }

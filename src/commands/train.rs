@@ -1,6 +1,6 @@
 //! `ssdkd train` and `ssdkd teach`.
 
-use super::configured;
+use super::{Outcome, configured};
 use crate::cli::RunArgs;
 use crate::config::{Config, Loaded, Plan, check};
 use crate::data::{self, Dataset, Split};
@@ -10,22 +10,23 @@ use crate::logs;
 use crate::methods::{Memory, Method};
 use crate::metrics::{Summary, Timings};
 use crate::models::Shape;
-use crate::parallel::{Launch, World, end_job, host_name, threads};
+use crate::parallel::{Launch, World, end_job, host_name, set_threads, thread_count};
 use crate::report;
-use crate::run_folder::RunFolder;
+use crate::run_folder::{RunFolder, State, Status};
 use crate::teacher::Teacher;
-use crate::train::{Outlet, Run, train as run_all};
+use crate::train::{Keeper, Outlet, Run, train as run_all};
+use std::path::Path;
 
 /// Trains a student.
-pub fn train(args: &RunArgs, timings: Timings) -> Result<()> {
+pub fn train(args: &RunArgs, timings: Timings) -> Result<Outcome> {
     start(args, timings, |config| Ok((Method::of(config), None)))
 }
 
 /// Trains a teacher: the same loop, with real data as the memory and labels as the target.
-pub fn teach(args: &RunArgs, timings: Timings) -> Result<()> {
+pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
     start(args, timings, |config| {
         let split = data::source(config.dataset, config.data.dir.as_deref()).read(Split::Train)?;
-        config.student.model = config.teacher.model.clone();
+        config.student.model = config.teacher.model;
         (config.student.lr, config.student.weight_decay) = (config.teach.lr, config.teach.weight_decay);
         config.distill.batch_size = config.teach.batch_size;
         config.distill.steps_per_round = (split.len() / config.teach.batch_size).max(1) as u64;
@@ -36,36 +37,72 @@ pub fn teach(args: &RunArgs, timings: Timings) -> Result<()> {
 }
 
 /// Everything up to the first round can be refused; from there on an error of one rank ends the job.
-fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>) -> Result<()> {
+fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>) -> Result<Outcome> {
     let launch = Launch::join()?;
     let Loaded { mut config, .. } = launch.agree(configured(&args.config))?;
     let device = launch.agree(crate::device::choose(config.device, launch.local()))?;
-    tch::set_num_threads(launch.agree(threads(config.parallel.threads, launch.local()))? as i32);
+    launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let (method, real) = launch.agree(method(&mut config))?;
     let teacher_hash = launch.agree(teacher_hash(&config, method))?;
     let plan = launch.agree(Plan::new(&config, launch.ranks(), &teacher_hash))?;
     let world = launch.into_world(plan.layout, config.parallel.reduce, device);
     let teacher = world.agree(teacher(&config, method, &world))?;
-    let folder = if world.leads() { RunFolder::create(&args.run_dir, args.fresh, &config) } else { Ok(RunFolder::at(&args.run_dir)) };
-    let folder = world.agree(folder)?;
-    world.agree(folder.log_of(world.rank()).and_then(|path| logs::write_json_to(&path).map_err(|e| Error::io("write", &path, &e))))?;
     let mut run = world.agree(Run::new(config, plan, method, teacher, real, &world))?;
-    announce(&run, &world);
-    let mut outlet = Outlet::open(&args.run_dir, &run, &world, timings)?;
-    let summary = match run_all(&mut run, &world, &mut outlet) {
-        Ok(summary) => summary,
-        Err(error) if error.is_known_to_all() => return Err(error),
+
+    let hold = || if world.leads() { RunFolder::hold(&args.run_dir, args.fresh) } else { Ok(RunFolder::at(&args.run_dir)) };
+    let folder = world.agree(hold())?;
+    let status = world.agree(known_status(folder.path()))?;
+    if status.as_ref().is_some_and(|s| s.state == State::Finished) {
+        if world.leads() {
+            println!("{} holds a finished run: nothing to do (start over with --fresh)", args.run_dir.display());
+        }
+        return Ok(Outcome::Done);
+    }
+    let status = Status { state: State::Running, cause: None, ..status.unwrap_or_default() };
+    let mut timings = timings;
+    timings.resume(status.seconds);
+    let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone()))?;
+    let resumed = keeper.resume(&mut run, &world)?;
+    world.agree(if world.leads() { prepare(&folder, &run, keeper.status_mut()) } else { Ok(()) })?;
+    let log = folder.log_of(world.rank());
+    world.agree(logs::write_json_to(&log).map_err(|e| Error::io("write", &log, &e)))?;
+    announce(&run, &world, resumed);
+    let mut outlet = Outlet::open(folder.path(), &run, &world, timings)?;
+    match run_all(&mut run, &world, &mut keeper, &mut outlet) {
+        Ok(None) => {
+            // All ranks are past their last write before the first one ends: its exit code makes mpirun kill the others.
+            world.barrier()?;
+            Ok(Outcome::Stopped)
+        }
+        Ok(Some(summary)) => {
+            world.agree(if world.leads() { report::write(folder.path()) } else { Ok(()) })?;
+            if world.leads() {
+                print(&summary, args);
+            }
+            Ok(Outcome::Done)
+        }
         Err(error) => {
+            keeper.status_mut().state = State::Failed;
+            keeper.status_mut().cause = Some(error.to_string());
+            let _ = keeper.status_mut().write(folder.path());
+            if error.is_known_to_all() {
+                return Err(error);
+            }
             eprintln!("{}", error.render().replacen("error:", &format!("error: rank {} on {}:", world.rank().0, host_name()), 1));
             end_job(error.exit_code());
         }
-    };
-    let written = if world.leads() { report::write(&args.run_dir) } else { Ok(()) };
-    world.agree(written)?;
-    if world.leads() {
-        print(&summary, args);
     }
-    Ok(())
+}
+
+fn known_status(folder: &Path) -> Result<Option<Status>> {
+    if folder.join("state.json").exists() { Status::read(folder).map(Some) } else { Ok(None) }
+}
+
+/// The folder as the run will find it: configuration as it is now, tables up to where the run goes on, and its state.
+fn prepare(folder: &RunFolder, run: &Run, status: &Status) -> Result<()> {
+    folder.write_config(&run.config)?;
+    folder.cut_tables(run.cursor.round())?;
+    status.write(folder.path())
 }
 
 fn teacher_hash(config: &Config, method: Method) -> Result<String> {
@@ -80,14 +117,17 @@ fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teac
     let (Memory::Replay, Some(path)) = (method.memory, &config.teacher.weights) else { return Ok(None) };
     let facts = data::facts(config.dataset);
     let shape = Shape { channels: facts.channels, classes: facts.classes };
-    let teacher = Teacher::load(&config.teacher.model, path, shape, world.device())?;
+    let teacher = Teacher::load(config.teacher.model, path, shape, world.device())?;
     teacher.needs_batch_norm(path)?;
     Ok(Some(teacher))
 }
 
-fn announce(run: &Run, world: &World) {
+fn announce(run: &Run, world: &World, resumed: bool) {
     if !world.leads() {
         return;
+    }
+    if resumed {
+        eprintln!("resumed at step {}", run.cursor.student_steps());
     }
     for warning in &run.plan.warnings {
         tracing::warn!("{warning}");
@@ -96,7 +136,7 @@ fn announce(run: &Run, world: &World) {
         method = run.method.name,
         ranks = world.layout().ranks(),
         logical_ranks = world.layout().logical_ranks(),
-        threads = tch::get_num_threads(),
+        threads = thread_count(),
         device = ?world.device(),
         rounds = run.config.train.rounds,
         student_steps = run.plan.total_steps,

@@ -230,6 +230,12 @@ mod tests {
     }
 
     #[test]
+    fn a_misspelt_network_is_corrected() {
+        let text = with("[student]\nmodel = \"wrn_16_1\"", &[], &[]).unwrap_err().to_string();
+        assert!(text.contains("student.model:") && text.contains("did you mean `wrn16_1`?"), "{text}");
+    }
+
+    #[test]
     fn a_broken_file_is_named_with_its_line() {
         let text = with("seed = 1\n[replay\n", &[], &[]).unwrap_err().to_string();
         assert!(text.contains("a.toml: line 2"), "{text}");

@@ -19,7 +19,9 @@ pub struct Plan {
     pub images_per_round: usize,
     /// Student steps of the whole run.
     pub total_steps: u64,
-    /// Hash of the keys that change numbers.
+    /// The values that fix the run's numbers.
+    pub identity: BTreeMap<String, String>,
+    /// Their hash.
     pub config_hash: String,
     /// What is legal but probably not meant.
     pub warnings: Vec<String>,
@@ -39,12 +41,14 @@ impl Plan {
         }
         let steps_per_round = steps_per_round(config);
         let images_per_round = logical * config.inversion.batch_size;
+        let identity = identity(config, logical, teacher_hash);
         Ok(Self {
             layout,
             steps_per_round,
             images_per_round,
             total_steps: steps_per_round * (config.train.rounds - config.train.warmup_rounds),
-            config_hash: hash(&identity(config, logical, teacher_hash)),
+            config_hash: hash(&identity),
+            identity,
             warnings: warnings(config, logical, images_per_round),
         })
     }
@@ -91,11 +95,12 @@ fn warnings(config: &Config, logical: usize, images_per_round: usize) -> Vec<Str
 
 /// Keys that may change without changing a number, or only the bits within one launch: they may differ at a resume.
 fn is_free(key: &str) -> bool {
-    key == "data.dir" || key == "teacher.weights" || (key.starts_with("parallel.") && key != "parallel.logical_ranks")
+    let free_section = ["parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
+    key == "data.dir" || key == "teacher.weights" || (free_section && key != "parallel.logical_ranks")
 }
 
 /// The values that fix a run's numbers: every key but the free ones, with M filled in and the teacher by content.
-pub fn identity(config: &Config, logical: usize, teacher_hash: &str) -> BTreeMap<String, String> {
+fn identity(config: &Config, logical: usize, teacher_hash: &str) -> BTreeMap<String, String> {
     let value = serde_json::to_value(config).unwrap_or_default();
     let mut out = BTreeMap::new();
     flatten("", &value, &mut out);

@@ -23,8 +23,13 @@ pub struct Key {
 impl Key {
     /// What is wrong with a value that is none of the key's choices.
     pub(super) fn refuses(&self, value: &toml::Value) -> Option<String> {
-        let known = value.as_str().is_some_and(|text| self.choices.iter().any(|c| c == text));
-        (!self.choices.is_empty() && !known).then(|| format!("{value} is none of {}", self.choices.join(", ")))
+        let text = value.as_str().unwrap_or_default();
+        if self.choices.is_empty() || self.choices.iter().any(|c| c == text) {
+            return None;
+        }
+        let near = self.choices.iter().max_by(|a, b| strsim::jaro_winkler(a, text).total_cmp(&strsim::jaro_winkler(b, text)));
+        let near = near.map(|c| format!("; did you mean `{c}`?")).unwrap_or_default();
+        Some(format!("{value} is none of {}{near}", self.choices.join(", ")))
     }
 }
 
@@ -57,8 +62,11 @@ fn walk(prefix: &str, root: &Value, node: &Value, defaults: &Value, keys: &mut V
         } else {
             let doc = property.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
             let choices = choices(inner);
-            let kind =
-                if choices.is_empty() { kind(inner) } else { choices.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", ") };
+            let kind = if choices.is_empty() {
+                kind(root, inner)
+            } else {
+                choices.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", ")
+            };
             keys.push(Key { name: full, doc, kind, choices, default: plain(&default) });
         }
     }
@@ -69,12 +77,16 @@ fn choices(node: &Value) -> Vec<String> {
     all.iter().filter_map(|c| c.get("const").and_then(Value::as_str)).map(str::to_owned).collect()
 }
 
-fn kind(node: &Value) -> String {
+fn kind(root: &Value, node: &Value) -> String {
     let types: Vec<&str> = match node.get("type") {
         Some(Value::String(one)) => vec![one],
         Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).filter(|t| *t != "null").collect(),
         _ => vec![],
     };
+    if types == ["array"] {
+        let inner = node.get("items").map(|items| resolve(root, items)).unwrap_or(node);
+        return format!("list of {}", choices(inner).iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", "));
+    }
     let unsigned = node.get("minimum").and_then(Value::as_f64) == Some(0.0);
     match types.as_slice() {
         ["integer"] if unsigned => "integer ≥ 0".into(),

@@ -41,6 +41,8 @@ pub struct Config {
     pub eval: Eval,
     /// Ranks, threads and how they add up.
     pub parallel: Parallel,
+    /// What is saved, when and how.
+    pub checkpoint: Checkpoint,
 }
 
 /// Methods by name.
@@ -77,6 +79,48 @@ impl DatasetName {
     }
 }
 
+/// Networks by name, as in the published PyTorch code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelName {
+    /// ResNet-18 for small images.
+    Resnet18,
+    /// ResNet-34 for small images.
+    Resnet34,
+    /// VGG-11 with batch-norm for small images.
+    Vgg11,
+    /// Wide ResNet, depth 16, widening factor 1.
+    #[serde(rename = "wrn16_1")]
+    Wrn16x1,
+    /// Wide ResNet, depth 16, widening factor 2.
+    #[serde(rename = "wrn16_2")]
+    Wrn16x2,
+    /// Wide ResNet, depth 40, widening factor 1.
+    #[serde(rename = "wrn40_1")]
+    Wrn40x1,
+    /// Wide ResNet, depth 40, widening factor 2.
+    #[serde(rename = "wrn40_2")]
+    Wrn40x2,
+}
+
+impl ModelName {
+    /// Every network.
+    pub const ALL: [Self; 7] = [Self::Resnet18, Self::Resnet34, Self::Vgg11, Self::Wrn16x1, Self::Wrn16x2, Self::Wrn40x1, Self::Wrn40x2];
+
+    /// As written in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resnet18 => "resnet18",
+            Self::Resnet34 => "resnet34",
+            Self::Vgg11 => "vgg11",
+            Self::Wrn16x1 => "wrn16_1",
+            Self::Wrn16x2 => "wrn16_2",
+            Self::Wrn40x1 => "wrn40_1",
+            Self::Wrn40x2 => "wrn40_2",
+        }
+    }
+}
+
 /// Device choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -102,7 +146,7 @@ pub struct Data {
 #[serde(default, deny_unknown_fields)]
 pub struct Teacher {
     /// Architecture.
-    pub model: String,
+    pub model: ModelName,
     /// Weights file, `.safetensors` or PyTorch's `.pth`/`.pt` (a state_dict, plain or wrapped).
     pub weights: Option<PathBuf>,
 }
@@ -112,7 +156,7 @@ pub struct Teacher {
 #[serde(default, deny_unknown_fields)]
 pub struct Student {
     /// Architecture.
-    pub model: String,
+    pub model: ModelName,
     /// Learning rate at the first student step.
     pub lr: f64,
     /// Learning rate at the end of the cosine schedule.
@@ -367,6 +411,58 @@ pub enum ReduceRule {
     Native,
 }
 
+/// `checkpoint.*`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Save every so many steps (an inversion counts as one); 0 never, but at the end and on a signal.
+    pub every_steps: u64,
+    /// Save when the last checkpoint is so many minutes old; 0 never.
+    pub every_minutes: f64,
+    /// Checkpoints that are kept.
+    pub keep: usize,
+    /// How shards are packed into files.
+    pub pack: Pack,
+    /// What to do when a checkpoint cannot be written (disk full). The last one stays in any case.
+    pub on_failure: OnFailure,
+    /// Signals that stop the run after the step it is in, with a checkpoint.
+    pub signals: Vec<StopSignal>,
+}
+
+/// Packing of checkpoint files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Pack {
+    /// A file per logical rank.
+    LogicalRank,
+    /// A file per process: fewer files, where a file system counts them.
+    Rank,
+}
+
+/// What follows a checkpoint that could not be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// Say so and go on; the next one may succeed.
+    GoOn,
+    /// End the run.
+    End,
+}
+
+/// Signals by which schedulers announce the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StopSignal {
+    /// SIGTERM.
+    Term,
+    /// SIGUSR1.
+    Usr1,
+    /// SIGUSR2.
+    Usr2,
+    /// SIGINT.
+    Int,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -386,6 +482,7 @@ impl Default for Config {
             teach: Teach::default(),
             eval: Eval::default(),
             parallel: Parallel::default(),
+            checkpoint: Checkpoint::default(),
         }
     }
 }
@@ -398,13 +495,13 @@ impl Default for Data {
 
 impl Default for Teacher {
     fn default() -> Self {
-        Self { model: "wrn40_2".into(), weights: None }
+        Self { model: ModelName::Wrn40x2, weights: None }
     }
 }
 
 impl Default for Student {
     fn default() -> Self {
-        Self { model: "wrn16_1".into(), lr: 0.2, lr_min: 2e-4, momentum: 0.9, weight_decay: 1e-4 }
+        Self { model: ModelName::Wrn16x1, lr: 0.2, lr_min: 2e-4, momentum: 0.9, weight_decay: 1e-4 }
     }
 }
 
@@ -487,5 +584,18 @@ impl Default for Eval {
 impl Default for Parallel {
     fn default() -> Self {
         Self { logical_ranks: None, threads: None, reduce: ReduceRule::Deterministic }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self {
+            every_steps: 0,
+            every_minutes: 10.0,
+            keep: 2,
+            pack: Pack::LogicalRank,
+            on_failure: OnFailure::GoOn,
+            signals: vec![StopSignal::Term, StopSignal::Usr1, StopSignal::Usr2],
+        }
     }
 }

@@ -152,6 +152,23 @@ mod tests {
         assert_eq!(hundred.labels_n.int64_value(&[0]), 77, "the fine label counts");
     }
 
+    /// Batches as Python 3 and Python 2 pickle them, and a pickle that would call something.
+    #[test]
+    fn python_batches_are_read_and_nothing_in_them_is_run() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pickle");
+        for name in ["cifar_py3.pkl", "cifar_py2.pkl"] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::copy(golden.join(name), dir.path().join("test_batch")).unwrap();
+            let data = Cifar::ten(dir.path().into()).read(Split::Test).unwrap();
+            assert_eq!(data.images_nchw.size(), [data.len() as i64, 3, 32, 32]);
+            assert!(data.len() >= 2);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(golden.join("caller.pkl"), dir.path().join("test_batch")).unwrap();
+        let text = Cifar::ten(dir.path().into()).read(Split::Test).err().unwrap().to_string();
+        assert!(text.contains("test_batch: holds no `data`"), "{text}");
+    }
+
     #[test]
     fn damaged_and_missing_batches_are_named() {
         let dir = tempfile::tempdir().unwrap();

@@ -2,8 +2,10 @@
 
 mod cifar;
 mod idx;
+mod picture;
 mod view;
 
+pub use picture::{read_picture, write_grid};
 pub use view::{View, apply_views};
 
 use crate::config::DatasetName;

@@ -1,13 +1,11 @@
 //! One typed record per round, written to CSV, TensorBoard and the progress bar; and where the time goes.
 
-mod picture;
 mod progress;
 mod record;
 mod summary;
 mod tensorboard;
 mod timings;
 
-pub use picture::write_grid;
 pub use progress::Progress;
 pub use record::{RoundRecord, Sinks, TimingRecord, read_table};
 pub use summary::{BufferSummary, NetworkScore, Summary, version};

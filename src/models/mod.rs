@@ -10,7 +10,7 @@ mod wide_resnet;
 
 pub use generator::{Generator, GeneratorShape};
 
-use crate::error::{Error, Result};
+use crate::config::ModelName;
 use crate::nn::{Blueprint, Pass, State};
 use std::rc::Rc;
 use tch::Tensor;
@@ -41,22 +41,15 @@ pub struct Shape {
     pub classes: i64,
 }
 
-/// Every classifier's name.
-pub const NAMES: [&str; 7] = ["resnet18", "resnet34", "vgg11", "wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"];
-
 /// Builds a network by name.
-///
-/// # Errors
-/// An unknown name is refused with the nearest one; `key` is the configuration key or option it came from.
-pub fn build(name: &str, shape: Shape, key: &str) -> Result<Box<dyn Network>> {
-    Ok(match name {
-        "resnet18" => Box::new(resnet::ResNet::new(&[2, 2, 2, 2], shape)),
-        "resnet34" => Box::new(resnet::ResNet::new(&[3, 4, 6, 3], shape)),
-        "vgg11" => Box::new(vgg::Vgg11::new(shape)),
-        "wrn16_1" => Box::new(wide_resnet::WideResNet::new(16, 1, shape)),
-        "wrn16_2" => Box::new(wide_resnet::WideResNet::new(16, 2, shape)),
-        "wrn40_1" => Box::new(wide_resnet::WideResNet::new(40, 1, shape)),
-        "wrn40_2" => Box::new(wide_resnet::WideResNet::new(40, 2, shape)),
-        _ => return Err(Error::config(key, format!("unknown network `{name}`; known: {}", NAMES.join(", ")))),
-    })
+pub fn build(name: ModelName, shape: Shape) -> Box<dyn Network> {
+    match name {
+        ModelName::Resnet18 => Box::new(resnet::ResNet::new(&[2, 2, 2, 2], shape)),
+        ModelName::Resnet34 => Box::new(resnet::ResNet::new(&[3, 4, 6, 3], shape)),
+        ModelName::Vgg11 => Box::new(vgg::Vgg11::new(shape)),
+        ModelName::Wrn16x1 => Box::new(wide_resnet::WideResNet::new(16, 1, shape)),
+        ModelName::Wrn16x2 => Box::new(wide_resnet::WideResNet::new(16, 2, shape)),
+        ModelName::Wrn40x1 => Box::new(wide_resnet::WideResNet::new(40, 1, shape)),
+        ModelName::Wrn40x2 => Box::new(wide_resnet::WideResNet::new(40, 2, shape)),
+    }
 }

@@ -101,16 +101,19 @@ fn from_raw(raw: &pickle::RawTensor) -> Tensor {
     Tensor::from_data_size(&raw.bytes, &shape, kind)
 }
 
+/// Values of a tensor in row-major order, little-endian.
+pub fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+    let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+    let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.copy_data_u8(&mut bytes, tensor.numel());
+    bytes
+}
+
 /// Tensors as safetensors, with free text beside them.
 pub fn to_safetensors(tensors: &[(String, Tensor)], metadata: &[(&str, String)]) -> Result<Vec<u8>> {
     let held: Vec<(&String, Vec<usize>, safetensors::Dtype, Vec<u8>)> = tensors
         .iter()
-        .map(|(key, tensor)| {
-            let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
-            let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-            tensor.copy_data_u8(&mut bytes, tensor.numel());
-            (key, tensor.size().iter().map(|&d| d as usize).collect(), dtype_of(tensor.kind()), bytes)
-        })
+        .map(|(key, tensor)| (key, tensor.size().iter().map(|&d| d as usize).collect(), dtype_of(tensor.kind()), bytes_of(tensor)))
         .collect();
     let failed = |e: safetensors::SafeTensorError| Error::refused(format!("cannot form a safetensors file: {e}"));
     let views: Vec<(&str, TensorView<'_>)> = held

@@ -12,4 +12,4 @@ pub(crate) mod test_ranks;
 pub use comm::{Communicator, MpiComm, end_job};
 pub use meter::Meter;
 pub use reduce::TreeSum;
-pub use world::{Launch, Local, PerRank, World, host_name, threads};
+pub use world::{Launch, Local, PerRank, World, host_name, set_threads, thread_count};

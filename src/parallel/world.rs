@@ -231,18 +231,23 @@ fn allowed_cores() -> Vec<u8> {
     }
 }
 
-/// Threads per rank: as configured, else OMP_NUM_THREADS, else the host's cores shared by its ranks.
+/// Sets libtorch's threads: as configured, else OMP_NUM_THREADS, else the host's cores shared by its ranks.
 ///
 /// # Errors
 /// OMP_NUM_THREADS that is not a number.
-pub fn threads(configured: Option<usize>, local: Local) -> Result<usize> {
-    if let Some(threads) = configured {
-        return Ok(threads);
-    }
-    if let Ok(text) = std::env::var("OMP_NUM_THREADS") {
-        return text.split(',').next().unwrap_or_default().trim().parse().map_err(|_| {
+pub fn set_threads(configured: Option<usize>, local: Local) -> Result<()> {
+    let threads = match (configured, std::env::var("OMP_NUM_THREADS")) {
+        (Some(threads), _) => threads,
+        (None, Ok(text)) => text.split(',').next().unwrap_or_default().trim().parse().map_err(|_| {
             Error::refused(format!("OMP_NUM_THREADS = `{text}` is not a number")).with_hint("set it to cores ÷ ranks, or unset it")
-        });
-    }
-    Ok((local.cores / local.ranks).max(1))
+        })?,
+        (None, Err(_)) => (local.cores / local.ranks).max(1),
+    };
+    tch::set_num_threads(threads as i32);
+    Ok(())
+}
+
+/// Threads libtorch uses.
+pub fn thread_count() -> usize {
+    tch::get_num_threads() as usize
 }

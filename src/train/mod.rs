@@ -1,20 +1,23 @@
 //! The training loop: rounds, what is written after each, and how a run ends.
 
 mod guard;
+mod keeper;
 mod state;
 mod step;
 
 pub use guard::{Guard, Verdict};
+pub use keeper::{Keeper, Next};
 pub use state::{Cursor, Run};
 pub use step::round;
 
-use crate::data::to_bytes;
+use crate::data::{to_bytes, write_grid};
 use crate::error::{Error, Result};
-use crate::eval::{self, Score};
+use crate::eval;
 use crate::files;
-use crate::metrics::{BufferSummary, NetworkScore, Progress, RoundRecord, Sinks, Summary, TimingRecord, Timings, version, write_grid};
+use crate::metrics::{BufferSummary, NetworkScore, Progress, RoundRecord, Sinks, Summary, TimingRecord, Timings, read_table, version};
 use crate::nn::weights;
-use crate::parallel::{World, comm};
+use crate::parallel::{self, World, comm};
+use crate::run_folder::State;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
@@ -29,45 +32,69 @@ pub struct Outlet {
     sinks: Option<Sinks>,
     progress: Option<Progress>,
     timings: Timings,
+    best_top1: Option<f64>,
+    last: Option<RoundRecord>,
 }
 
 impl Outlet {
     /// Opens the files of a run folder. A collective.
+    ///
+    /// Rows written before a resume count for the best and the last score.
     pub fn open(folder: &Path, run: &Run, world: &World, timings: Timings) -> Result<Self> {
-        let sinks = if world.leads() { Sinks::open(folder).map(Some) } else { Ok(None) };
-        Ok(Self {
-            sinks: world.agree(sinks)?,
+        let open = || -> Result<_> {
+            let metrics = folder.join("metrics.csv");
+            let rows: Vec<RoundRecord> = if metrics.exists() { read_table(&metrics)? } else { Vec::new() };
+            Ok((Some(Sinks::open(folder)?), rows))
+        };
+        let (sinks, rows) = world.agree(if world.leads() { open() } else { Ok((None, Vec::new())) })?;
+        let mut outlet = Self {
             progress: world.leads().then(|| Progress::new(run.config.train.rounds, run.cursor.round())),
             folder: folder.to_path_buf(),
+            sinks,
             timings,
-        })
+            best_top1: None,
+            last: None,
+        };
+        rows.into_iter().for_each(|row| outlet.remember(row));
+        Ok(outlet)
+    }
+
+    fn remember(&mut self, record: RoundRecord) {
+        if let Some(top1) = record.student_top1 {
+            self.best_top1 = Some(self.best_top1.map_or(top1, |best| best.max(top1)));
+            self.last = Some(record);
+        }
+    }
+
+    fn student_score(&self, model: &str) -> NetworkScore {
+        let of = |value: fn(&RoundRecord) -> Option<f64>| self.last.as_ref().and_then(value).unwrap_or_default();
+        NetworkScore {
+            model: model.into(),
+            top1: of(|r| r.student_top1),
+            top5: of(|r| r.student_top5),
+            loss: of(|r| r.student_loss),
+            top1_best: self.best_top1,
+        }
     }
 }
 
-/// Runs all rounds and writes the results. A collective.
-pub fn train(run: &mut Run, world: &World, outlet: &mut Outlet) -> Result<Summary> {
-    let teacher_score = run.evaluate_teacher(world)?;
-    let (mut last, mut best) = (None, None::<f64>);
+/// Runs all rounds and writes the results. `None`: a signal stopped the run, everything is saved. A collective.
+pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Outlet) -> Result<Option<Summary>> {
+    let teacher = run.teacher_score(world, keeper)?;
     while !run.finished() {
-        let record = step::round(run, world)?;
+        let Some(record) = step::round(run, world, keeper)? else { return Ok(None) };
         after_round(run, world, outlet, &record)?;
-        if let Some(top1) = record.student_top1 {
-            (last, best) = (Some(record), Some(best.map_or(top1, |b| b.max(top1))));
-        }
+        outlet.remember(record);
     }
     if let Some(progress) = &outlet.progress {
         progress.finish();
     }
-    let score = last.map(|r| (r.student_top1, r.student_top5, r.student_loss));
-    let (top1, top5, loss) = score.unwrap_or_default();
-    let student = NetworkScore {
-        model: run.trained_model().into(),
-        top1: top1.unwrap_or_default(),
-        top5: top5.unwrap_or_default(),
-        loss: loss.unwrap_or_default(),
-        top1_best: best,
-    };
-    finish(run, world, outlet, teacher_score, student)
+    let summary = finish(run, world, outlet, teacher)?;
+    keeper.save(run, world, State::Finished, true)?;
+    if world.leads() {
+        keeper.checkpoints().prune(1)?;
+    }
+    Ok(Some(summary))
 }
 
 /// Files, picture and screen after a round; a failure on the leading rank ends all of them.
@@ -133,7 +160,7 @@ fn gather_picture(run: &Run, world: &World) -> Result<Option<Vec<Vec<Option<Tens
 }
 
 /// The student, and `report.json`. A collective.
-fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<Score>, student: NetworkScore) -> Result<Summary> {
+fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScore>) -> Result<Summary> {
     let class_counts = run.class_counts(world)?;
     let buffer = match run.memory.replay() {
         Some(replay) => Some(BufferSummary {
@@ -149,16 +176,10 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<Score>, stu
         class_names: run.facts.class_names.iter().map(|n| (*n).to_owned()).collect(),
         ranks: world.layout().ranks(),
         logical_ranks: world.layout().logical_ranks(),
-        threads: tch::get_num_threads() as usize,
+        threads: parallel::thread_count(),
         device: format!("{:?} {}", world.device(), crate::nn::shim::cpu_capability()),
-        teacher: teacher.map(|s| NetworkScore {
-            model: run.config.teacher.model.clone(),
-            top1: s.counts.top1(),
-            top5: s.counts.top5(),
-            loss: s.loss,
-            top1_best: None,
-        }),
-        student,
+        teacher,
+        student: outlet.student_score(run.trained_model()),
         seconds: outlet.timings.seconds(),
         samples_synthesised: run.samples_synthesised(),
         student_steps: run.cursor.student_steps(),
@@ -182,8 +203,17 @@ fn write_results(run: &Run, outlet: &Outlet, summary: &Summary) -> Result<()> {
 }
 
 impl Run {
-    fn evaluate_teacher(&self, world: &World) -> Result<Option<Score>> {
-        let Some(teacher) = &self.teacher else { return Ok(None) };
-        eval::evaluate(world, teacher.parts(), &self.normalise, &self.test, self.config.eval.batch_size).map(Some)
+    /// Measured once in the life of a run. A collective.
+    fn teacher_score(&self, world: &World, keeper: &mut Keeper) -> Result<Option<NetworkScore>> {
+        let (Some(teacher), None) = (&self.teacher, &keeper.status_mut().teacher) else { return Ok(keeper.status_mut().teacher.clone()) };
+        let score = eval::evaluate(world, teacher.parts(), &self.normalise, &self.test, self.config.eval.batch_size)?;
+        keeper.status_mut().teacher = Some(NetworkScore {
+            model: self.config.teacher.model.name().into(),
+            top1: score.counts.top1(),
+            top5: score.counts.top5(),
+            loss: score.loss,
+            top1_best: None,
+        });
+        Ok(keeper.status_mut().teacher.clone())
     }
 }

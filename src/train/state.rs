@@ -1,6 +1,7 @@
 //! Everything a run is made of, and what each part of a round does to it.
 
 use super::guard::{Guard, Verdict};
+use crate::checkpoint::{Contents, Loaded, Position};
 use crate::config::{Config, Plan};
 use crate::data::{self, Dataset, Facts, Normalise, Split};
 use crate::distill::{Student, learning_rate};
@@ -12,7 +13,7 @@ use crate::losses::StatisticsAverage;
 use crate::methods::{self, Method};
 use crate::metrics::RoundRecord;
 use crate::models::{self, Shape};
-use crate::nn::State;
+use crate::nn::{Entries, State, Stateful};
 use crate::parallel::{PerRank, World};
 use crate::replay::{Memory, RealData, Replay, SampleShape};
 use crate::rng::Purpose;
@@ -124,6 +125,20 @@ impl RoundSums {
     }
 }
 
+impl Stateful for RoundSums {
+    fn save(&self, into: &mut Entries) {
+        into.tensor("terms", &self.terms);
+        into.tensor("losses", &self.losses);
+    }
+
+    fn load(&mut self, from: &Entries) -> Result<()> {
+        // `terms` may be shared with what a step returned: a tensor of its own is filled.
+        self.terms = self.terms.zeros_like();
+        from.copy_tensor("terms", &self.terms)?;
+        from.copy_tensor("losses", &self.losses)
+    }
+}
+
 impl Run {
     /// Builds everything a method needs. `teacher` is checked already; `real` is the training split, for methods that train on
     /// it; the test split is read here.
@@ -132,7 +147,7 @@ impl Run {
         let device = world.device();
         let shape = Shape { channels: facts.channels, classes: facts.classes };
         let source = data::source(config.dataset, config.data.dir.as_deref());
-        let network = models::build(&config.student.model, shape, "student.model")?;
+        let network = models::build(config.student.model, shape);
         let state = State::initialised(network.blueprint(), config.seed, Purpose::StudentInit, device);
         let student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
         let (memory, generator) = match real {
@@ -169,8 +184,8 @@ impl Run {
     }
 
     /// Architecture of the network in training.
-    pub fn trained_model(&self) -> &str {
-        &self.config.student.model
+    pub fn trained_model(&self) -> &'static str {
+        self.config.student.model.name()
     }
 
     /// Name of the file it is written to.
@@ -279,6 +294,51 @@ impl Run {
                 Ok(())
             }
         }
+    }
+
+    /// Where the run is, for a checkpoint.
+    pub fn position(&self) -> Position {
+        let Cursor { round, inverted, steps_left, student_steps } = self.cursor;
+        Position { round, inverted, steps_left, student_steps, refused_in_a_row: self.guard.in_a_row() }
+    }
+
+    /// Everything a restart needs, by owner.
+    pub fn contents(&self, world: &World) -> Contents {
+        let mut shared = Entries::default();
+        shared.save("student", &self.student);
+        if let Some(generator) = &self.generator {
+            shared.save("generator", generator);
+        }
+        let ranks = PerRank::build(world.hosted(), |rank| {
+            let mut entries = Entries::default();
+            entries.save("average", self.averages.get(rank));
+            entries.save("sums", self.sums.get(rank));
+            if let Some(replay) = self.memory.replay() {
+                entries.save("replay", replay.shard(rank));
+            }
+            entries
+        });
+        Contents { shared, ranks }
+    }
+
+    /// Takes everything back. After an error the run is not to be used.
+    pub fn restore(&mut self, loaded: &Loaded) -> Result<()> {
+        let contents = &loaded.contents;
+        contents.shared.load("student", &mut self.student)?;
+        if let Some(generator) = &mut self.generator {
+            contents.shared.load("generator", generator)?;
+        }
+        for (rank, entries) in contents.ranks.iter() {
+            entries.load("average", self.averages.get_mut(rank))?;
+            entries.load("sums", self.sums.get_mut(rank))?;
+            if let Some(replay) = self.memory.replay_mut() {
+                entries.load("replay", replay.shard_mut(rank))?;
+            }
+        }
+        let Position { round, inverted, steps_left, student_steps, refused_in_a_row } = loaded.manifest.position;
+        self.cursor = Cursor { round, inverted, steps_left, student_steps };
+        self.guard.resume(refused_in_a_row);
+        Ok(())
     }
 
     /// Score of the student on the test split. A collective.

@@ -1,25 +1,33 @@
 //! One round, top to bottom.
 
 use super::guard::Verdict;
+use super::keeper::{Keeper, Next};
 use super::state::Run;
 use crate::distill;
 use crate::error::Result;
 use crate::metrics::RoundRecord;
 use crate::parallel::{PerRank, TreeSum, World};
 
-/// Inverts once, then distils `plan.steps_per_round` times. Called by every rank; calls that take `world` are collectives.
-pub fn round(run: &mut Run, world: &World) -> Result<RoundRecord> {
+/// Inverts once, then distils `plan.steps_per_round` times; a resumed round goes on where it stopped. `None`: a signal has come,
+/// everything is saved. Called by every rank; calls that take `world` are collectives.
+pub fn round(run: &mut Run, world: &World, keeper: &mut Keeper) -> Result<Option<RoundRecord>> {
     if run.cursor.at_inversion() {
         invert(run, world)?;
         run.cursor.inverted(run.steps_this_round());
+        if keeper.look(run, world)? == Next::Stop {
+            return Ok(None);
+        }
     }
     while run.cursor.in_round() {
         distil(run, world)?;
         run.cursor.stepped();
+        if keeper.look(run, world)? == Next::Stop {
+            return Ok(None);
+        }
     }
     let record = run.record(world)?;
     run.cursor.next_round();
-    Ok(record)
+    Ok(Some(record))
 }
 
 /// Every logical rank makes a batch of images on its own copy of the generator; the shared generator takes one meta step.

@@ -2,5 +2,11 @@
 
 #[path = "../common/fill.rs"]
 mod fill;
+#[path = "../common/launch.rs"]
+mod launch;
 
+mod architecture;
+mod cli;
+mod docs;
+mod mpi;
 mod networks;

@@ -3,8 +3,9 @@
 
 use crate::fill::{fill, fill_f64};
 use serde_json::Value;
+use ssdkd::config::ModelName;
 use ssdkd::losses::StatisticsAverage;
-use ssdkd::models::{self, Generator, GeneratorShape, Network, Shape};
+use ssdkd::models::{self, Generator, GeneratorShape, Shape};
 use ssdkd::nn::{Blueprint, Pass, State};
 use ssdkd::teacher::Teacher;
 use std::path::{Path, PathBuf};
@@ -63,7 +64,7 @@ fn input(shape: &[i64]) -> Tensor {
 fn check_classifier(name: &str, want: &Value) {
     let (model, classes) = name.split_once('-').unwrap();
     let shape = Shape { channels: 3, classes: classes.parse().unwrap() };
-    let network = models::build(model, shape, "model").unwrap();
+    let network = models::build(ModelName::ALL.into_iter().find(|m| m.name() == model).unwrap(), shape);
     assert_state_dict(network.blueprint(), name);
     let (state, sum) = filled(network.blueprint());
     let number = |i: usize| want[i].as_f64().unwrap();
@@ -134,12 +135,12 @@ fn generators_equal_the_published_ones() {
 /// Other class counts, channels and image sizes: nothing is fixed in code.
 #[test]
 fn sizes_are_free() {
-    for name in models::NAMES {
-        let network: Box<dyn Network> = models::build(name, Shape { channels: 1, classes: 7 }, "model").unwrap();
+    for name in ModelName::ALL {
+        let network = models::build(name, Shape { channels: 1, classes: 7 });
         let (state, _) = filled(network.blueprint());
         for size in [28, 64] {
             let out = tch::no_grad(|| network.forward(&state, &input(&[2, 1, size, size]), &mut Pass::eval()));
-            assert_eq!(out.logits.size(), [2, 7], "{name} at {size}");
+            assert_eq!(out.logits.size(), [2, 7], "{name:?} at {size}");
         }
     }
 }

@@ -1,13 +1,24 @@
-//! Grids of small images.
+//! Pictures in files: read as images of a data set's size, written as grids.
 
+use super::Facts;
 use crate::error::{Error, Result};
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use std::path::Path;
 use tch::{Kind, Tensor};
 
 /// Pixels between images.
 const GAP: usize = 2;
 /// Every pixel is shown this large, so that 32×32 images can be seen.
 const ZOOM: usize = 2;
+
+/// A PNG or JPEG file as uint8 `[c, h, w]` of the data set's size and channels.
+pub fn read_picture(path: &Path, facts: &Facts) -> Result<Tensor> {
+    let image = image::open(path).map_err(|e| Error::file(path, format!("not a readable picture ({e})")))?;
+    let [h, w] = facts.size;
+    let image = image.resize_exact(w as u32, h as u32, image::imageops::FilterType::Triangle);
+    let (raw, channels) = if facts.channels == 1 { (image.to_luma8().into_raw(), 1) } else { (image.to_rgb8().into_raw(), 3) };
+    Ok(Tensor::from_slice(&raw).view([h, w, channels]).permute([2, 0, 1]).contiguous())
+}
 
 /// A grid of uint8 images `[c, h, w]` (one or three channels), row by row; `None` leaves a place empty. Returns PNG data and
 /// its size (width, height).

@@ -1,0 +1,147 @@
+//! Looks after a run between steps: checkpoints when they are due, and a stop when a signal has come.
+
+use super::state::Run;
+use crate::checkpoint::{Checkpoints, Manifest};
+use crate::config::{self, OnFailure, StopSignal};
+use crate::error::{Error, Result};
+use crate::metrics::{Timings, version};
+use crate::parallel::World;
+use crate::run_folder::{State, Status};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Whether a run goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// With the next step.
+    GoOn,
+    /// All ranks stop here; everything is saved.
+    Stop,
+}
+
+/// Keeps a run's checkpoints and watches for signals.
+pub struct Keeper {
+    checkpoints: Checkpoints,
+    rule: config::Checkpoint,
+    folder: PathBuf,
+    status: Status,
+    timings: Timings,
+    stop: Arc<AtomicBool>,
+    steps_since: u64,
+    saved: Instant,
+}
+
+impl Keeper {
+    /// For a run folder. The signal handlers set a flag and nothing else.
+    pub fn new(folder: &Path, rule: &config::Checkpoint, status: Status, timings: Timings) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in &rule.signals {
+            let number = match signal {
+                StopSignal::Term => SIGTERM,
+                StopSignal::Usr1 => SIGUSR1,
+                StopSignal::Usr2 => SIGUSR2,
+                StopSignal::Int => SIGINT,
+            };
+            signal_hook::flag::register(number, stop.clone()).map_err(|e| Error::refused(format!("cannot listen for {signal:?}: {e}")))?;
+        }
+        Ok(Self {
+            checkpoints: Checkpoints::new(folder, rule.keep, rule.pack),
+            rule: rule.clone(),
+            folder: folder.into(),
+            status,
+            timings,
+            stop,
+            steps_since: 0,
+            saved: Instant::now(),
+        })
+    }
+
+    /// The run's checkpoints.
+    pub fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
+    }
+
+    /// The run's status, as last written.
+    pub fn status_mut(&mut self) -> &mut Status {
+        &mut self.status
+    }
+
+    /// After an inversion or a student step. All ranks agree on what follows. A collective; 1 byte a rank.
+    pub fn look(&mut self, run: &Run, world: &World) -> Result<Next> {
+        self.steps_since += 1;
+        let minutes = self.saved.elapsed().as_secs_f64() / 60.0;
+        let old = self.rule.every_minutes > 0.0 && minutes >= self.rule.every_minutes;
+        let mine = u8::from(self.stop.load(Ordering::Relaxed)) | u8::from(old && world.leads()) << 1;
+        let mut all = vec![0u8; world.layout().ranks()];
+        world.comm().all_gather(&[mine], &mut all)?;
+        let seen = all.iter().fold(0, |a, b| a | b);
+        let stop = seen & 1 != 0;
+        let due = seen & 2 != 0 || (self.rule.every_steps > 0 && self.steps_since >= self.rule.every_steps);
+        if stop || due {
+            self.save(run, world, if stop { State::Stopped } else { State::Running }, stop)?;
+        }
+        Ok(if stop { Next::Stop } else { Next::GoOn })
+    }
+
+    /// Saves the run. A failure is passed on if `must` or configured so; otherwise it is said, and the last checkpoint stands. A
+    /// collective.
+    pub fn save(&mut self, run: &Run, world: &World, state: State, must: bool) -> Result<()> {
+        let _span = tracing::debug_span!("saving").entered();
+        let began = Instant::now();
+        let machine = format!("{:?}, {}, {} threads", world.device(), crate::nn::shim::cpu_capability(), crate::parallel::thread_count());
+        let logical = world.layout().logical_ranks();
+        let manifest = Manifest::new(run.position(), logical, run.plan.identity.clone(), version(), machine);
+        let outcome = self.checkpoints.save(world, run.contents(world), manifest);
+        (self.steps_since, self.saved) = (0, Instant::now());
+        match outcome {
+            Ok(bytes) => {
+                let (step, seconds) = (run.cursor.student_steps(), began.elapsed().as_secs_f64());
+                tracing::info!(step, megabytes = bytes as f64 / 1e6, seconds, "checkpoint");
+                self.write_status(world, state, step)
+            }
+            Err(error) if must || self.rule.on_failure == OnFailure::End => Err(error),
+            Err(error) => {
+                if world.leads() {
+                    tracing::warn!("a checkpoint could not be written, the last one stands, the run goes on: {error}");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn write_status(&mut self, world: &World, state: State, student_steps: u64) -> Result<()> {
+        self.status.state = state;
+        self.status.student_steps = student_steps;
+        self.status.seconds = self.timings.seconds();
+        world.agree(if world.leads() { self.status.write(&self.folder) } else { Ok(()) })
+    }
+
+    /// Position and state of the newest whole checkpoint go into `run`; says where it goes on. A collective.
+    ///
+    /// # Errors
+    /// No whole checkpoint among those there, or one of a run with other numbers, naming each key that differs.
+    pub fn resume(&self, run: &mut Run, world: &World) -> Result<bool> {
+        let Some(loaded) = self.checkpoints.load_newest(world)? else { return Ok(false) };
+        world.agree(same_run(&loaded.manifest, run))?;
+        world.agree(run.restore(&loaded))?;
+        Ok(true)
+    }
+}
+
+fn same_run(manifest: &Manifest, run: &Run) -> Result<()> {
+    let (then, now) = (&manifest.identity, &run.plan.identity);
+    let keys: std::collections::BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+    let shown = |value: Option<&String>| value.map_or("nothing".to_owned(), String::clone);
+    let findings: Vec<_> = keys
+        .into_iter()
+        .filter(|key| then.get(*key) != now.get(*key))
+        .map(|key| {
+            let (was, is) = (shown(then.get(key)), shown(now.get(key)));
+            crate::error::Finding::new(key.as_str(), format!("was {was} when this run began, is {is} now: it would be another run"))
+        })
+        .collect();
+    if findings.is_empty() { Ok(()) } else { Err(Error::Config(findings)) }
+}

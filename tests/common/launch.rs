@@ -1,0 +1,106 @@
+//! Starts the real binary, alone or under `mpirun`, with a deadline that ends the whole process group.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What a launch came to.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    pub seconds: f64,
+}
+
+impl Outcome {
+    /// Fails the test unless the exit code is as wanted.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Fails the test unless stderr holds all of these.
+    #[track_caller]
+    pub fn says(self, parts: &[&str]) -> Self {
+        for part in parts {
+            assert!(self.stderr.contains(part), "`{part}` is not in:\n{}", self.stderr);
+        }
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        self
+    }
+}
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Whether mpirun can be found; says so when it cannot.
+pub fn has_mpirun() -> bool {
+    let found = Command::new("mpirun").arg("--version").output().is_ok_and(|o| o.status.success());
+    if !found {
+        println!("skip: mpirun is not on PATH (launch/setup.sh installs it)");
+    }
+    found
+}
+
+/// `ssdkd` as one process.
+pub fn ssdkd<S: AsRef<str>>(arguments: &[S]) -> Outcome {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
+    command.args(arguments.iter().map(AsRef::as_ref));
+    run(command, Duration::from_secs(300))
+}
+
+/// `ssdkd` on `ranks` ranks under mpirun.
+pub fn ssdkd_on<S: AsRef<str>>(ranks: usize, arguments: &[S]) -> Outcome {
+    let mut command = Command::new(root().join("launch/mpirun.sh"));
+    command.arg(ranks.to_string()).arg(env!("CARGO_BIN_EXE_ssdkd"));
+    command.args(arguments.iter().map(AsRef::as_ref));
+    run(command, Duration::from_secs(300))
+}
+
+/// Runs a command in a process group of its own; at the deadline the group is killed and the test fails.
+pub fn run(mut command: Command, deadline: Duration) -> Outcome {
+    // Equal bits need equal threads, however many ranks there are.
+    command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let began = Instant::now();
+    let child = command.spawn().unwrap();
+    let group = child.id() as i32;
+    let (done, timer) = std::sync::mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        if timer.recv_timeout(deadline).is_err() {
+            // SAFETY: a signal to the group this test started.
+            unsafe { libc::kill(-group, libc::SIGKILL) };
+            return true;
+        }
+        false
+    });
+    let output = child.wait_with_output().unwrap();
+    let _ = done.send(());
+    assert!(!watch.join().unwrap(), "{command:?} was still running after {deadline:?}");
+    Outcome {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        seconds: began.elapsed().as_secs_f64(),
+    }
+}
+
+/// A folder with the first `count` test images of Fashion-MNIST, so that evaluations are short; also as training files.
+pub fn small_fashion_mnist(folder: &Path, count: usize) -> PathBuf {
+    use std::io::Read;
+    let shipped = root().join("configs/fashion_mnist");
+    for (name, header, width) in [("images-idx3", 16, 784), ("labels-idx1", 8, 1)] {
+        let mut raw = Vec::new();
+        let file = std::fs::File::open(shipped.join(format!("t10k-{name}-ubyte.gz"))).unwrap();
+        flate2::read::GzDecoder::new(file).read_to_end(&mut raw).unwrap();
+        raw.truncate(header + count * width);
+        raw[4..8].copy_from_slice(&(count as u32).to_be_bytes());
+        for split in ["t10k", "train"] {
+            std::fs::write(folder.join(format!("{split}-{name}-ubyte")), &raw).unwrap();
+        }
+    }
+    folder.into()
+}

@@ -1,0 +1,131 @@
+//! The source tree keeps its shape: modules use only modules above them, foreign crates stay where they belong, and the
+//! training step stays one screenful.
+
+use crate::launch::root;
+use std::path::{Path, PathBuf};
+
+/// Module · may name `tch` · may take a `&World` or `&dyn Communicator`. A module may `use crate::` only those above it.
+const MODULES: [(&str, bool, bool); 28] = [
+    ("error", false, false),
+    ("files", false, false),
+    ("layout", false, false),
+    ("rng", false, false),
+    ("config", false, false),
+    ("task", true, false),
+    ("parallel", true, true),
+    ("device", true, false),
+    ("nn", true, false),
+    ("models", true, false),
+    ("data", true, false),
+    ("losses", true, false),
+    ("teacher", true, false),
+    ("inversion", true, false),
+    ("replay", true, true),
+    ("distill", true, false),
+    ("methods", false, false),
+    ("eval", true, true),
+    ("checkpoint", true, true),
+    ("metrics", false, false),
+    ("run_folder", false, false),
+    ("train", true, true),
+    ("predict", true, false),
+    ("report", false, false),
+    ("logs", false, false),
+    ("cli", false, false),
+    ("commands", false, true),
+    ("main", false, false),
+];
+
+fn sources(of: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(of).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Every source file with its module and its text before the unit tests.
+fn files() -> Vec<(String, PathBuf, String)> {
+    let src = root().join("src");
+    sources(&src)
+        .into_iter()
+        .map(|path| {
+            let relative = path.strip_prefix(&src).unwrap().to_path_buf();
+            let module = relative.iter().next().unwrap().to_string_lossy().trim_end_matches(".rs").to_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let code: String = code.lines().filter(|l| !l.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
+            (module, relative, code)
+        })
+        .filter(|(module, _, _)| module != "lib")
+        .collect()
+}
+
+#[test]
+fn every_module_is_listed() {
+    for (module, path, _) in files() {
+        assert!(MODULES.iter().any(|(name, ..)| *name == module), "{} belongs to no module of the list", path.display());
+    }
+}
+
+#[test]
+fn modules_use_only_modules_above_them() {
+    let place = |name: &str| MODULES.iter().position(|(m, ..)| *m == name);
+    for (module, path, code) in files() {
+        for used in code.split("crate::").skip(1) {
+            let name: String = used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            let (Some(used), Some(user)) = (place(&name), place(&module)) else { continue };
+            assert!(used <= user, "{} uses crate::{name}, which lies below it", path.display());
+        }
+    }
+}
+
+#[test]
+fn tensors_and_ranks_stay_in_their_columns() {
+    for (module, path, code) in files() {
+        let (_, tensors, ranks) = MODULES.iter().find(|(m, ..)| *m == module).unwrap();
+        assert!(*tensors || !code.contains("tch::"), "{} names tch", path.display());
+        let communicates = code.contains("&World") || code.contains("&dyn Communicator") || code.contains("&Launch");
+        assert!(*ranks || !communicates, "{} takes part in communication", path.display());
+    }
+}
+
+#[test]
+fn foreign_crates_stay_in_quarantine() {
+    for (crate_name, place) in [
+        ("use mpi::", "parallel/comm/mpi.rs"),
+        ("use clap", "cli.rs"),
+        ("use plotters", "report/plot.rs"),
+        ("config::Config::builder", "config/load.rs"),
+    ] {
+        for (module, path, code) in files() {
+            let allowed = path == Path::new(place) || (crate_name == "use clap" && module == "main");
+            assert!(allowed || !code.contains(crate_name), "{} names {crate_name}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_training_step_is_one_screenful() {
+    let lines = |path: &str| std::fs::read_to_string(root().join("src").join(path)).unwrap().lines().count();
+    assert!(lines("train/step.rs") <= 250);
+    assert!(lines("main.rs") <= 60);
+    for (module, path, code) in files() {
+        assert!(module != "commands" || code.lines().count() <= 200, "{} is more than glue", path.display());
+    }
+}
+
+/// A physical rank in a seed, or a hash map on the way to a file, would make results depend on the launch.
+#[test]
+fn known_ways_to_lose_exactness_are_absent() {
+    for (module, path, code) in files() {
+        let hash_maps_are_fine = ["nn/weights.rs", "nn/pickle.rs", "metrics/timings.rs"].contains(&path.to_str().unwrap());
+        assert!(hash_maps_are_fine || !code.contains("HashMap"), "{} iterates a hash map?", path.display());
+        assert!(module == "rng" || !code.contains("manual_seed"), "{} uses torch's generator", path.display());
+    }
+}

@@ -1,0 +1,92 @@
+//! Documents agree with the code: generated pages are current, links lead somewhere, named files exist.
+
+use crate::launch::{root, ssdkd};
+use std::path::{Path, PathBuf};
+
+/// Compares a generated page, or writes it when UPDATE_DOCS is set.
+fn check(path: &str, current: &str) {
+    let path = root().join(path);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, current).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == current, "{} is stale; refresh it with: UPDATE_DOCS=1 cargo test --release docs", path.display());
+}
+
+#[test]
+fn the_configuration_reference_is_current() {
+    let printed = ssdkd(&["config", "reference"]).expect(0).stdout;
+    check("docs/config.md", &printed);
+}
+
+#[test]
+fn the_command_reference_is_current() {
+    let commands =
+        ["train", "teach", "eval", "predict", "export", "inspect", "doctor", "config", "config show", "config check", "config reference"];
+    let mut page = String::from("# Commands\n\nGenerated from `src/cli.rs`; a test fails when this page is stale.\n");
+    for command in std::iter::once("").chain(commands) {
+        let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let help = ssdkd(&arguments).expect(0).stdout;
+        let help: String = help.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        page.push_str(&format!("\n## `{}`\n\n```text\n{}\n```\n", format!("ssdkd {command}").trim(), help.trim_end()));
+    }
+    check("docs/commands.md", &page);
+}
+
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![root().join("README.md")];
+    let mut open = vec![root().join("docs")];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension() {
+                _ if path.is_dir() => open.push(path),
+                Some(e) if e == "md" => pages.push(path),
+                _ => {}
+            }
+        }
+    }
+    pages
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap();
+            if target.is_empty() || target.starts_with("http") {
+                continue;
+            }
+            assert!(page.parent().unwrap().join(target).exists(), "{}: link to {link}", page.display());
+        }
+    }
+}
+
+/// Every file of the repository that a command block names is there.
+#[test]
+fn commands_name_files_that_exist() {
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for block in text.split("```").skip(1).step_by(2) {
+            for word in block.split_whitespace() {
+                let word = word.trim_matches(|c| "\"'`,;".contains(c));
+                if ["configs/", "launch/", "docs/", "tests/", "src/"].iter().any(|p| word.starts_with(p)) && !word.contains(['*', '<', '{'])
+                {
+                    assert!(Path::new(&root().join(word)).exists(), "{}: {word}", page.display());
+                }
+            }
+        }
+    }
+}
+
+/// The table of exit codes says what the code does.
+#[test]
+fn exit_codes_are_as_documented() {
+    let text = std::fs::read_to_string(root().join("docs/exit-codes.md")).unwrap();
+    for code in ["| 0 |", "| 2 |", "| 75 |", "| 1 |"] {
+        assert!(text.contains(code), "{code}");
+    }
+    assert_eq!(ssdkd::error::Error::refused("x").exit_code(), 2);
+    assert_eq!(ssdkd::error::Error::NonFinite { what: "x", times: 1, step: 1 }.exit_code(), 1);
+}

@@ -1,0 +1,127 @@
+//! Runs through the real launcher.
+
+use crate::launch::{has_mpirun, small_fashion_mnist, ssdkd, ssdkd_on};
+use std::path::Path;
+
+/// The demo's configuration, cut to a few seconds: four logical ranks, evictions, student steps.
+fn tiny(data: &Path, run: &Path) -> Vec<String> {
+    let mut arguments: Vec<String> = ["train", "--config", "configs/fashion_mnist/demo.toml"].map(str::to_owned).to_vec();
+    for set in [
+        "parallel.logical_ranks=4",
+        "train.rounds=4",
+        "train.warmup_rounds=1",
+        "train.eval_every_rounds=2",
+        "inversion.steps=2",
+        "inversion.batch_size=16",
+        "generator.filters=8",
+        "replay.capacity=150",
+        "distill.batch_size=64",
+        "distill.steps_per_round=2",
+        "distill.teacher_views=2",
+    ] {
+        arguments.extend(["--set".into(), set.into()]);
+    }
+    arguments.extend(["--data-dir".into(), data.display().to_string(), "--run-dir".into(), run.display().to_string()]);
+    arguments
+}
+
+fn results(run: &Path) -> (Vec<u8>, String) {
+    (std::fs::read(run.join("student.safetensors")).unwrap(), std::fs::read_to_string(run.join("metrics.csv")).unwrap())
+}
+
+/// The same run alone and on 1, 2 and 4 ranks: same student, same metrics, to the bit.
+#[test]
+fn the_number_of_ranks_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = small_fashion_mnist(folder.path(), 100);
+    let run = |name: &str| folder.path().join(name);
+    ssdkd(&tiny(&data, &run("alone"))).expect(0);
+    let alone = results(&run("alone"));
+    assert_eq!(alone.1.lines().count(), 5);
+    if !has_mpirun() {
+        return;
+    }
+    for ranks in [1, 2, 4] {
+        let name = format!("on-{ranks}");
+        ssdkd_on(ranks, &tiny(&data, &run(&name))).expect(0);
+        let (student, metrics) = results(&run(&name));
+        assert_eq!(metrics, alone.1, "{ranks} ranks");
+        assert!(student == alone.0, "the student differs on {ranks} ranks");
+    }
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(run("on-4").join("report.json")).unwrap()).unwrap();
+    assert_eq!((report["ranks"].as_u64(), report["logical_ranks"].as_u64()), (Some(4), Some(4)));
+}
+
+/// Everything the README promises of a run folder.
+#[test]
+fn a_run_folder_holds_what_is_promised() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = small_fashion_mnist(folder.path(), 100);
+    let run = folder.path().join("run");
+    let out = ssdkd(&tiny(&data, &run)).expect(0);
+    for line in ["teacher top-1", "student top-1", "seconds in inversion", "seconds in communication", "report.html"] {
+        assert!(out.stdout.contains(line), "{line} is not in {}", out.stdout);
+    }
+    for name in ["config.toml", "report.json", "report.html", "metrics.csv", "timings.csv", "student.safetensors"] {
+        assert!(run.join(name).is_file(), "{name}");
+    }
+    let names = |dir: &Path| std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+    assert!(names(&run).iter().any(|n| n.starts_with("events.out.tfevents")));
+    assert!(names(&run.join("pictures")).iter().any(|n| n.starts_with("round-")));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(run.join("report.json")).unwrap()).unwrap();
+    for key in ["method", "dataset", "ranks", "logical_ranks", "samples_synthesised", "student_steps", "config_hash", "version"] {
+        assert!(!report[key].is_null(), "{key}");
+    }
+    for key in ["total", "inversion", "sampling", "distillation", "communication", "evaluation"] {
+        assert!(report["seconds"][key].is_f64(), "seconds.{key}");
+    }
+    assert_eq!(report["samples_synthesised"], 4 * 64);
+    assert_eq!(report["student_steps"], 3 * 2);
+    for key in [&report["teacher"]["top1"], &report["student"]["top1"], &report["student"]["top1_best"]] {
+        assert!((0.0..=1.0).contains(&key.as_f64().unwrap()));
+    }
+    // The report needs nothing but itself.
+    let html = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(html.contains("<svg") && html.contains("data:image/png;base64,"));
+    assert!(!html.contains("http://") || html.matches("http://").count() == html.matches("http://www.w3.org/2000/svg").count());
+    // The student can be measured again, by its run and by its file.
+    let line = ssdkd(&["eval", "--run-dir", run.to_str().unwrap()]).expect(0).stdout;
+    let student: serde_json::Value = serde_json::from_str(line.lines().last().unwrap()).unwrap();
+    assert_eq!(student["top1"], report["student"]["top1"]);
+    let weights = run.join("student.safetensors");
+    let (weights, data) = (weights.to_str().unwrap(), data.to_str().unwrap());
+    let line =
+        ssdkd(&["eval", "--weights", weights, "--model", "wrn16_1", "--dataset", "fashion_mnist", "--data-dir", data]).expect(0).stdout;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["top1"], report["student"]["top1"]);
+}
+
+/// An error that one rank alone could meet is agreed on: every rank ends, one message, within seconds.
+#[test]
+fn refusals_reach_all_ranks_once() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run").display().to_string();
+    let out = ssdkd_on(3, &["train", "--config", "configs/fashion_mnist/demo.toml", "--run-dir", &run]).expect(2);
+    assert_eq!(out.stderr.matches("which does not divide the 2 logical ranks").count(), 1, "{}", out.stderr);
+    assert!(out.seconds < 10.0, "{}", out.seconds);
+}
+
+/// `ssdkd teach` trains on real data with the same loop, on two ranks, and the teacher it writes can teach.
+#[test]
+fn a_teacher_is_trained_on_two_ranks_and_used() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let data = small_fashion_mnist(folder.path(), 128).display().to_string();
+    let run = folder.path().join("teacher").display().to_string();
+    let arguments = ["teach", "--config", "configs/fashion_mnist/teacher.toml", "--run-dir", &run, "--data-dir", &data];
+    let sets = ["--set", "teach.epochs=2", "--set", "teach.batch_size=64", "--set", "teacher.model=wrn16_1"];
+    ssdkd_on(2, &[&arguments[..], &sets[..]].concat()).expect(0);
+    let weights = format!("{run}/teacher.safetensors");
+    let sets = ["--set", "teacher.model=wrn16_1", "--set", &format!("teacher.weights={weights}")].map(str::to_owned);
+    let student = folder.path().join("student");
+    ssdkd(&[tiny(Path::new(&data), &student), sets.to_vec()].concat()).expect(0);
+}
