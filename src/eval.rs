@@ -40,7 +40,7 @@ pub fn evaluate(
             let part = |t: &tch::Tensor| t.narrow(0, start as i64, (end - start) as i64).to_device(world.device());
             let (images, labels) = (part(&data.images_nchw), part(&data.labels_n));
             let logits = tch::no_grad(|| network.forward(state, &normalise.apply(&to_unit(&images)), &mut Pass::eval()).logits);
-            mine = mine.add(Counts::of(&logits, &labels));
+            mine = mine + Counts::of(&logits, &labels);
             let loss = cross_entropy(&logits, &labels).sum(Kind::Double).double_value(&[]);
             losses.extend(loss.to_le_bytes());
         }

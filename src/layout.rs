@@ -37,8 +37,8 @@ impl Layout {
     /// # Errors
     /// R must divide M; the message names the nearest launches that fit.
     pub fn new(logical: usize, ranks: usize) -> Result<Self> {
-        if logical == 0 || ranks == 0 || logical % ranks != 0 {
-            let fitting: Vec<String> = (1..=logical).filter(|r| logical % r == 0).map(|r| r.to_string()).collect();
+        if logical == 0 || ranks == 0 || !logical.is_multiple_of(ranks) {
+            let fitting: Vec<String> = (1..=logical).filter(|r| logical.is_multiple_of(*r)).map(|r| r.to_string()).collect();
             return Err(Error::config(
                 "parallel.logical_ranks",
                 format!(

@@ -51,11 +51,6 @@ impl Counts {
         Self { total: labels.numel() as u64, first: count(hit.narrow(1, 0, 1)), fifth: count(hit) }
     }
 
-    /// Sum.
-    pub fn add(self, other: Self) -> Self {
-        Self { total: self.total + other.total, first: self.first + other.first, fifth: self.fifth + other.fifth }
-    }
-
     /// Share of images classified rightly, in [0, 1].
     pub fn top1(&self) -> f64 {
         self.first as f64 / self.total.max(1) as f64
@@ -64,6 +59,14 @@ impl Counts {
     /// Share of images whose label is among the five largest logits, in [0, 1].
     pub fn top5(&self) -> f64 {
         self.fifth as f64 / self.total.max(1) as f64
+    }
+}
+
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { total: self.total + other.total, first: self.first + other.first, fifth: self.fifth + other.fifth }
     }
 }
 

@@ -69,7 +69,7 @@ pub(super) fn logical_ranks(config: &Config, logical: usize) -> Vec<Finding> {
         return found.0;
     }
     let batch = config.distill.batch_size;
-    if batch % logical != 0 {
+    if !batch.is_multiple_of(logical) {
         let below = batch / logical * logical;
         let legal = if below == 0 { format!("{logical}") } else { format!("{below} or {}", below + logical) };
         found.add("distill.batch_size", format!("{batch} rows cannot be shared by {logical} logical ranks: use {legal}"));

@@ -134,7 +134,7 @@ pub enum DeviceName {
 }
 
 /// `data.*`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
     /// Folder of the data set's files. Left out: `/usr/share/datasets/fashion-mnist` for Fashion-MNIST, else `data`.
@@ -484,12 +484,6 @@ impl Default for Config {
             parallel: Parallel::default(),
             checkpoint: Checkpoint::default(),
         }
-    }
-}
-
-impl Default for Data {
-    fn default() -> Self {
-        Self { dir: None }
     }
 }
 

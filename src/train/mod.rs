@@ -101,7 +101,7 @@ pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Out
 fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundRecord) -> Result<()> {
     let every = run.config.train.picture_every_rounds;
     let last = record.round + 1 == run.config.train.rounds;
-    let picture = if every > 0 && (last || record.round % every == 0) { gather_picture(run, world)? } else { None };
+    let picture = if every > 0 && (last || record.round.is_multiple_of(every)) { gather_picture(run, world)? } else { None };
     let written = outlet.sinks.as_mut().map_or(Ok(()), |sinks| {
         let timing = TimingRecord::new(record.round, &outlet.timings.seconds(), world.meter().total_bytes(), run.rows_sent_away);
         sinks.write(record, &timing)?;
