@@ -49,6 +49,6 @@ pub fn evaluate(
     let counts = world.gather(&counts)?.into_iter().map(|[total, first, fifth]| Counts { total, first, fifth });
     let losses = comm::all_gather_varied(world.comm(), &losses)?.concat();
     let sum: f64 = losses.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).sum();
-    let counts = counts.fold(Counts::default(), Counts::add);
+    let counts = counts.fold(Counts::default(), std::ops::Add::add);
     Ok(Score { counts, loss: sum / counts.total.max(1) as f64 })
 }
