@@ -8,6 +8,8 @@ ranks=$1; shift
 cores=$(nproc)
 threads=$(( cores / ranks > 0 ? cores / ranks : 1 ))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
+# Ranks see a pipe; the progress bar needs to know of the terminal at its end.
+if [ -t 2 ]; then SSDKD_COLUMNS=$(stty size <&2 2>/dev/null | cut -d' ' -f2); export SSDKD_COLUMNS=${SSDKD_COLUMNS:-80}; fi
 options=()
 if mpirun --version 2>/dev/null | grep -qi 'open mpi\|openrte'; then
     options+=(--bind-to none)

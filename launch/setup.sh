@@ -2,7 +2,7 @@
 # Everything `cargo build` needs, installed once: system packages and libtorch 2.11.0. Safe to run again at any time.
 #
 #   launch/setup.sh            what building and running need
-#   launch/setup.sh --tests    what the tests need as well (Slurm, a browser for the report)
+#   launch/setup.sh --tests    what the tests need as well (Slurm, a browser to look at the report)
 #
 # Used instead when given: LIBTORCH=DIR or LIBTORCH_USE_PYTORCH=1 (libtorch/PyTorch 2.11), and any MPI whose mpicc is on PATH.
 set -euo pipefail
@@ -33,7 +33,9 @@ if [ -z "${LIBTORCH:-}${LIBTORCH_USE_PYTORCH:-}" ]; then
     has python3 || packages+=(python3)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 fi
+has cargo || has rustup || [ -e "$HOME/.cargo/env" ] || ! apt-cache show rustup >/dev/null 2>&1 || packages+=(rustup)
 if [ $with_tests = yes ]; then
+    has chromium || packages+=(chromium fonts-dejavu-core)
     has slurmctld && has slurmd && has sbatch || packages+=(slurm-wlm)
     has munged || packages+=(munge)
 fi
@@ -60,7 +62,8 @@ fi
 
 # ---- Rust ------------------------------------------------------------------------------------------------------------
 has cargo || { [ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; } || true
-has cargo || die "cargo is not on PATH: install Rust with rustup (apt-get install rustup, or your site's rust module)"
+if ! has cargo && has rustup; then rustup default stable; fi
+has cargo || die "cargo is not on PATH: install Rust with rustup (apt-get install rustup, or your site's rust module), then run this again"
 needed=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 found=$(rustc --version | cut -d' ' -f2)
 [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n1)" = "$needed" ] ||

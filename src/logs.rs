@@ -1,7 +1,7 @@
 //! Logs: fields to stderr for people, JSON lines in the run folder for programs; and what a panic does.
 
 use crate::metrics::Timings;
-use crate::parallel::{end_job, host_name};
+use crate::parallel::{end_job, host_name, launcher_columns};
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -27,7 +27,7 @@ pub fn launched_rank() -> usize {
 pub fn start() -> Timings {
     let (timings, layer) = Timings::new();
     let rank = launched_rank();
-    let quiet = rank != 0 || io::stderr().is_terminal();
+    let quiet = rank != 0 || io::stderr().is_terminal() || launcher_columns().is_some();
     let default = if quiet { "warn" } else { "info" };
     let filter = EnvFilter::try_from_env("SSDKD_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let people = tracing_subscriber::fmt::layer()

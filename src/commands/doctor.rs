@@ -1,31 +1,43 @@
 //! `ssdkd doctor`: what was found, which versions, what is missing and how to get it.
 
-use crate::device::{CudaLibrary, gpu_count, load_cuda, open};
+use crate::config::{DeviceName, ReduceRule};
+use crate::device::{CudaLibrary, choose, gpu_count, load_cuda, open};
 use crate::error::Result;
+use crate::layout::Layout;
 use crate::nn::shim;
-use crate::parallel::{Launch, MpiComm, comm::conformance, host_name};
+use crate::parallel::{Launch, MpiComm, check_sum, comm::conformance, host_name};
 use std::process::Command;
 
 /// Prints one line a subject.
 pub fn run() -> Result<()> {
     let launch = Launch::join()?;
+    let local = launch.local();
     let conformance = conformance::run(launch.comm());
-    if !launch.leads() {
-        return launch.agree(conformance);
+    let layout = Layout::new(launch.ranks(), launch.ranks())?;
+    let world = launch.into_world(layout, ReduceRule::Deterministic, choose(DeviceName::Cpu, local)?);
+    let sum = check_sum(&world, 1000 * world.layout().ranks());
+    let well = conformance.clone().and(sum.clone().map(|_| ()));
+    if !world.leads() {
+        return world.agree(well);
     }
-    let cores = launch.local().cores;
+    let cores = local.cores;
     line("ssdkd", &crate::metrics::version());
     line("host", &format!("{}, {cores} cores, libtorch kernels for {}", host_name(), shim::cpu_capability()));
     line("libtorch", &format!("{} ({})", shim::torch_version(), env!("SSDKD_LIBTORCH_LIB")));
     line("MPI", &first_line(&MpiComm::library_version()));
+    let ranks = format!("{} ({})", world.layout().ranks(), world.comm().name());
     match &conformance {
-        Ok(()) => line("ranks", &format!("{} ({}): every operation gives the right answer", launch.ranks(), launch.comm().name())),
-        Err(error) => line("ranks", &format!("{} ({}): {error}", launch.ranks(), launch.comm().name())),
+        Ok(()) => line("ranks", &format!("{ranks}: every operation gives the right answer")),
+        Err(error) => line("ranks", &format!("{ranks}: {error}")),
+    }
+    match &sum {
+        Ok((sent, ring)) => line("sums", &format!("every bit as defined; {sent} bytes sent a rank, a ring all-reduce sends {ring}")),
+        Err(error) => line("sums", &error.to_string()),
     }
     line("CUDA", &cuda());
     line("NCCL", &nccl());
     line("Slurm", &slurm());
-    launch.agree(conformance)
+    world.agree(well)
 }
 
 fn line(subject: &str, text: &str) {

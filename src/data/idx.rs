@@ -10,7 +10,7 @@ use tch::Tensor;
 
 const CLASSES: i64 = 10;
 /// 28×28 images are padded with black to 32×32.
-const PADDING: i64 = 2;
+pub(super) const PADDING: i64 = 2;
 
 pub(super) struct Idx {
     dir: PathBuf,

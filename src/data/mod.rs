@@ -31,6 +31,8 @@ pub struct Facts {
     pub channels: i64,
     /// Height and width in pixels, after padding.
     pub size: [i64; 2],
+    /// Black pixels added on every side of an image as its file has it.
+    pub padding: i64,
     /// Mean per channel of values in [0, 1].
     pub mean: Vec<f32>,
     /// Standard deviation per channel.
@@ -93,6 +95,7 @@ pub fn facts(name: DatasetName) -> Facts {
         classes: 10,
         channels: 1,
         size: [32, 32],
+        padding: idx::PADDING,
         mean: vec![mean],
         std: vec![std],
         class_names: names.to_vec(),
@@ -101,6 +104,7 @@ pub fn facts(name: DatasetName) -> Facts {
         classes,
         channels: 3,
         size: [32, 32],
+        padding: 0,
         mean: mean.to_vec(),
         std: std.to_vec(),
         class_names: names.to_vec(),

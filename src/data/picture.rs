@@ -11,13 +11,16 @@ const GAP: usize = 2;
 /// Every pixel is shown this large, so that 32×32 images can be seen.
 const ZOOM: usize = 2;
 
-/// A PNG or JPEG file as uint8 `[c, h, w]` of the data set's size and channels.
+/// A PNG or JPEG file as uint8 `[c, h, w]` of the data set's size and channels: one that has that size already as it is, any
+/// other brought to the size of the data set's own files and padded as they are.
 pub fn read_picture(path: &Path, facts: &Facts) -> Result<Tensor> {
     let image = image::open(path).map_err(|e| Error::file(path, format!("not a readable picture ({e})")))?;
     let [h, w] = facts.size;
+    let padding = if (i64::from(image.height()), i64::from(image.width())) == (h, w) { 0 } else { facts.padding };
+    let (h, w) = (h - 2 * padding, w - 2 * padding);
     let image = image.resize_exact(w as u32, h as u32, image::imageops::FilterType::Triangle);
     let (raw, channels) = if facts.channels == 1 { (image.to_luma8().into_raw(), 1) } else { (image.to_rgb8().into_raw(), 3) };
-    Ok(Tensor::from_slice(&raw).view([h, w, channels]).permute([2, 0, 1]).contiguous())
+    Ok(Tensor::from_slice(&raw).view([h, w, channels]).permute([2, 0, 1]).constant_pad_nd([padding; 4]).contiguous())
 }
 
 /// A grid of uint8 images `[c, h, w]` (one or three channels), row by row; `None` leaves a place empty. Returns PNG data and

@@ -6,7 +6,7 @@ mod summary;
 mod tensorboard;
 mod timings;
 
-pub use progress::Progress;
+pub use progress::{Pace, Progress};
 pub use record::{RoundRecord, Sinks, TimingRecord, read_table};
 pub use summary::{BufferSummary, NetworkScore, Summary, version};
 pub use tensorboard::EventWriter;

@@ -11,5 +11,5 @@ pub(crate) mod test_ranks;
 
 pub use comm::{Communicator, MpiComm, end_job};
 pub use meter::Meter;
-pub use reduce::TreeSum;
-pub use world::{Launch, Local, PerRank, World, host_name, set_threads, thread_count};
+pub use reduce::{TreeSum, check_sum};
+pub use world::{Launch, Local, PerRank, World, host_name, launcher_columns, set_threads, thread_count};

@@ -2,8 +2,9 @@
 
 use super::world::World;
 use crate::config::ReduceRule;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::{Layout, LogicalRank, Node, Rank, split};
+use crate::rng::{Key, Purpose};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -133,24 +134,43 @@ impl World {
     }
 }
 
+/// The definition: leaves added pairwise, level by level; an odd one passes unchanged.
+fn by_hand(mut level: Vec<Tensor>) -> Tensor {
+    while level.len() > 1 {
+        level = level.chunks(2).map(|pair| if let [a, b] = pair { a + b } else { pair[0].copy() }).collect();
+    }
+    level.remove(0)
+}
+
+/// Sums known values of all logical ranks and compares every bit with the definition. Returns the bytes this rank sent, and
+/// those of a ring all-reduce. A collective.
+///
+/// # Errors
+/// A bit that differs.
+pub fn check_sum(world: &World, length: usize) -> Result<(u64, u64)> {
+    let leaf = |rank: LogicalRank| Tensor::from_slice(&Key::of(1, Purpose::Latent, 0, rank).normals(length));
+    let mut sum = TreeSum::new(*world.layout());
+    world.hosted().for_each(|rank| sum.add(rank, leaf(rank)));
+    let before = world.meter().total_bytes();
+    let total = world.reduce(sum)?;
+    let sent = world.meter().total_bytes() - before;
+    if !total.equal(&by_hand((0..world.layout().logical_ranks()).map(|l| leaf(LogicalRank(l))).collect())) {
+        return Err(Error::Comm { operation: "deterministic sum", problem: format!("wrong bits on rank {}", world.rank().0) });
+    }
+    let ranks = world.layout().ranks();
+    Ok((sent, (2 * 4 * length * (ranks - 1) / ranks) as u64))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::parallel::test_ranks::on_ranks;
     use crate::test_fill::fill;
 
-    /// The definition: leaves added pairwise, level by level; an odd one passes unchanged.
-    fn brute_force(mut level: Vec<Tensor>) -> Tensor {
-        while level.len() > 1 {
-            level = level.chunks(2).map(|pair| if let [a, b] = pair { a + b } else { pair[0].copy() }).collect();
-        }
-        level.remove(0)
-    }
-
     #[test]
     fn the_sum_has_the_same_bits_on_any_number_of_ranks() {
         for logical in [1usize, 2, 3, 4, 6, 10, 12, 16] {
-            let want = brute_force((0..logical).map(|l| fill(l as u64, &[1001])).collect());
+            let want = by_hand((0..logical).map(|l| fill(l as u64, &[1001])).collect());
             let ranks: Vec<usize> = (1..=logical).filter(|r| logical % r == 0).collect();
             let expected = Vec::<f32>::try_from(&want).unwrap();
             let got = on_ranks(logical, &ranks, |world| {
@@ -168,17 +188,9 @@ mod tests {
     #[test]
     fn bytes_are_those_of_a_ring_all_reduce() {
         for ranks in [2usize, 4, 8] {
-            let length = 64 * ranks;
-            let bytes = on_ranks(16, &[ranks], |world| {
-                let mut sum = TreeSum::new(*world.layout());
-                for rank in world.hosted() {
-                    sum.add(rank, fill(rank.0 as u64, &[length as i64]));
-                }
-                let before = world.meter().total_bytes();
-                let _total = world.reduce(sum).unwrap();
-                world.meter().total_bytes() - before
-            });
-            assert_eq!(bytes, (2 * 4 * length * (ranks - 1) / ranks) as u64, "{ranks} ranks");
+            let (sent, ring) = on_ranks(16, &[ranks], |world| check_sum(world, 64 * ranks).unwrap());
+            assert_eq!(sent, ring, "{ranks} ranks");
+            assert_eq!(ring, (2 * 4 * 64 * (ranks - 1)) as u64);
         }
     }
 }

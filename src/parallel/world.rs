@@ -218,6 +218,11 @@ pub fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
 }
 
+/// Columns of the terminal behind the launcher, where there is one: `launch/mpirun.sh` looks, since its ranks see only a pipe.
+pub fn launcher_columns() -> Option<u16> {
+    std::env::var("SSDKD_COLUMNS").ok()?.parse().ok()
+}
+
 /// Cores this process may run on, a bit each. Launchers bind ranks to some of a host's cores.
 fn allowed_cores() -> Vec<u8> {
     // SAFETY: an all-zero set is valid, and the call writes no more than its size.

@@ -16,7 +16,7 @@ use crate::eval;
 use crate::files;
 use crate::metrics::{BufferSummary, NetworkScore, Progress, RoundRecord, Sinks, Summary, TimingRecord, Timings, read_table, version};
 use crate::nn::weights;
-use crate::parallel::{self, World, comm};
+use crate::parallel::{self, World, comm, launcher_columns};
 use crate::run_folder::State;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
@@ -48,7 +48,7 @@ impl Outlet {
         };
         let (sinks, rows) = world.agree(if world.leads() { open() } else { Ok((None, Vec::new())) })?;
         let mut outlet = Self {
-            progress: world.leads().then(|| Progress::new(run.config.train.rounds, run.cursor.round())),
+            progress: world.leads().then(|| Progress::new(run.config.train.rounds, run.cursor.round(), launcher_columns())),
             folder: folder.to_path_buf(),
             sinks,
             timings,
@@ -113,9 +113,8 @@ fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundReco
         Ok(())
     });
     world.agree(written)?;
-    if let Some(progress) = &mut outlet.progress {
-        progress.show(record, record.student_step * run.batch_size() as u64 + record.samples_synthesised);
-    }
+    let samples = record.student_step * run.batch_size() as u64 + record.samples_synthesised;
+    let pace = outlet.progress.as_mut().map(|progress| progress.show(record, samples));
     tracing::info!(
         round = record.round,
         student_step = record.student_step,
@@ -124,6 +123,8 @@ fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundReco
         loss_student = record.loss_student,
         buffer = record.buffer_filled,
         top1 = record.student_top1,
+        samples_per_s = pace.map(|p| p.samples_per_s.round()),
+        seconds_left = pace.map(|p| p.left.as_secs()),
         "round"
     );
     Ok(())

@@ -88,6 +88,23 @@ pub fn run(mut command: Command, deadline: Duration) -> Outcome {
     }
 }
 
+/// The page as a browser shows it; `None`, with the reason printed, where there is no browser.
+pub fn screenshot(page: &Path, folder: &Path) -> Option<image::RgbImage> {
+    let has = |name: &&str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    let Some(browser) = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(has) else {
+        println!("skip: no browser on PATH (launch/setup.sh --tests installs chromium)");
+        return None;
+    };
+    let png = folder.join("page.png");
+    let mut command = Command::new(browser);
+    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]);
+    command.args(["--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1200,2400"]);
+    command.arg(format!("--user-data-dir={}", folder.join("profile").display()));
+    command.arg(format!("--screenshot={}", png.display())).arg(format!("file://{}", page.display()));
+    let out = run(command, Duration::from_secs(120));
+    Some(image::open(&png).unwrap_or_else(|e| panic!("{e}: {}", out.stderr)).to_rgb8())
+}
+
 /// A folder with the first `count` test images of Fashion-MNIST, so that evaluations are short; also as training files.
 pub fn small_fashion_mnist(folder: &Path, count: usize) -> PathBuf {
     use std::io::Read;

@@ -124,7 +124,7 @@ fn the_training_step_is_one_screenful() {
 #[test]
 fn known_ways_to_lose_exactness_are_absent() {
     for (module, path, code) in files() {
-        let hash_maps_are_fine = ["nn/weights.rs", "nn/pickle.rs", "metrics/timings.rs"].contains(&path.to_str().unwrap());
+        let hash_maps_are_fine = ["nn/weights.rs", "nn/pickle", "metrics/timings.rs"].iter().any(|p| path.starts_with(p));
         assert!(hash_maps_are_fine || !code.contains("HashMap"), "{} iterates a hash map?", path.display());
         assert!(module == "rng" || !code.contains("manual_seed"), "{} uses torch's generator", path.display());
     }

@@ -142,28 +142,30 @@ fn predict_names_the_pictures_of_a_folder() {
     let data = small_fashion_mnist(folder.path(), 20);
     let raw = std::fs::read(data.join("t10k-images-idx3-ubyte")).unwrap();
     let labels = std::fs::read(data.join("t10k-labels-idx1-ubyte")).unwrap();
-    let pictures = folder.path().join("pictures");
-    std::fs::create_dir(&pictures).unwrap();
-    for (i, pixels) in raw[16..].chunks(784).enumerate() {
-        let mut padded = image::GrayImage::new(32, 32);
-        pixels.iter().enumerate().for_each(|(p, v)| padded.put_pixel(p as u32 % 28 + 2, p as u32 / 28 + 2, image::Luma([*v])));
-        padded.save(pictures.join(format!("{i:02}.png"))).unwrap();
-    }
+    // As the data set's files have them, and padded as the networks take them.
+    let saved = |name: &str, border: u32| {
+        let pictures = folder.path().join(name);
+        std::fs::create_dir(&pictures).unwrap();
+        for (i, pixels) in raw[16..].chunks(784).enumerate() {
+            let mut image = image::GrayImage::new(28 + 2 * border, 28 + 2 * border);
+            let place = |p: usize| (p as u32 % 28 + border, p as u32 / 28 + border);
+            pixels.iter().enumerate().for_each(|(p, v)| image.put_pixel(place(p).0, place(p).1, image::Luma([*v])));
+            image.save(pictures.join(format!("{i:02}.png"))).unwrap();
+        }
+        pictures
+    };
+    let (pictures, padded) = (saved("pictures", 0), saved("padded", 2));
     let teacher = root().join("configs/fashion_mnist/teacher.safetensors");
     let out = folder.path().join("out.csv");
-    let arguments = [
-        "predict",
-        "--weights",
-        teacher.to_str().unwrap(),
-        "--model",
-        "wrn16_2",
-        "--input",
-        pictures.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ];
-    ssdkd(&arguments).expect(0);
+    let predicted = |pictures: &std::path::Path| {
+        let [teacher, input, out] = [&teacher, pictures, &out].map(|path| path.to_str().unwrap());
+        ssdkd(&["predict", "--weights", teacher, "--model", "wrn16_2", "--input", input, "--out", out])
+    };
+    predicted(&padded).expect(0);
+    let text_of_padded = std::fs::read_to_string(&out).unwrap();
+    predicted(&pictures).expect(0);
     let text = std::fs::read_to_string(&out).unwrap();
+    assert_eq!(text, text_of_padded);
     let facts = ssdkd::data::facts(ssdkd::config::DatasetName::FashionMnist);
     let right = text
         .lines()
@@ -174,7 +176,7 @@ fn predict_names_the_pictures_of_a_folder() {
     assert_eq!(text.lines().next(), Some("file,class,confidence"));
     assert!(right >= 16, "{right} of 20:\n{text}");
     std::fs::write(pictures.join("bad.png"), b"no picture").unwrap();
-    ssdkd(&arguments).expect(2).says(&["bad.png: not a readable picture"]);
+    predicted(&pictures).expect(2).says(&["bad.png: not a readable picture"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Runs through the real launcher.
 
-use crate::launch::{has_mpirun, small_fashion_mnist, ssdkd, ssdkd_on};
+use crate::launch::{has_mpirun, screenshot, small_fashion_mnist, ssdkd, ssdkd_on};
 use std::path::Path;
 
 /// The demo's configuration, cut to a few seconds: four logical ranks, evictions, student steps.
@@ -84,6 +84,12 @@ fn a_run_folder_holds_what_is_promised() {
     let html = std::fs::read_to_string(run.join("report.html")).unwrap();
     assert!(html.contains("<svg") && html.contains("data:image/png;base64,"));
     assert!(!html.contains("http://") || html.matches("http://").count() == html.matches("http://www.w3.org/2000/svg").count());
+    // A browser shows it: paper and ink, coloured curves, and grey pictures.
+    if let Some(page) = screenshot(&run.join("report.html"), folder.path()) {
+        let colours: std::collections::HashSet<[u8; 3]> = page.pixels().map(|p| p.0).collect();
+        let coloured = page.pixels().filter(|p| p.0.iter().max().unwrap() - p.0.iter().min().unwrap() > 60).count();
+        assert!(colours.len() > 200 && coloured > 500, "{} colours, {coloured} coloured pixels", colours.len());
+    }
     // The student can be measured again, by its run and by its file.
     let line = ssdkd(&["eval", "--run-dir", run.to_str().unwrap()]).expect(0).stdout;
     let student: serde_json::Value = serde_json::from_str(line.lines().last().unwrap()).unwrap();
@@ -124,4 +130,23 @@ fn a_teacher_is_trained_on_two_ranks_and_used() {
     let sets = ["--set", "teacher.model=wrn16_1", "--set", &format!("teacher.weights={weights}")].map(str::to_owned);
     let student = folder.path().join("student");
     ssdkd(&[tiny(Path::new(&data), &student), sets.to_vec()].concat()).expect(0);
+}
+
+/// Every operation between ranks, and the deterministic sum, on real MPI with more ranks than cores: right answers, and the bytes
+/// of a ring all-reduce.
+#[test]
+fn sums_have_the_defined_bits_and_a_ring_all_reduces_bytes_on_real_ranks() {
+    if !has_mpirun() {
+        return;
+    }
+    for ranks in [2usize, 4, 8] {
+        let out = ssdkd_on(ranks, &["doctor"]).expect(0).stdout;
+        let bytes = 2 * 4 * 1000 * (ranks - 1);
+        for text in [
+            format!("{ranks} (MPI): every operation gives the right answer"),
+            format!("every bit as defined; {bytes} bytes sent a rank, a ring all-reduce sends {bytes}"),
+        ] {
+            assert!(out.contains(&text), "{text} is not in\n{out}");
+        }
+    }
 }
