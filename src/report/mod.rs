@@ -63,7 +63,7 @@ fn headline(out: &mut String, summary: &Summary) {
     if let Some(teacher) = &summary.teacher {
         tile("teacher top-1", percent(teacher.top1), teacher.model.clone());
     }
-    tile("time", minutes(summary.seconds.total), format!("{} ranks, {} threads each", summary.ranks, summary.threads));
+    tile("time", minutes(summary.seconds.total), format!("ranks: {}, threads each: {}", summary.ranks, summary.threads));
     if summary.samples_synthesised > 0 {
         tile("synthetic images", summary.samples_synthesised.to_string(), "made from noise".into());
     }

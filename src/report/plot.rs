@@ -14,6 +14,8 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
 ];
+/// Curves of so few points show each of them: a single one would be invisible.
+const MARKED: usize = 20;
 const INK: RGBColor = RGBColor(60, 64, 72);
 
 /// One line of a plot.
@@ -58,6 +60,9 @@ pub fn lines(x_label: &str, y_label: &str, series: &[Series]) -> String {
                 .draw_series(LineSeries::new(series.points.iter().copied(), style))?
                 .label(series.name.as_str())
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
+            if series.points.len() <= MARKED {
+                chart.draw_series(series.points.iter().map(|&at| Circle::new(at, 3, colour.filled())))?;
+            }
         }
         if drawn.len() > 1 {
             chart
@@ -143,6 +148,7 @@ mod tests {
         let curve = Series { name: "a".into(), points: vec![(0.0, 1.0), (1.0, 3.0)] };
         let other = Series { name: "b".into(), points: vec![(0.0, 2.0)] };
         let svg = lines("round", "loss", &[curve, other]);
+        assert_eq!(svg.matches("<circle").count(), 3);
         assert!(svg.starts_with("<svg") && svg.contains("viewBox") && svg.contains("round") && svg.contains(">\nb\n<"), "{svg}");
         assert!(bars("n", &["x".into(), "y".into()], &[1.0, 2.0]).contains("<rect"));
         assert_eq!(lines("x", "y", &[]), "");
