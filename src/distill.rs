@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::losses::{cross_entropy, kl_divergence};
 use crate::models::Network;
 use crate::nn::{Entries, Pass, Sgd, State, Stateful};
+use crate::parallel::made_progress;
 use crate::replay::{Rows, Target};
 use crate::task;
 use crate::teacher::Teacher;
@@ -123,7 +124,13 @@ pub fn backward(
     let weighted = &loss_b * &rows.weights_b;
     (weighted.sum(Kind::Float) / global_batch as f64).backward();
     let sum = |t: &Tensor| t.detach().sum(Kind::Double);
-    Slice { payload: student.state.payload(), sums: Tensor::stack(&[sum(&weighted), sum(&loss_b)], 0), loss_b: loss_b.detach() }
+    let sums = Tensor::stack(&[sum(&weighted), sum(&loss_b)], 0);
+    let payload = student.state.payload();
+    // A loss that is not finite spoils the payload (∞·0 and NaN·0 are NaN) even where its gradient is finite: the reduced one tells
+    // all ranks.
+    let _ = payload.narrow(0, payload.numel() as i64 - 1, 1).g_add_(&(sums.sum(Kind::Float) * 0.0));
+    made_progress();
+    Slice { payload, sums, loss_b: loss_b.detach() }
 }
 
 /// Learning rate of a round: cosine from `student.lr` to `student.lr_min`, counted in rounds from the end of the warm-up.

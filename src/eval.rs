@@ -6,7 +6,7 @@ use crate::layout::split;
 use crate::losses::cross_entropy;
 use crate::models::Network;
 use crate::nn::{Pass, State};
-use crate::parallel::{PerRank, World, comm};
+use crate::parallel::{PerRank, World, comm, made_progress};
 use crate::task::Counts;
 use tch::Kind;
 
@@ -43,6 +43,7 @@ pub fn evaluate(
             mine = mine + Counts::of(&logits, &labels);
             let loss = cross_entropy(&logits, &labels).sum(Kind::Double).double_value(&[]);
             losses.extend(loss.to_le_bytes());
+            made_progress();
         }
         counts.set(rank, [mine.total, mine.first, mine.fifth]);
     }

@@ -43,6 +43,21 @@ pub fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| Error::io("create", path, &e))
 }
 
+/// Renames a folder to its name with a prefix, in place of an older one of that name.
+pub fn set_aside(path: &Path, prefix: &str) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!("{prefix}{name}"));
+    if aside.exists() {
+        remove_folder(&aside)?;
+    }
+    fs::rename(path, &aside).map_err(|e| Error::io("rename", path, &e))
+}
+
+/// Removes a folder with all it holds.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    fs::remove_dir_all(path).map_err(|e| Error::io("remove", path, &e))
+}
+
 /// SHA-256 in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()

@@ -1,5 +1,7 @@
 //! Logs: fields to stderr for people, JSON lines in the run folder for programs; and what a panic does.
 
+mod fault;
+
 use crate::metrics::Timings;
 use crate::parallel::{end_job, host_name, launcher_columns};
 use std::fs::File;
@@ -36,8 +38,9 @@ pub fn start() -> Timings {
         .with_target(false)
         .with_filter(filter);
     let programs = tracing_subscriber::fmt::layer().json().with_writer(|| JsonLog).with_filter(LevelFilter::INFO);
-    let times = layer.with_filter(Targets::new().with_target("ssdkd", LevelFilter::DEBUG));
-    tracing_subscriber::registry().with(people).with(programs).with(times).init();
+    let spans = || Targets::new().with_target("ssdkd", LevelFilter::DEBUG);
+    let (times, fault) = (layer.with_filter(spans()), fault::Fault::asked_for(rank).with_filter(spans()));
+    tracing_subscriber::registry().with(people).with(programs).with(times).with(fault).init();
     std::panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
         let cause = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());

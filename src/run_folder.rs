@@ -5,11 +5,12 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::layout::Rank;
 use crate::metrics::{NetworkScore, Seconds};
-use crate::parallel::host_name;
+use crate::parallel::{HEARTBEATS, host_name};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// How a run stands. Launch scripts decide on it whether to start the run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +50,9 @@ pub struct Status {
     /// The teacher's score, so that it is measured once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<NetworkScore>,
+    /// Hash of the values that fix the run's numbers.
+    #[serde(default)]
+    pub config_hash: String,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
@@ -57,7 +61,8 @@ pub struct Status {
 impl Status {
     /// Of a run that has just begun.
     pub fn new() -> Self {
-        Self { state: State::Running, student_steps: 0, seconds: Seconds::default(), teacher: None, cause: None }
+        let (seconds, config_hash) = (Seconds::default(), String::new());
+        Self { state: State::Running, student_steps: 0, seconds, teacher: None, config_hash, cause: None }
     }
 
     /// Reads a run folder's status.
@@ -79,8 +84,11 @@ impl Default for Status {
     }
 }
 
+/// Folder of a batch that was not finite.
+pub const EVIDENCE: &str = "nonfinite";
+
 /// What a run writes into its folder; `--fresh` removes these and nothing else.
-const OWN: [&str; 11] = [
+const OWN: [&str; 13] = [
     "config.toml",
     "state.json",
     "metrics.csv",
@@ -92,6 +100,8 @@ const OWN: [&str; 11] = [
     "pictures",
     "logs",
     "checkpoints",
+    HEARTBEATS,
+    EVIDENCE,
 ];
 
 /// A run's folder, held by this process as long as this value lives.
@@ -104,15 +114,25 @@ impl RunFolder {
     /// Makes or takes over a folder. For the leading rank.
     ///
     /// # Errors
-    /// A folder that another living process holds, or one that cannot be written.
+    /// A folder that another living process holds, one that cannot be written, and one with files of a run's names that no run
+    /// wrote: nothing of somebody else's is written over.
     pub fn hold(path: &Path, fresh: bool) -> Result<Self> {
-        files::create_folder(path)?;
-        let lock = lock(&path.join("lock"))?;
+        files::create_folder(path).map_err(unusable)?;
+        let lock = lock(&path.join("lock"), GRACE)?;
         if fresh {
             remove_own(path)?;
+        } else if let Some(name) = foreign(path) {
+            return Err(Error::refused(format!("{} holds {name}, but no run of ssdkd: it would be written over", path.display()))
+                .with_hint("name another --run-dir, or remove what a run would write there with --fresh"));
         }
-        files::create_folder(&path.join("logs"))?;
-        files::create_folder(&path.join("pictures"))?;
+        let beats = path.join(HEARTBEATS);
+        if beats.exists() {
+            // Of a launch that died: they must not be taken for those of this one.
+            files::remove_folder(&beats)?;
+        }
+        for name in ["logs", "pictures"] {
+            files::create_folder(&path.join(name)).map_err(unusable)?;
+        }
         Ok(Self { path: path.into(), _lock: Some(lock) })
     }
 
@@ -141,7 +161,8 @@ impl RunFolder {
         self.path.join("logs").join(format!("rank-{:05}.jsonl", rank.0))
     }
 
-    /// Cuts tables to the rounds before `round`: rows past a checkpoint belong to work that is done again.
+    /// Cuts tables to the rounds before `round`: rows past a checkpoint belong to work that is done again. Rows that should be
+    /// there and are not are warned of.
     pub fn cut_tables(&self, round: u64) -> Result<()> {
         for name in ["metrics.csv", "timings.csv"] {
             let path = self.path.join(name);
@@ -150,29 +171,51 @@ impl RunFolder {
                 *i == 0 || line.split(',').next().and_then(|r| r.parse::<u64>().ok()).is_some_and(|r| r < round)
             };
             let kept: String = text.lines().enumerate().filter(keep).map(|(_, line)| format!("{line}\n")).collect();
+            let rows = kept.lines().count().saturating_sub(1) as u64;
+            if rows < round {
+                tracing::warn!("{} has {rows} of the {round} rounds before the checkpoint: the others were lost", path.display());
+            }
             files::write(&path, kept.as_bytes())?;
         }
         Ok(())
     }
 }
 
+/// How long a holder may take to die: a launcher returns before the last of its processes is gone.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Nothing has been computed when a folder turns out not to be writable: that is a refusal.
+fn unusable(error: Error) -> Error {
+    Error::refused(error.to_string()).with_hint("name another --run-dir, or mend this one (ls -ld, df -h)")
+}
+
 /// Takes the lock. The operating system gives it up when its holder dies, so that a dead run's folder can be taken over.
-fn lock(path: &Path) -> Result<File> {
+fn lock(path: &Path, grace: Duration) -> Result<File> {
     let open = || File::options().create(true).truncate(false).read(true).write(true).open(path);
-    let mut file = open().map_err(|e| Error::io("write", path, &e))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(path).unwrap_or_default();
-            return Err(Error::refused(format!("{} is held by another run ({})", path.parent().unwrap_or(path).display(), holder.trim()))
-                .with_hint("wait for it, end it, or name another --run-dir"));
+    let mut file = open().map_err(|e| unusable(Error::io("write", path, &e)))?;
+    let began = Instant::now();
+    while let Err(problem) = file.try_lock() {
+        match problem {
+            fs::TryLockError::WouldBlock if began.elapsed() < grace => std::thread::sleep(grace / 20),
+            fs::TryLockError::WouldBlock => {
+                let holder = fs::read_to_string(path).unwrap_or_default();
+                let folder = path.parent().unwrap_or(path).display();
+                return Err(Error::refused(format!("{folder} is held by another run ({})", holder.trim()))
+                    .with_hint("wait for it, end it, or name another --run-dir"));
+            }
+            fs::TryLockError::Error(e) => return Err(unusable(Error::io("lock", path, &e))),
         }
-        Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", path, &e)),
     }
     let job = std::env::var("SLURM_JOB_ID").map(|id| format!(", Slurm job {id}")).unwrap_or_default();
     let text = format!("process {} on {}{job}\n", std::process::id(), host_name());
     file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(|e| Error::io("write", path, &e))?;
     Ok(file)
+}
+
+/// A file with a name that a run writes, where there is neither a run's state nor a checkpoint.
+fn foreign(path: &Path) -> Option<&'static str> {
+    let is_run = path.join("state.json").exists() || path.join("checkpoints").exists();
+    OWN.into_iter().find(|name| !is_run && path.join(name).is_file())
 }
 
 fn remove_own(path: &Path) -> Result<()> {
@@ -200,6 +243,26 @@ mod tests {
         assert!(text.contains("is held by another run") && text.contains(&format!("process {}", std::process::id())), "{text}");
         drop(held);
         RunFolder::hold(folder.path(), false).unwrap();
+    }
+
+    #[test]
+    fn files_that_no_run_wrote_are_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.toml"), "mine").unwrap();
+        let text = RunFolder::hold(folder.path(), false).err().unwrap().to_string();
+        assert!(text.contains("holds config.toml, but no run of ssdkd"), "{text}");
+        fs::write(folder.path().join("state.json"), "{}").unwrap();
+        RunFolder::hold(folder.path(), false).unwrap();
+    }
+
+    #[test]
+    fn heartbeats_of_a_dead_launch_are_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = folder.path().join(HEARTBEATS).join("rank-00001");
+        fs::create_dir(folder.path().join(HEARTBEATS)).unwrap();
+        fs::write(&old, "1 1").unwrap();
+        RunFolder::hold(folder.path(), false).unwrap();
+        assert!(!old.exists());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::files;
 use crate::nn::weights;
+use crate::parallel::made_progress;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,7 +50,7 @@ pub struct Position {
 impl Position {
     /// Name of the checkpoint's folder; names sort by progress.
     pub fn name(&self) -> String {
-        format!("at-{:06}-{}-{:09}", self.round, u8::from(self.inverted), self.student_steps)
+        format!("at-{:09}-{}-{:012}", self.round, u8::from(self.inverted), self.student_steps)
     }
 }
 
@@ -81,7 +82,12 @@ impl Manifest {
     /// Reads and checks a manifest.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(NAME);
-        Self::parse(&files::read(&path)?).map_err(|problem| Error::file(&path, problem))
+        let manifest = Self::parse(&files::read(&path)?).map_err(|problem| Error::file(&path, problem))?;
+        let name = manifest.position.name();
+        if folder.file_name().is_some_and(|n| n.to_string_lossy() != name) {
+            return Err(Error::file(&path, format!("belongs to checkpoint {name}: folders or manifests were swapped")));
+        }
+        Ok(manifest)
     }
 
     /// Parses and checks a manifest's text.
@@ -111,6 +117,7 @@ impl Manifest {
             if files::sha256(&bytes) != file.sha256 {
                 return Err(Error::file(&path, "its checksum does not match: it was damaged after it was written"));
             }
+            made_progress();
             entries.extend(weights::from_safetensors(&bytes).map_err(|problem| Error::file(&path, problem))?.tensors);
         }
         Ok(entries)
@@ -135,6 +142,7 @@ mod tests {
     fn an_edited_or_cut_manifest_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         manifest().write(folder.path()).unwrap();
+        assert!(Manifest::read(folder.path()).unwrap_err().to_string().contains("swapped"));
         let text = std::fs::read_to_string(folder.path().join(NAME)).unwrap();
         assert_eq!(Manifest::parse(text.as_bytes()).unwrap(), manifest());
         assert!(Manifest::parse(text.replace("\"round\": 3", "\"round\": 4").as_bytes()).unwrap_err().contains("checksum"));

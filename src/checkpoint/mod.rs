@@ -12,7 +12,7 @@ use crate::config::Pack;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::nn::{Entries, weights};
-use crate::parallel::{PerRank, World, comm};
+use crate::parallel::{PerRank, World, comm, made_progress};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -21,6 +21,8 @@ use tch::Tensor;
 const FOLDER: &str = "checkpoints";
 /// Prefix of a checkpoint in the making.
 const UNFINISHED: &str = ".unfinished-";
+/// Prefix of one that was stepped over.
+const DAMAGED: &str = "damaged-";
 
 /// The checkpoints of one run.
 pub struct Checkpoints {
@@ -70,7 +72,8 @@ impl Checkpoints {
         let name = manifest.position.name();
         let unfinished = self.folder.join(format!("{UNFINISHED}{name}"));
         world.agree(if world.leads() { self.start_over(&unfinished) } else { Ok(()) })?;
-        let mine = world.agree(self.write_files(world, contents, &unfinished))?;
+        let written = world.agree(self.write_files(world, contents, &unfinished));
+        let mine = written.inspect_err(|_| self.give_back(world, &unfinished))?;
         let text = serde_json::to_vec(&mine).map_err(|e| Error::refused(e.to_string()))?;
         for part in comm::all_gather_varied(world.comm(), &text)? {
             let files: Vec<FileEntry> = serde_json::from_slice(&part).map_err(|e| Error::refused(e.to_string()))?;
@@ -78,25 +81,30 @@ impl Checkpoints {
         }
         let bytes = manifest.files.iter().map(|f| f.bytes).sum();
         let outcome = if world.leads() { self.complete(&unfinished, &name, &manifest) } else { Ok(()) };
-        world.agree(outcome)?;
+        world.agree(outcome).inspect_err(|_| self.give_back(world, &unfinished))?;
         Ok(bytes)
+    }
+
+    /// Room that a checkpoint which came to nothing took. If this fails too, the next save or the end of the run does it.
+    fn give_back(&self, world: &World, unfinished: &Path) {
+        if world.leads() {
+            let _ = files::remove_folder(unfinished);
+        }
     }
 
     fn start_over(&self, unfinished: &Path) -> Result<()> {
         files::create_folder(&self.folder)?;
         // Left by a run that died while writing.
-        for entry in fs::read_dir(&self.folder).map_err(|e| Error::io("read", &self.folder, &e))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-                fs::remove_dir_all(entry.path()).map_err(|e| Error::io("remove", entry.path(), &e))?;
-            }
-        }
+        self.remove_all(UNFINISHED)?;
         files::create_folder(unfinished)
     }
 
     fn write_files(&self, world: &World, contents: Contents, folder: &Path) -> Result<Vec<FileEntry>> {
         let mut written = Vec::new();
         let mut write = |name: String, holds: Vec<usize>, tensors: Vec<(String, Tensor)>| -> Result<()> {
+            let _span = tracing::debug_span!("writing").entered();
             let bytes = weights::to_safetensors(&tensors, &[])?;
+            made_progress();
             files::write(&folder.join(&name), &bytes)?;
             written.push(FileEntry { name, bytes: bytes.len() as u64, sha256: files::sha256(&bytes), logical_ranks: holds });
             Ok(())
@@ -123,11 +131,12 @@ impl Checkpoints {
     }
 
     fn complete(&self, unfinished: &Path, name: &str, manifest: &Manifest) -> Result<()> {
+        let _span = tracing::debug_span!("writing").entered();
         manifest.write(unfinished)?;
         let last = self.folder.join(name);
         if last.exists() {
-            // Saved twice at one position: the files are the same.
-            fs::remove_dir_all(&last).map_err(|e| Error::io("remove", &last, &e))?;
+            // The whole one of this position is never written again (`Keeper::save`): this one was not loaded because of damage.
+            files::set_aside(&last, DAMAGED)?;
         }
         fs::rename(unfinished, &last).map_err(|e| Error::io("write", &last, &e))?;
         files::sync_folder(&self.folder).map_err(|e| Error::io("write", &self.folder, &e))?;
@@ -136,10 +145,20 @@ impl Checkpoints {
 
     /// Removes all but the newest `keep`.
     pub fn prune(&self, keep: usize) -> Result<()> {
-        for old in self.list().into_iter().skip(keep.max(1)) {
-            fs::remove_dir_all(&old).map_err(|e| Error::io("remove", &old, &e))?;
-        }
-        Ok(())
+        self.list().iter().skip(keep.max(1)).try_for_each(|old| files::remove_folder(old))
+    }
+
+    /// Removes all but the newest, and what faults left behind: the run has ended well.
+    pub fn clear(&self) -> Result<()> {
+        self.remove_all(UNFINISHED)?;
+        self.remove_all(DAMAGED)?;
+        self.prune(1)
+    }
+
+    fn remove_all(&self, prefix: &str) -> Result<()> {
+        let entries = fs::read_dir(&self.folder).map_err(|e| Error::io("read", &self.folder, &e))?;
+        let found = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+        found.map(|entry| entry.path()).try_for_each(|path| files::remove_folder(&path))
     }
 
     /// The newest whole checkpoint, or none if there is not one folder. A collective.
@@ -155,7 +174,12 @@ impl Checkpoints {
         let mut damage = Vec::new();
         for name in listed.lines() {
             match world.agree(self.load(world, &self.folder.join(name))) {
-                Ok(loaded) => return Ok(Some(loaded)),
+                Ok(loaded) => {
+                    if world.leads() {
+                        self.set_damaged_aside(listed.lines().take(damage.len()));
+                    }
+                    return Ok(Some(loaded));
+                }
                 Err(error) => {
                     if world.leads() {
                         tracing::warn!("checkpoint {name} is damaged and stepped over: {error}");
@@ -171,6 +195,15 @@ impl Checkpoints {
             .with_hint("start over with --fresh, or put back a copy of the named files"))
     }
 
+    /// Checkpoints that were stepped over are neither counted nor tried again; they stay to be looked at until the run ends well.
+    fn set_damaged_aside<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        for name in names {
+            if let Err(error) = files::set_aside(&self.folder.join(name), DAMAGED) {
+                tracing::warn!("the damaged checkpoint {name} stays under its name: {error}");
+            }
+        }
+    }
+
     fn load(&self, world: &World, folder: &Path) -> Result<Loaded> {
         let manifest = Manifest::read(folder)?;
         let hosted: Vec<usize> = world.hosted().map(|l| l.0).collect();
@@ -182,6 +215,12 @@ impl Checkpoints {
         let ranks = PerRank::build(world.hosted(), |rank| owned_by(format!("{}.", rank.0)));
         Ok(Loaded { contents: Contents { shared: owned_by("shared.".into()), ranks }, manifest })
     }
+}
+
+/// M of the run in a folder, by its newest checkpoint that says so.
+pub fn logical_ranks(run_folder: &Path) -> Option<usize> {
+    let all = Checkpoints::new(run_folder, 1, Pack::LogicalRank).list();
+    all.iter().find_map(|folder| Some(Manifest::read(folder).ok()?.logical_ranks))
 }
 
 /// Every entry of the newest whole checkpoint of a run folder, under `shared.` or the number of its logical rank: for

@@ -1,6 +1,7 @@
 //! `ssdkd train` and `ssdkd teach`.
 
 use super::{Outcome, configured};
+use crate::checkpoint;
 use crate::cli::RunArgs;
 use crate::config::{Config, Loaded, Plan, check};
 use crate::data::{self, Dataset, Split};
@@ -40,6 +41,9 @@ pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
 fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>) -> Result<Outcome> {
     let launch = Launch::join()?;
     let Loaded { mut config, .. } = launch.agree(configured(&args.config))?;
+    let known = if args.fresh { None } else { checkpoint::logical_ranks(&args.run_dir) };
+    let known = launch.from_leader(known.unwrap_or(launch.ranks()) as u64)? as usize;
+    config.parallel.logical_ranks.get_or_insert(known);
     let device = launch.agree(crate::device::choose(config.device, launch.local()))?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let (method, real) = launch.agree(method(&mut config))?;
@@ -51,6 +55,7 @@ fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Resul
 
     let hold = || if world.leads() { RunFolder::hold(&args.run_dir, args.fresh) } else { Ok(RunFolder::at(&args.run_dir)) };
     let folder = world.agree(hold())?;
+    let _watchdog = world.agree(world.watch(folder.path(), run.config.parallel.timeout_s))?;
     let status = world.agree(known_status(folder.path()))?;
     if status.as_ref().is_some_and(|s| s.state == State::Finished) {
         if world.leads() {
@@ -58,11 +63,16 @@ fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Resul
         }
         return Ok(Outcome::Done);
     }
-    let status = Status { state: State::Running, cause: None, ..status.unwrap_or_default() };
+    let status = status.unwrap_or_default();
+    let another = !status.config_hash.is_empty() && status.config_hash != run.plan.config_hash;
+    let status = Status { state: State::Running, cause: None, config_hash: run.plan.config_hash.clone(), ..status };
     let mut timings = timings;
     timings.resume(status.seconds);
     let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone()))?;
     let resumed = keeper.resume(&mut run, &world)?;
+    if another && !resumed {
+        return Err(another_run(folder.path()));
+    }
     world.agree(if world.leads() { prepare(&folder, &run, keeper.status_mut()) } else { Ok(()) })?;
     let log = folder.log_of(world.rank());
     world.agree(logs::write_json_to(&log).map_err(|e| Error::io("write", &log, &e)))?;
@@ -76,6 +86,7 @@ fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Resul
         }
         Ok(Some(summary)) => {
             world.agree(if world.leads() { report::write(folder.path()) } else { Ok(()) })?;
+            keeper.finish(&run, &world)?;
             if world.leads() {
                 print(&summary, args);
             }
@@ -84,7 +95,9 @@ fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Resul
         Err(error) => {
             keeper.status_mut().state = State::Failed;
             keeper.status_mut().cause = Some(error.to_string());
-            let _ = keeper.status_mut().write(folder.path());
+            if world.leads() || !error.is_known_to_all() {
+                let _ = keeper.status_mut().write(folder.path());
+            }
             if error.is_known_to_all() {
                 return Err(error);
             }
@@ -100,9 +113,16 @@ fn known_status(folder: &Path) -> Result<Option<Status>> {
 
 /// The folder as the run will find it: configuration as it is now, tables up to where the run goes on, and its state.
 fn prepare(folder: &RunFolder, run: &Run, status: &Status) -> Result<()> {
+    // The state first: it marks the folder as a run's.
+    status.write(folder.path())?;
     folder.write_config(&run.config)?;
-    folder.cut_tables(run.cursor.round())?;
-    status.write(folder.path())
+    folder.cut_tables(run.cursor.round())
+}
+
+/// Begun with other values and stopped before its first checkpoint, which would have named them.
+fn another_run(folder: &Path) -> Error {
+    let problem = format!("{} holds the beginning of a run with other settings (its config.toml has them)", folder.display());
+    Error::refused(problem).with_hint("name another --run-dir, go back to those settings, or start over with --fresh")
 }
 
 fn teacher_hash(config: &Config, method: Method) -> Result<String> {

@@ -399,6 +399,8 @@ pub struct Parallel {
     pub threads: Option<usize>,
     /// How gradients are added between ranks.
     pub reduce: ReduceRule,
+    /// Seconds that ranks wait in one collective for a rank that shows no sign of life, before the job is ended; 0 waits for ever.
+    pub timeout_s: u64,
 }
 
 /// Reductions.
@@ -577,7 +579,7 @@ impl Default for Eval {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Self { logical_ranks: None, threads: None, reduce: ReduceRule::Deterministic }
+        Self { logical_ranks: None, threads: None, reduce: ReduceRule::Deterministic, timeout_s: 600 }
     }
 }
 

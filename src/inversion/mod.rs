@@ -8,6 +8,7 @@ use crate::layout::LogicalRank;
 use crate::losses::{Modulation, StatisticsAverage, cross_entropy, kl_divergence, masked_disagreement, predicted_and_confidence};
 use crate::models::{Generator, GeneratorShape, Network};
 use crate::nn::{Adam, InputStatistics, Pass, State};
+use crate::parallel::made_progress;
 use crate::rng::{Key, Purpose};
 use crate::task;
 use crate::teacher::Teacher;
@@ -30,6 +31,19 @@ pub struct Samples {
     pub delta: Vec<f64>,
     /// Id of the first sample; the others follow. Ids are unique over the run and all ranks.
     pub first_id: u64,
+}
+
+impl Samples {
+    /// By name, for a look at them from outside.
+    pub fn tensors(&self) -> Vec<(&'static str, Tensor)> {
+        let ids: Vec<i64> = (0..self.delta.len() as i64).map(|i| self.first_id as i64 + i).collect();
+        vec![
+            ("images", self.images_bchw.shallow_clone()),
+            ("targets", self.view_logits.shallow_clone()),
+            ("ids", Tensor::from_slice(&ids)),
+            ("delta", Tensor::from_slice(&self.delta)),
+        ]
+    }
 }
 
 /// What one synthesis call of one logical rank gives.
@@ -200,6 +214,7 @@ pub fn invert(
         let _ = latent_bz.grad().zero_();
         let terms = [statistics, weighted, disagreement, phi.mean(Kind::Float)].map(|t| t.detach().to_kind(Kind::Double));
         last = Some((taps, Tensor::stack(&terms, 0)));
+        made_progress();
     }
 
     let terms = match last {
@@ -210,7 +225,12 @@ pub fn invert(
         None => Tensor::zeros([4], (Kind::Double, device)),
     };
     let images = best.map(|(images, _)| images).unwrap_or_default();
-    Ok(Batch { meta_gradient, samples: assess(settings, networks, &images, call.first_id), terms })
+    let samples = assess(settings, networks, &images, call.first_id);
+    if samples.delta.iter().any(|delta| !delta.is_finite()) {
+        // No rank may take such samples in: the reduced gradient tells all of them.
+        let _ = meta_gradient.fill_(f64::NAN);
+    }
+    Ok(Batch { meta_gradient, samples, terms })
 }
 
 /// The images with the lower loss, chosen where the tensors live: no value is read back. The first step always counts, and a

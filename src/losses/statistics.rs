@@ -20,6 +20,12 @@ impl StatisticsAverage {
         Self { momentum, mean_f: zeros(), variance_f: zeros(), empty: true }
     }
 
+    /// As it is now; updates do not reach it.
+    pub fn snapshot(&self) -> Self {
+        let (mean_f, variance_f) = (self.mean_f.shallow_clone(), self.variance_f.shallow_clone());
+        Self { mean_f, variance_f, ..*self }
+    }
+
     /// Once per synthesis call, from its last forward: E ← batch if empty, else m·E + (1−m)·batch.
     pub fn update(&mut self, taps: &[InputStatistics]) {
         if self.momentum == 0.0 {

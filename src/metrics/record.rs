@@ -103,7 +103,9 @@ impl Table {
     }
 
     fn write(&mut self, row: &impl Serialize) -> Result<()> {
-        let outcome = self.writer.serialize(row).map_err(std::io::Error::from).and_then(|()| self.writer.flush());
+        let written = self.writer.serialize(row).map_err(std::io::Error::from).and_then(|()| self.writer.flush());
+        // A checkpoint takes the rows before it for granted, also after the host has lost power.
+        let outcome = written.and_then(|()| self.writer.get_ref().sync_data());
         outcome.map_err(|e| Error::io("write", &self.path, &e))
     }
 }

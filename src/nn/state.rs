@@ -324,7 +324,8 @@ impl State {
                 return Err(refuse(&entry.key, format!("has shape {:?}; {:?} is needed", tensor.size(), entry.shape)));
             }
             if tensor.kind() != Kind::Int64 && tensor.isfinite().all().int64_value(&[]) == 0 {
-                return Err(refuse(&entry.key, "holds NaN or infinite values".into()));
+                return Err(refuse(&entry.key, "holds NaN or infinite values".into())
+                    .with_hint("its training went wrong: take an earlier or another file"));
             }
             tch::no_grad(|| view.shallow_clone().copy_(tensor));
         }

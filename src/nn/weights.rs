@@ -23,7 +23,7 @@ pub struct WeightsFile {
 pub fn read(path: &Path) -> Result<WeightsFile> {
     let bytes = files::read(path)?;
     if looks_like_safetensors(&bytes) {
-        return from_safetensors(&bytes).map_err(|problem| Error::file(path, problem));
+        return from_safetensors(&bytes).map_err(|problem| Error::file(path, problem).with_hint("copy or download the file again"));
     }
     let dict = pickle::read_torch_bytes(&bytes).and_then(pickle::state_dict).map_err(|e| Error::file(path, e.to_string()))?;
     let tensors = dict.into_iter().map(|(key, raw)| (key, from_raw(&raw))).collect();

@@ -1,9 +1,11 @@
-//! Counts the bytes every operation sends to other ranks.
+//! Counts the bytes every operation sends to other ranks, and lets the watchdog see where this rank is.
 
 use super::comm::Communicator;
+use super::watchdog::{Operation, Pulse};
 use crate::error::Result;
 use crate::layout::Rank;
 use std::cell::Cell;
+use std::sync::Arc;
 use tch::Tensor;
 
 /// Bytes and calls since the start, per kind of operation.
@@ -43,11 +45,12 @@ impl Meter {
 pub(super) struct Metered {
     inner: Box<dyn Communicator>,
     pub(super) meter: Meter,
+    pub(super) pulse: Arc<Pulse>,
 }
 
 impl Metered {
     pub(super) fn new(inner: Box<dyn Communicator>) -> Self {
-        Self { inner, meter: Meter::default() }
+        Self { inner, meter: Meter::default(), pulse: Arc::default() }
     }
 }
 
@@ -69,27 +72,32 @@ impl Communicator for Metered {
     }
 
     fn barrier(&self) -> Result<()> {
+        let _inside = self.pulse.enter(Operation::Barrier);
         self.inner.barrier()
     }
 
     fn all_gather(&self, send: &[u8], receive: &mut [u8]) -> Result<()> {
         self.meter.all_gather.add(send.len() * (self.size() - 1));
+        let _inside = self.pulse.enter(Operation::AllGather);
         self.inner.all_gather(send, receive)
     }
 
     fn all_to_all(&self, send: &Tensor, send_counts: &[usize], receive: &Tensor, receive_counts: &[usize]) -> Result<()> {
         let kept = send_counts[self.rank().0] * send.kind().elt_size_in_bytes();
         self.meter.all_to_all.add(size_of(send) - kept);
+        let _inside = self.pulse.enter(Operation::AllToAll);
         self.inner.all_to_all(send, send_counts, receive, receive_counts)
     }
 
     fn all_gather_parts(&self, part: &Tensor, whole: &Tensor, counts: &[usize]) -> Result<()> {
         self.meter.all_gather.add(size_of(part) * (self.size() - 1));
+        let _inside = self.pulse.enter(Operation::AllGather);
         self.inner.all_gather_parts(part, whole, counts)
     }
 
     fn all_reduce_native(&self, tensor: &Tensor) -> Result<()> {
         self.meter.all_reduce.add(2 * size_of(tensor) * (self.size() - 1) / self.size());
+        let _inside = self.pulse.enter(Operation::AllReduce);
         self.inner.all_reduce_native(tensor)
     }
 }

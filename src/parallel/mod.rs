@@ -4,6 +4,7 @@ mod agree;
 pub mod comm;
 mod meter;
 mod reduce;
+mod watchdog;
 mod world;
 
 #[cfg(test)]
@@ -12,4 +13,5 @@ pub(crate) mod test_ranks;
 pub use comm::{Communicator, MpiComm, end_job};
 pub use meter::Meter;
 pub use reduce::{TreeSum, check_sum};
+pub use watchdog::{HEARTBEATS, Watchdog, made_progress};
 pub use world::{Launch, Local, PerRank, World, host_name, launcher_columns, set_threads, thread_count};

@@ -2,16 +2,19 @@
 
 use super::comm::{Communicator, MpiComm, Solo, all_gather_varied};
 use super::meter::{Meter, Metered};
+use super::watchdog::Pulse;
 use crate::config::ReduceRule;
 use crate::error::{Error, Result};
 use crate::layout::{Layout, LogicalRank, Rank};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tch::Device;
 
 /// A process that knows its peers, before the run's logical ranks are known.
 pub struct Launch {
     comm: Metered,
     local: Local,
+    hosts: Vec<String>,
 }
 
 /// Place of a process among those on its host.
@@ -51,7 +54,8 @@ impl Launch {
             ranks: peers.len(),
             cores: shared.iter().map(|byte| byte.count_ones() as usize).sum(),
         };
-        Ok(Self { comm, local })
+        let hosts = hosts.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        Ok(Self { comm, local, hosts })
     }
 
     /// R.
@@ -79,9 +83,16 @@ impl Launch {
         &self.comm
     }
 
+    /// The leading rank's number, on every rank. A collective; 8 bytes a rank.
+    pub fn from_leader(&self, mine: u64) -> Result<u64> {
+        let mut all = vec![0u8; 8 * self.ranks()];
+        self.comm.all_gather(&mine.to_le_bytes(), &mut all)?;
+        Ok(all.first_chunk::<8>().map_or(mine, |first| u64::from_le_bytes(*first)))
+    }
+
     /// The job with its logical ranks laid out.
     pub fn into_world(self, layout: Layout, reduce: ReduceRule, device: Device) -> World {
-        World { layout, comm: self.comm, local: self.local, reduce, device }
+        World { layout, comm: self.comm, local: self.local, hosts: self.hosts, reduce, device }
     }
 }
 
@@ -90,6 +101,7 @@ pub struct World {
     layout: Layout,
     comm: Metered,
     local: Local,
+    hosts: Vec<String>,
     reduce: ReduceRule,
     device: Device,
 }
@@ -133,6 +145,15 @@ impl World {
     /// Bytes sent so far.
     pub fn meter(&self) -> &Meter {
         &self.comm.meter
+    }
+
+    /// Host of every rank.
+    pub(super) fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    pub(super) fn pulse(&self) -> Arc<Pulse> {
+        self.comm.pulse.clone()
     }
 
     pub(super) fn reduce_rule(&self) -> ReduceRule {

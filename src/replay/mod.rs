@@ -31,12 +31,31 @@ use tch::{Kind, Tensor};
 pub struct Rows {
     /// As stored: uint8 or f32 in [0, 1], unaugmented.
     pub images_bchw: Tensor,
+    /// Sample ids, or places in the training split: i64.
+    pub ids_b: Tensor,
     /// How each is seen.
     pub views: Vec<View>,
     /// Importance weights, f32.
     pub weights_b: Tensor,
     /// What the student is to learn.
     pub target: Target,
+}
+
+impl Rows {
+    /// By name, for a look at them from outside. `views` are down, right, flip.
+    pub fn tensors(&self) -> Vec<(&'static str, Tensor)> {
+        let views: Vec<i64> = self.views.iter().flat_map(|v| [v.down, v.right, i64::from(v.flip)]).collect();
+        let mut tensors = vec![
+            ("images", self.images_bchw.shallow_clone()),
+            ("ids", self.ids_b.shallow_clone()),
+            ("weights", self.weights_b.shallow_clone()),
+            ("views", Tensor::from_slice(&views).view([-1, 3])),
+        ];
+        if let Target::Logits(target) | Target::Labels(target) = &self.target {
+            tensors.push(("targets", target.shallow_clone()));
+        }
+        tensors
+    }
 }
 
 /// What the student is to learn from a row.
@@ -279,6 +298,7 @@ impl Replay {
         let mut taken = unpack(packed, &parts.each_ref().map(|(shape, kind)| (shape.as_slice(), *kind))).into_iter();
         let (images, logits, about) = (taken.next(), taken.next(), taken.next());
         let about: Vec<i64> = about.map(|t| t.view([-1]).try_into().unwrap_or_default()).unwrap_or_default();
+        let ids: Vec<i64> = about.chunks_exact(2).map(|row| row[0]).collect();
         let weights: Vec<f32> = about.chunks_exact(2).map(|row| f64::from_bits(row[1] as u64) as f32).collect();
         let view = |(i, row): (usize, &[i64])| match self.views.teacher_views {
             0 => View::draw(view_key, 2 * (first_row + i) as u64 + 1, self.views.view_shift, true),
@@ -290,7 +310,8 @@ impl Replay {
             (0, _) | (_, None) => Target::AskTeacher,
             (_, Some(logits)) => Target::Logits(logits),
         };
-        Rows { weights_b: Tensor::from_slice(&weights).to_device(images_bchw.device()), images_bchw, views, target }
+        let weights_b = Tensor::from_slice(&weights).to_device(images_bchw.device());
+        Rows { ids_b: Tensor::from_slice(&ids), weights_b, images_bchw, views, target }
     }
 
     /// Sends the new KL of every row home and stores δ = w·KL there (SSD-KD Eq. 5). A collective; 4 bytes a row.

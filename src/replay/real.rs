@@ -46,6 +46,7 @@ impl RealData {
                 weights_b: Tensor::ones([index.numel() as i64], (Kind::Float, world.device())),
                 target: Target::Labels(self.data.labels_n.index_select(0, &index).to_device(world.device())),
                 views,
+                ids_b: index,
             }
         });
         Draw::local(rows)

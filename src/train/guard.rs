@@ -35,7 +35,8 @@ impl Guard {
         self.in_a_row = in_a_row;
     }
 
-    /// Judges a reduced gradient. NaN and infinity spread through sums, so every rank comes to the same verdict.
+    /// Judges a reduced gradient, which losses that are not finite spoil too. NaN and infinity spread through sums, so every rank
+    /// comes to the same verdict.
     ///
     /// # Errors
     /// [`Error::NonFinite`] when the limit is reached.

@@ -1,17 +1,21 @@
 //! Looks after a run between steps: checkpoints when they are due, and a stop when a signal has come.
 
 use super::state::Run;
-use crate::checkpoint::{Checkpoints, Manifest};
+use crate::checkpoint::{Checkpoints, Manifest, Position};
 use crate::config::{self, OnFailure, StopSignal};
 use crate::error::{Error, Result};
+use crate::files;
+use crate::layout::LogicalRank;
 use crate::metrics::{Timings, version};
-use crate::parallel::World;
-use crate::run_folder::{State, Status};
+use crate::nn::weights;
+use crate::parallel::{PerRank, World, thread_count};
+use crate::run_folder::{EVIDENCE, State, Status};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use tch::Tensor;
 
 /// Whether a run goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub struct Keeper {
     stop: Arc<AtomicBool>,
     steps_since: u64,
     saved: Instant,
+    /// Position of the newest checkpoint, which is known to be whole.
+    on_disk: Option<Position>,
 }
 
 impl Keeper {
@@ -56,12 +62,8 @@ impl Keeper {
             stop,
             steps_since: 0,
             saved: Instant::now(),
+            on_disk: None,
         })
-    }
-
-    /// The run's checkpoints.
-    pub fn checkpoints(&self) -> &Checkpoints {
-        &self.checkpoints
     }
 
     /// The run's status, as last written.
@@ -91,16 +93,13 @@ impl Keeper {
     pub fn save(&mut self, run: &Run, world: &World, state: State, must: bool) -> Result<()> {
         let _span = tracing::debug_span!("saving").entered();
         let began = Instant::now();
-        let machine = format!("{:?}, {}, {} threads", world.device(), crate::nn::shim::cpu_capability(), crate::parallel::thread_count());
-        let logical = world.layout().logical_ranks();
-        let manifest = Manifest::new(run.position(), logical, run.plan.identity.clone(), version(), machine);
-        let outcome = self.checkpoints.save(world, run.contents(world), manifest);
+        let outcome = self.write(run, world).and_then(|bytes| self.write_status(run, world, state).map(|()| bytes));
         (self.steps_since, self.saved) = (0, Instant::now());
         match outcome {
             Ok(bytes) => {
                 let (step, seconds) = (run.cursor.student_steps(), began.elapsed().as_secs_f64());
                 tracing::info!(step, megabytes = bytes as f64 / 1e6, seconds, "checkpoint");
-                self.write_status(world, state, step)
+                Ok(())
             }
             Err(error) if must || self.rule.on_failure == OnFailure::End => Err(error),
             Err(error) => {
@@ -112,9 +111,41 @@ impl Keeper {
         }
     }
 
-    fn write_status(&mut self, world: &World, state: State, student_steps: u64) -> Result<()> {
+    /// Bytes written by all ranks; none where this position is on disk already.
+    fn write(&mut self, run: &Run, world: &World) -> Result<u64> {
+        let position = run.position();
+        if self.on_disk == Some(position) {
+            return Ok(0);
+        }
+        let logical = world.layout().logical_ranks();
+        let manifest = Manifest::new(position, logical, run.plan.identity.clone(), version(), machine(world));
+        let bytes = self.checkpoints.save(world, run.contents(world), manifest)?;
+        self.on_disk = Some(position);
+        Ok(bytes)
+    }
+
+    /// The run has ended well and all results are written: its state says so, and only the newest checkpoint stays. A collective.
+    pub fn finish(&mut self, run: &Run, world: &World) -> Result<()> {
+        self.write_status(run, world, State::Finished)?;
+        world.agree(if world.leads() { self.checkpoints.clear() } else { Ok(()) })
+    }
+
+    /// Leaves each rank's part of the batch that was not finite in the run folder, to be looked at, and passes the error on.
+    pub fn keep_evidence<T>(&self, world: &World, error: Error, batch: &PerRank<T>, parts: fn(&T) -> Vec<(&'static str, Tensor)>) -> Error {
+        let folder = self.folder.join(EVIDENCE);
+        let named = |(rank, part): (LogicalRank, &T)| parts(part).into_iter().map(move |(name, t)| (format!("{}.{name}", rank.0), t));
+        let tensors: Vec<(String, Tensor)> = batch.iter().flat_map(named).collect();
+        let path = folder.join(format!("rank-{:05}.safetensors", world.rank().0));
+        let written = files::create_folder(&folder).and_then(|()| weights::write(&path, &tensors, &[]));
+        if let Err(failure) = written {
+            tracing::warn!("the batch that was not finite could not be saved: {failure}");
+        }
+        error
+    }
+
+    fn write_status(&mut self, run: &Run, world: &World, state: State) -> Result<()> {
         self.status.state = state;
-        self.status.student_steps = student_steps;
+        self.status.student_steps = run.cursor.student_steps();
         self.status.seconds = self.timings.seconds();
         world.agree(if world.leads() { self.status.write(&self.folder) } else { Ok(()) })
     }
@@ -123,12 +154,25 @@ impl Keeper {
     ///
     /// # Errors
     /// No whole checkpoint among those there, or one of a run with other numbers, naming each key that differs.
-    pub fn resume(&self, run: &mut Run, world: &World) -> Result<bool> {
+    pub fn resume(&mut self, run: &mut Run, world: &World) -> Result<bool> {
         let Some(loaded) = self.checkpoints.load_newest(world)? else { return Ok(false) };
         world.agree(same_run(&loaded.manifest, run))?;
         world.agree(run.restore(&loaded))?;
+        self.on_disk = Some(loaded.manifest.position);
+        let (was, is) = (loaded.manifest.machine, machine(world));
+        if was != is && world.leads() {
+            tracing::warn!(
+                "this run was computed on [{was}], it goes on on [{is}]: its last bits may differ from those of an undisturbed run"
+            );
+        }
         Ok(true)
     }
+}
+
+/// What the bits of a run depend on besides its configuration.
+fn machine(world: &World) -> String {
+    let device = if world.device().is_cuda() { "CUDA" } else { "CPU" };
+    format!("{device}, {}, {} threads", crate::nn::shim::cpu_capability(), thread_count())
 }
 
 fn same_run(manifest: &Manifest, run: &Run) -> Result<()> {

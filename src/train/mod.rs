@@ -78,7 +78,8 @@ impl Outlet {
     }
 }
 
-/// Runs all rounds and writes the results. `None`: a signal stopped the run, everything is saved. A collective.
+/// Runs all rounds and writes the results; [`Keeper::finish`] closes the run. `None`: a signal stopped it, everything is saved. A
+/// collective.
 pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Outlet) -> Result<Option<Summary>> {
     let teacher = run.teacher_score(world, keeper)?;
     while !run.finished() {
@@ -90,10 +91,7 @@ pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Out
         progress.finish();
     }
     let summary = finish(run, world, outlet, teacher)?;
-    keeper.save(run, world, State::Finished, true)?;
-    if world.leads() {
-        keeper.checkpoints().prune(1)?;
-    }
+    keeper.save(run, world, State::Running, true)?;
     Ok(Some(summary))
 }
 

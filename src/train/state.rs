@@ -271,10 +271,19 @@ impl Run {
         inversion::invert(&settings, &networks, generator, self.averages.get_mut(rank), &call)
     }
 
-    pub(super) fn update_generator(&mut self, meta_gradient: &Tensor, verdict: Verdict) -> Result<()> {
+    pub(super) fn averages_now(&self) -> PerRank<StatisticsAverage> {
+        PerRank::build(self.averages.iter().map(|(rank, _)| rank), |rank| self.averages.get(rank).snapshot())
+    }
+
+    /// One meta step; a refused one gives back the statistics averages as they were `before` it.
+    pub(super) fn update_generator(&mut self, meta_gradient: &Tensor, before: PerRank<StatisticsAverage>, verdict: Verdict) -> Result<()> {
         match (verdict, &mut self.generator) {
             (Verdict::Apply, Some(generator)) => generator.apply(meta_gradient, self.plan.layout.logical_ranks(), &self.config.inversion),
-            _ => Ok(()),
+            (Verdict::Refuse, _) => {
+                self.averages = before;
+                Ok(())
+            }
+            (Verdict::Apply, None) => Ok(()),
         }
     }
 

@@ -55,16 +55,24 @@ pub fn ssdkd<S: AsRef<str>>(arguments: &[S]) -> Outcome {
 
 /// `ssdkd` on `ranks` ranks under mpirun.
 pub fn ssdkd_on<S: AsRef<str>>(ranks: usize, arguments: &[S]) -> Outcome {
+    run(mpirun(ranks, arguments), Duration::from_secs(300))
+}
+
+/// The command that starts `ssdkd` on `ranks` ranks.
+pub fn mpirun<S: AsRef<str>>(ranks: usize, arguments: &[S]) -> Command {
     let mut command = Command::new(root().join("launch/mpirun.sh"));
     command.arg(ranks.to_string()).arg(env!("CARGO_BIN_EXE_ssdkd"));
     command.args(arguments.iter().map(AsRef::as_ref));
-    run(command, Duration::from_secs(300))
+    command
 }
 
 /// Runs a command in a process group of its own; at the deadline the group is killed and the test fails.
 pub fn run(mut command: Command, deadline: Duration) -> Outcome {
     // Equal bits need equal threads, however many ranks there are.
-    command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    if !command.get_envs().any(|(name, _)| name == "OMP_NUM_THREADS") {
+        command.env("OMP_NUM_THREADS", "1");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let began = Instant::now();
     let child = command.spawn().unwrap();
     let group = child.id() as i32;
@@ -103,6 +111,28 @@ pub fn screenshot(page: &Path, folder: &Path) -> Option<image::RgbImage> {
     command.arg(format!("--screenshot={}", png.display())).arg(format!("file://{}", page.display()));
     let out = run(command, Duration::from_secs(120));
     Some(image::open(&png).unwrap_or_else(|e| panic!("{e}: {}", out.stderr)).to_rgb8())
+}
+
+/// The demo's configuration, cut to a few seconds: four logical ranks, evictions, student steps.
+pub fn tiny(data: &Path, run: &Path) -> Vec<String> {
+    let mut arguments: Vec<String> = ["train", "--config", "configs/fashion_mnist/demo.toml"].map(str::to_owned).to_vec();
+    for set in [
+        "parallel.logical_ranks=4",
+        "train.rounds=4",
+        "train.warmup_rounds=1",
+        "train.eval_every_rounds=2",
+        "inversion.steps=2",
+        "inversion.batch_size=16",
+        "generator.filters=8",
+        "replay.capacity=150",
+        "distill.batch_size=64",
+        "distill.steps_per_round=2",
+        "distill.teacher_views=2",
+    ] {
+        arguments.extend(["--set".into(), set.into()]);
+    }
+    arguments.extend(["--data-dir".into(), data.display().to_string(), "--run-dir".into(), run.display().to_string()]);
+    arguments
 }
 
 /// A folder with the first `count` test images of Fashion-MNIST, so that evaluations are short; also as training files.

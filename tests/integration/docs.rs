@@ -4,13 +4,13 @@ use crate::launch::{root, ssdkd};
 use std::path::{Path, PathBuf};
 
 /// Compares a generated page, or writes it when UPDATE_DOCS is set.
-fn check(path: &str, current: &str) {
+pub fn check(path: &str, current: &str) {
     let path = root().join(path);
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, current).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == current, "{} is stale; refresh it with: UPDATE_DOCS=1 cargo test --release docs", path.display());
+    assert!(written == current, "{} is stale; refresh it with: UPDATE_DOCS=1 cargo test --release --test integration", path.display());
 }
 
 #[test]

@@ -8,5 +8,8 @@ mod launch;
 mod architecture;
 mod cli;
 mod docs;
+mod durability;
+mod fuzz;
 mod mpi;
 mod networks;
+mod refusals;

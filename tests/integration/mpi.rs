@@ -1,29 +1,7 @@
 //! Runs through the real launcher.
 
-use crate::launch::{has_mpirun, screenshot, small_fashion_mnist, ssdkd, ssdkd_on};
+use crate::launch::{has_mpirun, screenshot, small_fashion_mnist, ssdkd, ssdkd_on, tiny};
 use std::path::Path;
-
-/// The demo's configuration, cut to a few seconds: four logical ranks, evictions, student steps.
-fn tiny(data: &Path, run: &Path) -> Vec<String> {
-    let mut arguments: Vec<String> = ["train", "--config", "configs/fashion_mnist/demo.toml"].map(str::to_owned).to_vec();
-    for set in [
-        "parallel.logical_ranks=4",
-        "train.rounds=4",
-        "train.warmup_rounds=1",
-        "train.eval_every_rounds=2",
-        "inversion.steps=2",
-        "inversion.batch_size=16",
-        "generator.filters=8",
-        "replay.capacity=150",
-        "distill.batch_size=64",
-        "distill.steps_per_round=2",
-        "distill.teacher_views=2",
-    ] {
-        arguments.extend(["--set".into(), set.into()]);
-    }
-    arguments.extend(["--data-dir".into(), data.display().to_string(), "--run-dir".into(), run.display().to_string()]);
-    arguments
-}
 
 fn results(run: &Path) -> (Vec<u8>, String) {
     (std::fs::read(run.join("student.safetensors")).unwrap(), std::fs::read_to_string(run.join("metrics.csv")).unwrap())

@@ -1,0 +1,391 @@
+//! What cannot work is refused before anything is computed: on every rank, within seconds, once, with the way out. The table in
+//! docs/refusals.md is printed from the cases below, so that every line of it is one that was seen.
+
+use crate::docs::check;
+use crate::launch::{has_mpirun, root, run, small_fashion_mnist};
+use ssdkd::config;
+use ssdkd::nn::weights;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use tch::{Device, Kind, Tensor};
+
+const DEMO: &str = "configs/fashion_mnist/demo.toml";
+
+/// A situation, how to get into it, and what is then said. Texts are matched part by part around `…`.
+struct Refusal {
+    situation: &'static str,
+    set_up: SetUp,
+    message: &'static str,
+    way_out: &'static str,
+}
+
+enum SetUp {
+    /// `--set`s on top of the demo.
+    Sets(Vec<String>),
+    /// A whole command line; `RUN` stands for a new folder.
+    Command(Vec<String>),
+    /// Environment variables.
+    Environment(Vec<(&'static str, &'static str)>),
+}
+
+fn sets(situation: &'static str, set: &[&str], message: &'static str, way_out: &'static str) -> Refusal {
+    Refusal { situation, set_up: SetUp::Sets(set.iter().map(|s| (*s).to_owned()).collect()), message, way_out }
+}
+
+fn command(situation: &'static str, words: &[&str], message: &'static str, way_out: &'static str) -> Refusal {
+    Refusal { situation, set_up: SetUp::Command(words.iter().map(|s| (*s).to_owned()).collect()), message, way_out }
+}
+
+const CONFIG: &str = "`ssdkd config show` prints every key with its value and origin";
+const KIND: &str = "is this file of another architecture or class count? `ssdkd inspect FILE` lists what it holds";
+const UNUSABLE: &str = "name another --run-dir, or mend this one";
+
+/// Every situation; the files for them are made in `folder`.
+fn refusals(folder: &Path) -> Vec<Refusal> {
+    let shipped = root().join("configs/fashion_mnist/teacher.safetensors");
+    let good = weights::read(&shipped).unwrap().tensors;
+    let path = |name: &str| folder.join(name).display().to_string();
+    let write = |name: &str, contents: &[u8]| std::fs::write(folder.join(name), contents).unwrap();
+    let save = |name: &str, tensors: &[(String, Tensor)]| weights::write(&folder.join(name), tensors, &[]).unwrap();
+    let changed = |key: &str, change: &dyn Fn(&Tensor) -> Option<Tensor>| -> Vec<(String, Tensor)> {
+        let all = good.iter().map(|(k, t)| (k.clone(), if k == key { change(t) } else { Some(t.shallow_clone()) }));
+        all.filter_map(|(k, t)| Some((k, t?))).collect()
+    };
+    save("short.safetensors", &changed("fc.bias", &|_| None));
+    save("nan.safetensors", &changed("fc.bias", &|t| Some(Tensor::full(t.size(), f64::NAN, (Kind::Float, Device::Cpu)))));
+    let mut more = changed("", &|_| None);
+    more.push(("fc2.weight".into(), Tensor::zeros([3], (Kind::Float, Device::Cpu))));
+    save("more.safetensors", &more);
+    let mut classes = changed("fc.weight", &|t| Some(t.narrow(0, 0, 7)));
+    classes.iter_mut().filter(|(k, _)| k == "fc.bias").for_each(|(_, t)| *t = t.narrow(0, 0, 7));
+    save("seven.safetensors", &classes);
+    write("notes.txt", b"these are not weights");
+    write("empty.pth", b"");
+    let bytes = std::fs::read(&shipped).unwrap();
+    write("cut.safetensors", &bytes[..bytes.len() / 2]);
+    let golden = |name: &str| root().join("tests/golden/pickle").join(name).display().to_string();
+    write("broken.toml", b"seed = 1\nseed =\n");
+    std::fs::create_dir_all(folder.join("mine")).unwrap();
+    write("mine/config.toml", b"mine");
+    let small = |name: &str| {
+        std::fs::create_dir_all(folder.join(name)).unwrap();
+        small_fashion_mnist(&folder.join(name), 4)
+    };
+    let shorten = |name: &str, file: &str, by: usize| {
+        let path = small(name).join(file);
+        let raw = std::fs::read(&path).unwrap();
+        std::fs::write(path, &raw[..raw.len() - by]).unwrap();
+    };
+    shorten("cut-images", "t10k-images-idx3-ubyte", 100);
+    let other = small("swapped-images");
+    std::fs::copy(other.join("t10k-labels-idx1-ubyte"), other.join("t10k-images-idx3-ubyte")).unwrap();
+    let labels = small("wrong-labels").join("t10k-labels-idx1-ubyte");
+    let mut raw = std::fs::read(&labels).unwrap();
+    raw[10] = 200;
+    std::fs::write(&labels, raw).unwrap();
+    std::fs::create_dir_all(folder.join("cifar")).unwrap();
+    ["cifar/test_batch.bin", "cifar/data_batch_1.bin"].iter().for_each(|name| write(name, &[0; 5000]));
+    let set = |key: &str, name: &str| format!("{key}={}", path(name));
+    let weights_of = |name: &str| set("teacher.weights", name);
+
+    let mut all = vec![
+        sets("unknown key", &["replay.capacty=5"], "replay.capacty: unknown key (from command line)", "did you mean `replay.capacity`?"),
+        sets("value that is no choice", &["student.model=resnet19"], "student.model: \"resnet19\" is none of", "did you mean `resnet18`?"),
+        sets("value of another type", &["replay.capacity=many"], "replay.capacity: …invalid type: string \"many\"", CONFIG),
+        sets("value out of range", &["replay.alpha=-1"], "replay.alpha: -1 is negative or not a number", CONFIG),
+        sets("several at once", &["replay.alpha=-1", "replay.beta=-2"], "2 settings are refused:…replay.alpha: …replay.beta: ", CONFIG),
+        sets(
+            "no round left after the warm-up",
+            &["train.rounds=10"],
+            "train.rounds: 10 rounds with 30 rounds of warm-up never train the student",
+            "at least 31 are needed",
+        ),
+        sets(
+            "M not dividing the batch",
+            &["parallel.logical_ranks=6"],
+            "distill.batch_size: 128 rows cannot be shared by 6 logical ranks",
+            "use 126 or 132",
+        ),
+        sets(
+            "R not dividing M",
+            &["parallel.logical_ranks=1"],
+            "parallel.logical_ranks: 2 ranks were launched, which does not divide the 1 logical ranks",
+            "launch 1 ranks, or start a new run with parallel.logical_ranks = 2",
+        ),
+        sets(
+            "shards too small for a round's images",
+            &["replay.capacity=100"],
+            "replay.capacity: 100 slots over 2 logical ranks cannot hold the 64 images each makes a round",
+            "at least 128",
+        ),
+        sets("no such teacher file", &["teacher.weights=/nowhere/t.pth"], "/nowhere/t.pth: no such file", "no such file"),
+        sets("teacher of another architecture", &["teacher.model=wrn40_2"], "teacher.safetensors: tensor `block1.layer.2.…missing", KIND),
+        sets("teacher with a tensor too few", &[&weights_of("short.safetensors")], "short.safetensors: tensor `fc.bias`: missing", KIND),
+        sets(
+            "teacher with a tensor too many",
+            &[&weights_of("more.safetensors")],
+            "more.safetensors: tensor `fc2.weight`: is not part of this network",
+            KIND,
+        ),
+        sets(
+            "teacher of other image channels",
+            &["dataset=cifar10"],
+            "teacher.safetensors: tensor `conv1.weight`: has shape [16, 1, 3, 3]; [16, 3, 3, 3] is needed",
+            KIND,
+        ),
+        sets(
+            "teacher of another number of classes",
+            &[&weights_of("seven.safetensors")],
+            "seven.safetensors: tensor `fc.weight`: has shape [7, 128]; [10, 128] is needed",
+            KIND,
+        ),
+        sets(
+            "teacher with NaN",
+            &[&weights_of("nan.safetensors")],
+            "nan.safetensors: tensor `fc.bias`: holds NaN or infinite values",
+            "its training went wrong: take an earlier or another file",
+        ),
+        sets("not a weights file", &[&weights_of("notes.txt")], "notes.txt: this is not the kind of file needed here", "it looks like "),
+        sets("empty weights file", &[&weights_of("empty.pth")], "empty.pth: …", "empty"),
+        sets(
+            "cut weights file",
+            &[&weights_of("cut.safetensors")],
+            "cut.safetensors: damaged safetensors file",
+            "copy or download the file again",
+        ),
+        sets(
+            "pickle that would run code",
+            &[&format!("teacher.weights={}", golden("caller.pth"))],
+            "caller.pth: the file holds an object made by calling `…`, not a state dict (nothing in the file was run)",
+            "torch.save(model.state_dict(), PATH)",
+        ),
+        sets(
+            "pickled model instead of a state dict",
+            &[&format!("teacher.weights={}", golden("whole_linear.pth"))],
+            "whole_linear.pth: the file holds a whole pickled model of class `",
+            "torch.save(model.state_dict(), PATH)",
+        ),
+        sets(
+            "TorchScript instead of a state dict",
+            &[&format!("teacher.weights={}", golden("torchscript.pth"))],
+            "torchscript.pth: this is a TorchScript program, not a state_dict",
+            "load it with torch.jit.load",
+        ),
+        sets(
+            "no data files",
+            &["data.dir=/nowhere"],
+            "/nowhere/t10k-images-idx3-ubyte: no such file, nor with .gz added",
+            "name the folder of the IDX files with --set data.dir=DIR",
+        ),
+        sets(
+            "data cut short",
+            &[&set("data.dir", "cut-images")],
+            "t10k-images-idx3-ubyte: 3036 values after the header; [4, 28, 28] needs 3136",
+            "needs 3136",
+        ),
+        sets("data file of another kind", &[&set("data.dir", "swapped-images")], "t10k-images-idx3-ubyte: …", "the header alone has 16"),
+        sets(
+            "label out of range",
+            &[&set("data.dir", "wrong-labels")],
+            "t10k-labels-idx1-ubyte: label 200 of image 2 is outside 0..9",
+            "0..9",
+        ),
+        command(
+            "CIFAR file of a wrong size",
+            &["teach", "--set", "dataset=cifar10", "--set", "parallel.logical_ranks=2", "--data-dir", &path("cifar"), "--run-dir", "RUN"],
+            "data_batch_1.bin: 5000 bytes; records of 3073 bytes expected",
+            "records of 3073 bytes expected",
+        ),
+        command(
+            "no configuration file",
+            &["train", "--config", "/nowhere.toml", "--run-dir", "RUN"],
+            "/nowhere.toml: no such file",
+            "no such file",
+        ),
+        command(
+            "configuration file that is no TOML",
+            &["train", "--config", &path("broken.toml"), "--run-dir", "RUN"],
+            "broken.toml: line 2: ",
+            "line 2",
+        ),
+        command(
+            "`--set` without a value",
+            &["train", "--config", DEMO, "--run-dir", "RUN", "--set", "seed"],
+            "--set seed: write --set key=value",
+            "for example --set replay.capacity=5000",
+        ),
+        command(
+            "no teacher named",
+            &["train", "--run-dir", "RUN", "--set", "parallel.logical_ranks=2"],
+            "teacher.weights: is not set",
+            "name the teacher's weights file (.safetensors, .pth or .pt)",
+        ),
+        command(
+            "run folder that cannot be made",
+            &["train", "--config", DEMO, "--run-dir", "/proc/nowhere"],
+            "cannot create /proc/nowhere: …",
+            UNUSABLE,
+        ),
+        command(
+            "run folder with files of somebody else",
+            &["train", "--config", DEMO, "--run-dir", &path("mine")],
+            "holds config.toml, but no run of ssdkd: it would be written over",
+            "or remove what a run would write there with --fresh",
+        ),
+        command("nothing to inspect", &["inspect", "/nowhere"], "/nowhere: no such file", "no such file"),
+        Refusal {
+            situation: "OMP_NUM_THREADS that is no number",
+            set_up: SetUp::Environment(vec![("OMP_NUM_THREADS", "all")]),
+            message: "OMP_NUM_THREADS = `all` is not a number",
+            way_out: "set it to cores ÷ ranks, or unset it",
+        },
+    ];
+    if Path::new("/dev/nvidiactl").exists() {
+        println!("skip: device = cuda cannot be refused, a GPU is here");
+    }
+    all.push(sets(
+        "CUDA where there is none",
+        &["device=cuda"],
+        "device: cuda is asked for, but …",
+        "set device = \"cpu\" or see `ssdkd doctor`",
+    ));
+    all
+}
+
+/// Each part of `text` between `…` is in `words`, in order.
+fn is_said(words: &str, text: &str) -> bool {
+    let mut rest = words;
+    text.split('…').all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+#[test]
+fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run_folder = folder.path().join("run");
+    let gpu_is_here = Path::new("/dev/nvidiactl").exists();
+    for Refusal { situation, set_up, message, way_out } in refusals(folder.path()) {
+        if gpu_is_here && situation == "CUDA where there is none" {
+            continue;
+        }
+        let mut words: Vec<String> = ["train", "--config", DEMO, "--run-dir", "RUN"].map(str::to_owned).to_vec();
+        let mut environment = vec![("OMP_NUM_THREADS", "1")];
+        match set_up {
+            SetUp::Sets(sets) => sets.into_iter().for_each(|set| words.extend(["--set".to_owned(), set])),
+            SetUp::Command(whole) => words = whole,
+            SetUp::Environment(variables) => environment = variables,
+        }
+        words.iter_mut().filter(|word| *word == "RUN").for_each(|word| *word = run_folder.display().to_string());
+        // Every rank says how it ended, whatever the launcher makes of it.
+        let mut command = Command::new(root().join("launch/mpirun.sh"));
+        command.args(["2", "sh", "-c", "\"$@\"; echo \"ended with $?\"", "sh", env!("CARGO_BIN_EXE_ssdkd")]).args(&words).envs(environment);
+        let out = run(command, Duration::from_secs(120));
+        let text = &out.stderr;
+        assert_eq!(out.stdout.matches("ended with 2").count(), 2, "{situation}: {}{text}", out.stdout);
+        assert!(is_said(text, message) && is_said(text, way_out), "{situation}: `{message}` and `{way_out}` are not in:\n{text}");
+        assert_eq!(text.matches("error:").count(), 1, "{situation}: {text}");
+        assert!(!text.contains("panicked"), "{situation}: {text}");
+        assert!(out.seconds < 10.0, "{situation} took {} s", out.seconds);
+        assert!(!run_folder.join("metrics.csv").exists() && !run_folder.join("config.toml").exists(), "{situation} left files behind");
+    }
+    assert_eq!(std::fs::read(folder.path().join("mine/config.toml")).unwrap(), b"mine");
+}
+
+/// Keys whose values are checked by themselves, a value that is refused, and what is said.
+const RANGES: [(&str, &str, &str); 35] = [
+    ("student.lr", "0", "0 is not a positive number"),
+    ("student.lr_min", "1", "1 is not between 0 and student.lr"),
+    ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
+    ("student.weight_decay", "-1", "-1 is negative or not a number"),
+    ("generator.latent", "0", "0 is below 1"),
+    ("generator.filters", "0", "0 is below 1"),
+    ("inversion.steps", "0", "0 is below 1"),
+    ("inversion.batch_size", "1", "1 is below 2"),
+    ("inversion.lr_generator", "0", "0 is not a positive number"),
+    ("inversion.lr_latent", "-1", "-1 is negative or not a number"),
+    ("inversion.statistics_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.task_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.adversarial_weight", "nan", "NaN is negative or not a number"),
+    ("inversion.statistics_momentum", "1", "1 is not between 0 and 1 (exclusive)"),
+    ("inversion.view_shift", "33", "33 is not between 0 and 32 pixels"),
+    ("phi.gamma", "-1", "-1 is negative or not a number"),
+    ("phi.inverse_cap", "0", "0 is not a positive number"),
+    ("replay.capacity", "0", "0 is below 1"),
+    ("replay.alpha", "inf", "inf is negative or not a number"),
+    ("replay.beta", "-1", "-1 is negative or not a number"),
+    ("replay.epsilon", "-1", "-1 is negative or not a number"),
+    ("distill.batch_size", "0", "0 is below 1"),
+    ("distill.temperature", "0", "0 is not a positive number"),
+    ("distill.view_shift", "-1", "-1 is not between 0 and 32 pixels"),
+    ("distill.teacher_views", "257", "257 is more than 256"),
+    ("train.eval_every_rounds", "0", "0 is below 1"),
+    ("train.max_nonfinite_steps", "0", "0 is below 1"),
+    ("teach.epochs", "0", "0 is below 1"),
+    ("teach.batch_size", "0", "0 is below 1"),
+    ("teach.lr", "0", "0 is not a positive number"),
+    ("teach.weight_decay", "-1", "-1 is negative or not a number"),
+    ("teach.view_shift", "40", "40 is not between 0 and 32 pixels"),
+    ("eval.batch_size", "0", "0 is below 1"),
+    ("checkpoint.every_minutes", "-1", "-1 is negative or not a number"),
+    ("checkpoint.keep", "0", "0 is below 1"),
+];
+
+#[test]
+fn every_range_is_checked() {
+    for (key, value, says) in
+        RANGES.iter().chain(&[("parallel.threads", "0", "0 is below 1"), ("parallel.logical_ranks", "0", "0 is below 1")])
+    {
+        let loaded = config::load(&[], &[format!("{key}={value}")]).unwrap();
+        let text = config::check(&loaded.config).unwrap_err().to_string();
+        assert!(text.contains(&format!("{key}: {says}")), "{key}={value}: {text}");
+    }
+    // And no check is missing from the table.
+    let source = std::fs::read_to_string(root().join("src/config/check.rs")).unwrap();
+    let body = source.split("pub fn check(").nth(1).unwrap().split("\n}\n").next().unwrap();
+    let checked = body.split("found.").skip(1).filter_map(|call| call.split('"').nth(1)).filter(|key| key.contains('.'));
+    let elsewhere = ["train.rounds", "parallel.threads", "parallel.logical_ranks"];
+    let missing: Vec<&str> = checked.filter(|key| !elsewhere.contains(key) && !RANGES.iter().any(|(k, ..)| k == key)).collect();
+    assert!(missing.is_empty(), "not in the table of ranges: {missing:?}");
+}
+
+#[test]
+fn the_table_of_refusals_is_current() {
+    let mut page = String::from(
+        "# What is refused, and the way out\n\n\
+         Printed from `tests/integration/refusals.rs`, which runs every line of the first table on two ranks under `mpirun` and asserts that\n\
+         the message and the way out are said once, that both ranks end with exit code 2 within ten seconds, and that nothing is written.\n\
+         `…` stands for what varies. Messages begin with the key, the file or the tensor they are about.\n\n\
+         | situation | for example | message | way out |\n| --- | --- | --- | --- |\n",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let hidden = format!("{}/", folder.path().display());
+    let repository = format!("{}/", root().display());
+    let cell = |text: &str| text.trim_end_matches('…').trim().replace('|', "\\|").replace(&hidden, "").replace(&repository, "");
+    for Refusal { situation, set_up, message, way_out } in refusals(folder.path()) {
+        let example = match set_up {
+            SetUp::Sets(sets) => sets.join(" "),
+            SetUp::Command(words) => words.join(" "),
+            SetUp::Environment(variables) => variables.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" "),
+        };
+        page.push_str(&format!("| {} | `{}` | {} | {} |\n", cell(situation), cell(&example), cell(message), cell(way_out)));
+    }
+    page.push_str(
+        "\nRefused where they arise, with tests beside the code: a teacher without batch-norm layers (`src/teacher.rs`), more ranks on a host\n\
+         than GPUs (`src/device.rs`), a run folder that another run holds, a checkpoint of other settings and none that is whole\n\
+         (`tests/integration/durability.rs`), tasks of `srun` without MPI support (`src/parallel/comm/mpi.rs`).\n\n\
+         ## Values out of range\n\n| key | for example | message |\n| --- | --- | --- |\n",
+    );
+    for (key, value, says) in RANGES {
+        page.push_str(&format!("| `{key}` | `{value}` | {says} |\n"));
+    }
+    check("docs/refusals.md", &page);
+}
