@@ -8,16 +8,17 @@ use crate::metrics::{NetworkScore, Seconds};
 use crate::parallel::host_name;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// How a run stands. Launch scripts decide on it whether to start the run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Started; if no process holds the folder, it died.
+    /// Started. If no process holds the folder any more, it died: [`State::seen`].
     Running,
-    /// Stopped by a signal with a whole checkpoint: start it again.
+    /// Stopped by a signal with a whole checkpoint, or dead: start it again and it goes on.
     Stopped,
     /// Done.
     Finished,
@@ -26,6 +27,12 @@ pub enum State {
 }
 
 impl State {
+    /// What the state in a folder means, given whether a process holds the folder. A run that was killed could not write how it
+    /// ended; for whoever decides what to do next it is a stopped one.
+    pub fn seen(self, held: bool) -> Self {
+        if self == Self::Running && !held { Self::Stopped } else { self }
+    }
+
     /// As `ssdkd inspect --status` prints it.
     pub fn name(self) -> &'static str {
         match self {
@@ -156,11 +163,33 @@ impl RunFolder {
     }
 }
 
+/// Whether a living process holds a run folder. True as well where the file system cannot say.
+pub fn is_held(folder: &Path) -> bool {
+    // The lock is taken for the moment of the question; see `lock` for why that hurts nobody.
+    match File::open(folder.join("lock")) {
+        Ok(file) => file.try_lock_shared().is_err(),
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    }
+}
+
+/// How often a lock is tried before its holder is believed, and the pause between. Longer than a question takes ([`is_held`]),
+/// and than a killed process needs to disappear.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Takes the lock. The operating system gives it up when its holder dies, so that a dead run's folder can be taken over.
 fn lock(path: &Path) -> Result<File> {
     let open = || File::options().create(true).truncate(false).read(true).write(true).open(path);
     let mut file = open().map_err(|e| Error::io("write", path, &e))?;
-    match file.try_lock() {
+    let mut outcome = file.try_lock();
+    for _ in 1..TRIES {
+        if !matches!(outcome, Err(fs::TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        outcome = file.try_lock();
+    }
+    match outcome {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
             let holder = fs::read_to_string(path).unwrap_or_default();
@@ -198,8 +227,18 @@ mod tests {
         let held = RunFolder::hold(folder.path(), false).unwrap();
         let text = RunFolder::hold(folder.path(), false).err().unwrap().to_string();
         assert!(text.contains("is held by another run") && text.contains(&format!("process {}", std::process::id())), "{text}");
+        assert!(is_held(folder.path()));
         drop(held);
+        assert!(!is_held(folder.path()));
         RunFolder::hold(folder.path(), false).unwrap();
+    }
+
+    #[test]
+    fn only_a_dead_run_is_seen_otherwise_than_it_wrote() {
+        for state in [State::Running, State::Stopped, State::Finished, State::Failed] {
+            assert_eq!(state.seen(true), state);
+            assert_eq!(state.seen(false), if state == State::Running { State::Stopped } else { state });
+        }
     }
 
     #[test]

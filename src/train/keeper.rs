@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Whether a run goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,9 @@ pub struct Keeper {
     stop: Arc<AtomicBool>,
     steps_since: u64,
     saved: Instant,
+    looked: Instant,
+    longest: Duration,
+    first: bool,
 }
 
 impl Keeper {
@@ -56,6 +59,9 @@ impl Keeper {
             stop,
             steps_since: 0,
             saved: Instant::now(),
+            looked: Instant::now(),
+            longest: Duration::ZERO,
+            first: true,
         })
     }
 
@@ -70,8 +76,12 @@ impl Keeper {
     }
 
     /// After an inversion or a student step. All ranks agree on what follows. A collective; 1 byte a rank.
+    ///
+    /// The first call of a launch saves: a folder that cannot take a checkpoint is noticed while little is at stake, and the log
+    /// says from the start how long a signal takes to be answered (the longest step and a checkpoint).
     pub fn look(&mut self, run: &Run, world: &World) -> Result<Next> {
         self.steps_since += 1;
+        self.longest = self.longest.max(self.looked.elapsed());
         let minutes = self.saved.elapsed().as_secs_f64() / 60.0;
         let old = self.rule.every_minutes > 0.0 && minutes >= self.rule.every_minutes;
         let mine = u8::from(self.stop.load(Ordering::Relaxed)) | u8::from(old && world.leads()) << 1;
@@ -79,10 +89,12 @@ impl Keeper {
         world.comm().all_gather(&[mine], &mut all)?;
         let seen = all.iter().fold(0, |a, b| a | b);
         let stop = seen & 1 != 0;
-        let due = seen & 2 != 0 || (self.rule.every_steps > 0 && self.steps_since >= self.rule.every_steps);
+        let due = self.first || seen & 2 != 0 || (self.rule.every_steps > 0 && self.steps_since >= self.rule.every_steps);
         if stop || due {
             self.save(run, world, if stop { State::Stopped } else { State::Running }, stop)?;
+            (self.first, self.longest) = (false, Duration::ZERO);
         }
+        self.looked = Instant::now();
         Ok(if stop { Next::Stop } else { Next::GoOn })
     }
 
@@ -99,7 +111,8 @@ impl Keeper {
         match outcome {
             Ok(bytes) => {
                 let (step, seconds) = (run.cursor.student_steps(), began.elapsed().as_secs_f64());
-                tracing::info!(step, megabytes = bytes as f64 / 1e6, seconds, "checkpoint");
+                let longest_step_seconds = self.longest.as_secs_f64();
+                tracing::info!(step, megabytes = bytes as f64 / 1e6, seconds, longest_step_seconds, "checkpoint");
                 self.write_status(world, state, step)
             }
             Err(error) if must || self.rule.on_failure == OnFailure::End => Err(error),
