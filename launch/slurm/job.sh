@@ -15,6 +15,8 @@ die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 # In an array, the number alone may mean all of its tasks.
 job=${SLURM_JOB_ID:?start this file with sbatch}
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# Where sbatch was given no number of tasks, Slurm means one a node.
+ranks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES}
 
 launcher='' terminated=no
 # USR1 announces the time limit. TERM comes with scancel and with a requeue by Slurm: mpirun would give the ranks a second or two
@@ -52,7 +54,7 @@ launch() {
         say "the run failed in an earlier job and is not started again"
         exit 1
     fi
-    say "start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, run $run_dir"
+    say "start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST, ranks $ranks, run $run_dir"
     "$@" &
     launcher=$!
     # A trapped signal ends `wait` early.
@@ -65,6 +67,10 @@ launch() {
 # Starts the job again if its run can go on, else ends with an exit code as ssdkd's own.
 finish() {
     local state seconds
+    if [ "$code" -eq 2 ]; then
+        say "refused (see above): no restart mends that"
+        exit 2
+    fi
     # Ranks whose launcher was killed may need a moment to end.
     for seconds in 1 2 3 4 5; do
         state=$(status)
@@ -74,7 +80,7 @@ finish() {
     say "the launcher ended with $code, the run is $state"
     case $state in
         finished) exit 0 ;;
-        stopped) [ "$code" -ne 2 ] || exit 2 ;;
+        stopped) ;;
         *) exit $(( code > 0 ? code : 1 )) ;;
     esac
     if [ $terminated = yes ]; then
