@@ -171,20 +171,21 @@ impl Frozen {
     #[track_caller]
     pub fn at_first_checkpoint(run: &Path) -> Self {
         has_checkpoint(run);
-        Self(processes(run)).send(libc::SIGSTOP)
-    }
-
-    fn send(self, signal: i32) -> Self {
-        // SAFETY: signals to processes that this test has started.
-        self.0.iter().for_each(|&process| unsafe { assert_eq!(libc::kill(process, signal), 0) });
-        self
+        let frozen = Self(processes(run));
+        for &process in &frozen.0 {
+            // SAFETY: a signal to a process that this test has started.
+            assert_eq!(unsafe { libc::kill(process, libc::SIGSTOP) }, 0);
+        }
+        frozen
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        // SAFETY: as above; those that were killed meanwhile need no thaw.
-        self.0.iter().for_each(|&process| drop(unsafe { libc::kill(process, libc::SIGCONT) }));
+        for &process in &self.0 {
+            // SAFETY: as above; one that was killed meanwhile needs no thaw.
+            let _ = unsafe { libc::kill(process, libc::SIGCONT) };
+        }
     }
 }
 

@@ -166,7 +166,7 @@ fn under_srun_the_state_decides_not_the_exit_code() {
     drop(frozen);
     job.is_requeued();
     assert_eq!(job.ends(), "COMPLETED", "{}", job.log());
-    assert_eq!(job.log().matches("ranks=2").count(), 2, "{}", job.log());
+    assert_eq!(job.log().matches(" ranks=2 ").count(), 2, "{}", job.log());
     assert!(job.log().contains("resumed at step"), "{}", job.log());
     assert_eq!(checksums(&run), cluster.undisturbed(0));
 }
