@@ -3,6 +3,7 @@
 #
 #   launch/setup.sh            what building and running need
 #   launch/setup.sh --tests    what the tests need as well (Slurm, a browser to look at the report)
+#   launch/setup.sh --gpu      the CUDA side of libtorch, even where no GPU is seen (login nodes, containers)
 #
 # Used instead when given: LIBTORCH=DIR or LIBTORCH_USE_PYTORCH=1 (libtorch/PyTorch 2.11), and any MPI whose mpicc is on PATH.
 set -euo pipefail
@@ -10,11 +11,12 @@ cd "$(dirname "$0")/.."
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-with_tests=no
+with_tests=no with_gpu=no
 for argument in "$@"; do
     case $argument in
         --tests) with_tests=yes ;;
-        *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+        --gpu) with_gpu=yes ;;
+        *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 done
 
@@ -61,6 +63,7 @@ TEXT
 fi
 
 # ---- Rust ------------------------------------------------------------------------------------------------------------
+# shellcheck disable=SC1091
 has cargo || { [ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; } || true
 if ! has cargo && has rustup; then rustup default stable; fi
 has cargo || die "cargo is not on PATH: install Rust with rustup (apt-get install rustup, or your site's rust module), then run this again"
@@ -81,7 +84,7 @@ elif [ -n "${LIBTORCH:-}" ]; then
 else
     [ "$(uname -m)" = x86_64 ] || die "wheels are pinned for x86_64 only: point LIBTORCH at a libtorch 2.11.0 for $(uname -m)"
     lists=(launch/libtorch/cpu.txt)
-    if [ -e /dev/nvidiactl ] || has nvidia-smi; then lists+=(launch/libtorch/cuda.txt); fi
+    if [ $with_gpu = yes ] || [ -e /dev/nvidiactl ] || has nvidia-smi; then lists+=(launch/libtorch/cuda.txt); fi
     stamp=$(cat "${lists[@]}" | sha256sum | cut -c1-16)
     if [ ! -e ".libtorch/ready-$stamp" ]; then
         say "installing libtorch 2.11.0 (0.5 GB to download, more with a GPU)"

@@ -8,7 +8,7 @@ use crate::metrics::{NetworkScore, Seconds};
 use crate::parallel::{HEARTBEATS, host_name};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Started; if no process holds the folder, it died.
+    /// Started. If no process holds the folder any more, it died: [`State::seen`].
     Running,
-    /// Stopped by a signal with a whole checkpoint: start it again.
+    /// Stopped by a signal with a whole checkpoint, or dead: start it again and it goes on.
     Stopped,
     /// Done.
     Finished,
@@ -27,6 +27,12 @@ pub enum State {
 }
 
 impl State {
+    /// What the state in a folder means, given whether a process holds the folder. A run that was killed could not write how it
+    /// ended; for whoever decides what to do next it is a stopped one.
+    pub fn seen(self, held: bool) -> Self {
+        if self == Self::Running && !held { Self::Stopped } else { self }
+    }
+
     /// As `ssdkd inspect --status` prints it.
     pub fn name(self) -> &'static str {
         match self {
@@ -181,6 +187,15 @@ impl RunFolder {
     }
 }
 
+/// Whether a living process holds a run folder. True as well where the file system cannot say.
+pub fn is_held(folder: &Path) -> bool {
+    // The lock is taken for the moment of the question, which is shorter than the grace that whoever wants it gives.
+    match File::open(folder.join("lock")) {
+        Ok(file) => file.try_lock_shared().is_err(),
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    }
+}
+
 /// How long a holder may take to die: a launcher returns before the last of its processes is gone.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -241,7 +256,9 @@ mod tests {
         let held = RunFolder::hold(folder.path(), false).unwrap();
         let text = RunFolder::hold(folder.path(), false).err().unwrap().to_string();
         assert!(text.contains("is held by another run") && text.contains(&format!("process {}", std::process::id())), "{text}");
+        assert!(is_held(folder.path()));
         drop(held);
+        assert!(!is_held(folder.path()));
         RunFolder::hold(folder.path(), false).unwrap();
     }
 
@@ -263,6 +280,14 @@ mod tests {
         fs::write(&old, "1 1").unwrap();
         RunFolder::hold(folder.path(), false).unwrap();
         assert!(!old.exists());
+    }
+
+    #[test]
+    fn only_a_dead_run_is_seen_otherwise_than_it_wrote() {
+        for state in [State::Running, State::Stopped, State::Finished, State::Failed] {
+            assert_eq!(state.seen(true), state);
+            assert_eq!(state.seen(false), if state == State::Running { State::Stopped } else { state });
+        }
     }
 
     #[test]

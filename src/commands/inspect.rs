@@ -5,13 +5,13 @@ use crate::cli::InspectArgs;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::nn::weights;
-use crate::run_folder::Status;
+use crate::run_folder::{Status, is_held};
 use std::path::Path;
 
 /// Looks into a run folder or a weights file.
 pub fn run(args: &InspectArgs) -> Result<()> {
     if args.status {
-        println!("{}", Status::read(&args.path)?.state.name());
+        println!("{}", Status::read(&args.path)?.state.seen(is_held(&args.path)).name());
         return Ok(());
     }
     if args.checksum {

@@ -417,7 +417,8 @@ pub enum ReduceRule {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Checkpoint {
-    /// Save every so many steps (an inversion counts as one); 0 never, but at the end and on a signal.
+    /// Save every so many steps (an inversion counts as one); 0 never, but after the first step of a launch, on a signal and at the
+    /// end.
     pub every_steps: u64,
     /// Save when the last checkpoint is so many minutes old; 0 never.
     pub every_minutes: f64,

@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::Tensor;
 
 /// Whether a run goes on.
@@ -38,6 +38,9 @@ pub struct Keeper {
     saved: Instant,
     /// Position of the newest checkpoint, which is known to be whole.
     on_disk: Option<Position>,
+    looked: Instant,
+    longest: Duration,
+    first: bool,
 }
 
 impl Keeper {
@@ -63,6 +66,9 @@ impl Keeper {
             steps_since: 0,
             saved: Instant::now(),
             on_disk: None,
+            looked: Instant::now(),
+            longest: Duration::ZERO,
+            first: true,
         })
     }
 
@@ -72,8 +78,12 @@ impl Keeper {
     }
 
     /// After an inversion or a student step. All ranks agree on what follows. A collective; 1 byte a rank.
+    ///
+    /// The first call of a launch saves: a folder that cannot take a checkpoint is noticed while little is at stake, and the log
+    /// says from the start how long a signal takes to be answered (the longest step and a checkpoint).
     pub fn look(&mut self, run: &Run, world: &World) -> Result<Next> {
         self.steps_since += 1;
+        self.longest = self.longest.max(self.looked.elapsed());
         let minutes = self.saved.elapsed().as_secs_f64() / 60.0;
         let old = self.rule.every_minutes > 0.0 && minutes >= self.rule.every_minutes;
         let mine = u8::from(self.stop.load(Ordering::Relaxed)) | u8::from(old && world.leads()) << 1;
@@ -81,10 +91,12 @@ impl Keeper {
         world.comm().all_gather(&[mine], &mut all)?;
         let seen = all.iter().fold(0, |a, b| a | b);
         let stop = seen & 1 != 0;
-        let due = seen & 2 != 0 || (self.rule.every_steps > 0 && self.steps_since >= self.rule.every_steps);
+        let due = self.first || seen & 2 != 0 || (self.rule.every_steps > 0 && self.steps_since >= self.rule.every_steps);
         if stop || due {
             self.save(run, world, if stop { State::Stopped } else { State::Running }, stop)?;
+            (self.first, self.longest) = (false, Duration::ZERO);
         }
+        self.looked = Instant::now();
         Ok(if stop { Next::Stop } else { Next::GoOn })
     }
 
@@ -98,7 +110,8 @@ impl Keeper {
         match outcome {
             Ok(bytes) => {
                 let (step, seconds) = (run.cursor.student_steps(), began.elapsed().as_secs_f64());
-                tracing::info!(step, megabytes = bytes as f64 / 1e6, seconds, "checkpoint");
+                let longest_step_seconds = self.longest.as_secs_f64();
+                tracing::info!(step, megabytes = bytes as f64 / 1e6, seconds, longest_step_seconds, "checkpoint");
                 Ok(())
             }
             Err(error) if must || self.rule.on_failure == OnFailure::End => Err(error),

@@ -1,5 +1,7 @@
 //! Integration tests, one module per promise. One binary, because linking libtorch is slow.
 
+#[path = "../common/slurm.rs"]
+mod cluster;
 #[path = "../common/fill.rs"]
 mod fill;
 #[path = "../common/launch.rs"]
@@ -13,3 +15,4 @@ mod fuzz;
 mod mpi;
 mod networks;
 mod refusals;
+mod slurm;

@@ -17,29 +17,49 @@ pub struct MpiComm {
     _universe: Universe,
 }
 
-/// Variables by which launchers tell a process that it is a rank of an MPI job.
-const LAUNCHER_VARIABLES: [&str; 5] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"];
+/// Ranks of the MPI job this process was launched in, as far as the environment tells; `None` without a launcher. Open MPI joins
+/// a job of its own mpirun or of PMIx, other libraries one of PMI.
+///
+/// # Errors
+/// Several tasks that could not join: each would be alone in a world of its own.
+fn launched(variable: impl Fn(&str) -> Option<String>, is_open_mpi: bool) -> Result<Option<usize>> {
+    let number = |name: &str| variable(name)?.parse::<usize>().ok();
+    let announced = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"].into_iter().find_map(number).unwrap_or(1);
+    let known: &[&str] = if is_open_mpi {
+        &["OMPI_COMM_WORLD_SIZE", "PMIX_RANK"]
+    } else {
+        &["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"]
+    };
+    if known.iter().any(|name| variable(name).is_some()) {
+        return Ok(Some(announced));
+    }
+    if announced > 1 { Err(each_alone(announced)) } else { Ok(None) }
+}
+
+fn each_alone(tasks: usize) -> Error {
+    Error::refused(format!("{tasks} tasks were started without MPI support: each would be alone, in a world of its own")).with_hint(
+        "use `srun --mpi=pmix …` (srun --mpi=list names what the site has), or the mpirun of the MPI that ssdkd was built with \
+         (`ssdkd doctor` names it) inside sbatch",
+    )
+}
 
 impl MpiComm {
     /// Joins the MPI job this process was launched in, or says that there is none.
     ///
     /// # Errors
-    /// A Slurm step of several tasks without MPI support: every task would be alone in a world of its own.
+    /// Several tasks were started, but each is alone in a world of its own (srun without PMI, another library's mpirun).
     pub fn join() -> Result<Option<Self>> {
-        let set = |name: &str| std::env::var_os(name).is_some();
-        if !LAUNCHER_VARIABLES.iter().any(|name| set(name)) {
-            let tasks = std::env::var("SLURM_STEP_NUM_TASKS").ok().and_then(|t| t.parse::<usize>().ok()).unwrap_or(1);
-            if tasks > 1 {
-                return Err(Error::refused(format!("srun started {tasks} tasks without MPI support: each would be alone"))
-                    .with_hint("use `srun --mpi=pmix …` (srun --mpi=list names what the site has), or mpirun inside sbatch"));
-            }
-            return Ok(None);
-        }
+        let is_open_mpi = Self::library_version().contains("Open MPI");
+        let Some(announced) = launched(|name| std::env::var(name).ok(), is_open_mpi)? else { return Ok(None) };
         // Funneled: MPI is only ever called from the main thread.
         let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
             return Err(Error::refused("MPI is initialised already"));
         };
-        Ok(Some(Self { world: universe.world(), _universe: universe }))
+        let world = universe.world();
+        if world.size() == 1 && announced > 1 {
+            return Err(each_alone(announced));
+        }
+        Ok(Some(Self { world, _universe: universe }))
     }
 
     /// Version text of the MPI library, without joining a job.
@@ -146,4 +166,35 @@ pub fn end_job(code: i32) -> ! {
         SimpleCommunicator::world().abort(code)
     }
     std::process::exit(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::launched;
+
+    fn with(variables: &[(&str, &str)], is_open_mpi: bool) -> Result<Option<usize>, String> {
+        let value = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        launched(value, is_open_mpi).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn launchers_are_told_apart_by_their_variables() {
+        for open in [true, false] {
+            assert_eq!(with(&[], open), Ok(None));
+            assert_eq!(with(&[("SLURM_STEP_NUM_TASKS", "1")], open), Ok(None));
+            // mpirun inside sbatch: its daemons are a Slurm step of one task a node.
+            assert_eq!(with(&[("OMPI_COMM_WORLD_SIZE", "8"), ("SLURM_STEP_NUM_TASKS", "2")], open), Ok(Some(8)));
+            assert_eq!(with(&[("PMIX_RANK", "0"), ("SLURM_STEP_NUM_TASKS", "4")], open), Ok(Some(4)));
+            let text = with(&[("SLURM_STEP_NUM_TASKS", "4")], open).unwrap_err();
+            assert!(text.starts_with("4 tasks were started without MPI support"), "{text}");
+        }
+    }
+
+    #[test]
+    fn open_mpi_cannot_join_over_pmi_and_others_can() {
+        let pmi = [("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("SLURM_STEP_NUM_TASKS", "2")];
+        assert_eq!(with(&pmi, false), Ok(Some(2)));
+        assert!(with(&pmi, true).is_err());
+        assert!(with(&pmi[..2], true).is_err());
+    }
 }

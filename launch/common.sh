@@ -1,0 +1,14 @@
+# Sourced by the scripts that start mpirun.
+# shellcheck shell=bash
+
+# mpirun_options RANKS_PER_HOST: sets the array `options` to what this machine's mpirun needs. Under Open MPI root is allowed, and
+# more ranks than cores, whose waiting ranks then give up their core. MPICH needs none of that.
+mpirun_options() {
+    # Ranks see a pipe; the progress bar needs to know of the terminal at its end.
+    if [ -t 2 ]; then SSDKD_COLUMNS=$(stty size <&2 2>/dev/null | cut -d' ' -f2); export SSDKD_COLUMNS=${SSDKD_COLUMNS:-80}; fi
+    options=()
+    mpirun --version 2>/dev/null | grep -qi 'open mpi\|openrte' || return 0
+    options+=(--bind-to none)
+    [ "$(id -u)" -ne 0 ] || options+=(--allow-run-as-root)
+    if [ "$1" -gt "$(nproc)" ]; then options+=(--oversubscribe --mca mpi_yield_when_idle 1); fi
+}
