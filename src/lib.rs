@@ -1,4 +1,5 @@
 //! ssdkd
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
@@ -26,6 +27,7 @@ pub mod run_folder;
 pub mod task;
 pub mod teacher;
 pub mod train;
+mod vector;
 
 #[cfg(test)]
 #[path = "../tests/common/fill.rs"]

@@ -54,7 +54,7 @@ fn invert(run: &mut Run, world: &World) -> Result<()> {
 /// One student step on a global draw.
 fn distil(run: &mut Run, world: &World) -> Result<()> {
     let (batch, criterion) = (run.batch_size(), run.method.criterion);
-    let draw = run.memory.draw(world, batch, run.cursor.student_steps())?;
+    let mut draw = run.memory.draw(world, batch, run.cursor.student_steps())?;
     let (mut payload, mut loss) = (TreeSum::new(*world.layout()), PerRank::default());
     for rank in world.hosted() {
         let _span = tracing::debug_span!("distillation").entered();
@@ -68,8 +68,8 @@ fn distil(run: &mut Run, world: &World) -> Result<()> {
     let verdict = run.guard.judge("the student's gradient", &payload, run.cursor.student_steps())?;
     run.update_student(&payload, verdict)?;
     if verdict == Verdict::Apply {
-        run.memory.write_back(world, &draw, &loss)?;
+        run.memory.write_back(world, &mut draw, &loss)?;
     }
-    run.rows_sent_away += draw.rows_sent_away as u64;
+    run.moved += draw.moved;
     Ok(())
 }

@@ -8,5 +8,6 @@ mod launch;
 mod architecture;
 mod cli;
 mod docs;
+mod exact;
 mod mpi;
 mod networks;
