@@ -30,6 +30,12 @@ pub enum Command {
     Export(ExportArgs),
     /// Look into a run folder or a weights file.
     Inspect(InspectArgs),
+    /// Measure parts of ssdkd on this machine.
+    Bench {
+        /// Which.
+        #[command(subcommand)]
+        action: BenchAction,
+    },
     /// Check MPI, libtorch, CUDA, NCCL and Slurm, and say what to do about each.
     Doctor,
     /// Show, check or document configuration.
@@ -155,4 +161,31 @@ pub enum ConfigAction {
     Check(ConfigArgs),
     /// Print the reference of all keys as Markdown (docs/config.md).
     Reference,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchAction {
+    /// The prioritised sampler: cycles of sample(256) and update(256) per second on one thread, without images.
+    Replay(BenchReplayArgs),
+}
+
+/// How to measure the replay buffer.
+#[derive(Debug, Args)]
+pub struct BenchReplayArgs {
+    /// Sizes of the buffer; left out: 5000, 50000, 1000000 and 10000000 (with --ranks, the first).
+    #[arg(long, value_name = "N", num_args = 1..)]
+    pub n: Vec<usize>,
+    /// Measure torchrl's and cpprb's samplers too, in turns with ours, in this Python.
+    #[arg(long, value_name = "PYTHON", conflicts_with_all = ["balance", "ranks"])]
+    pub against: Option<PathBuf>,
+    /// Instead: which share of a batch moves between ranks when shards differ by one per cent, and at worst.
+    #[arg(long, conflicts_with = "ranks")]
+    pub balance: bool,
+    /// Instead: the time, bytes and messages of a draw with images on the ranks of this launch.
+    #[arg(long)]
+    pub ranks: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }

@@ -30,6 +30,7 @@
 //! Tensor names end in their shape: `b` rows of one logical rank, `n` slots or images, `k` classes, `c h w` channels, height,
 //! width, `z` latent values, `d` features, `f` batch-norm channels, `v` views, `m` logical ranks.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
@@ -57,6 +58,7 @@ pub mod run_folder;
 pub mod task;
 pub mod teacher;
 pub mod train;
+mod vector;
 
 #[cfg(test)]
 #[path = "../tests/common/fill.rs"]

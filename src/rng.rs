@@ -4,6 +4,7 @@
 //! Source: Philox4x32-10, Salmon et al., *Parallel random numbers: as easy as 1, 2, 3* (SC 2011).
 
 use crate::layout::LogicalRank;
+use crate::vector::vectorised;
 
 /// What a stream of numbers is for. Streams of different purposes never overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,14 @@ impl Key {
 
     /// 128 random bits for `index`.
     pub fn block(&self, index: u32) -> [u32; 4] {
-        philox4x32_10([index, self.lane, self.step as u32, (self.step >> 32) as u32], [self.seed as u32, (self.seed >> 32) as u32])
+        let mut words = self.counter(index).map(|word| [u64::from(word)]);
+        philox4x32_10(&mut words, self.seed, 1);
+        words.map(|[word]| word as u32)
+    }
+
+    #[inline(always)]
+    fn counter(&self, index: u32) -> [u32; 4] {
+        [index, self.lane, self.step as u32, (self.step >> 32) as u32]
     }
 
     /// 64 random bits for `index`.
@@ -63,6 +71,11 @@ impl Key {
         let block = self.block((index >> 1) as u32);
         let at = 2 * (index & 1) as usize;
         u64::from(block[at]) | u64::from(block[at + 1]) << 32
+    }
+
+    /// Numbers 0.. of the stream, as [`Key::bits`] gives them.
+    pub fn fill_bits(&self, out: &mut [u64]) {
+        fill_bits(self, out);
     }
 
     /// Uniform in [0, 1) with 53 random bits.
@@ -103,14 +116,40 @@ impl Key {
     }
 }
 
-fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+vectorised! {
+    /// Many blocks at a time, each in a lane of its own.
+    fn fill_bits(key: &Key, out: &mut [u64]) {
+        const LANES: usize = 64;
+        for (at, chunk) in out.chunks_mut(2 * LANES).enumerate() {
+            let mut words = key.counter(0).map(|word| [u64::from(word); LANES]);
+            words[0].iter_mut().enumerate().for_each(|(lane, index)| *index = (at * LANES + lane) as u64);
+            philox4x32_10(&mut words, key.seed, chunk.len().div_ceil(2));
+            let [w0, w1, w2, w3] = &words;
+            let number = |low: u64, high: u64| low | high << 32;
+            let (pairs, last) = chunk.as_chunks_mut::<2>();
+            last.iter_mut().for_each(|first| *first = number(w0[pairs.len()], w1[pairs.len()]));
+            for (((pair, w0), w1), (w2, w3)) in pairs.iter_mut().zip(w0).zip(w1).zip(w2.iter().zip(w3)) {
+                *pair = [number(*w0, *w1), number(*w2, *w3)];
+            }
+        }
+    }
+}
+
+/// Counters in, random words out, in the first `used` lanes. Words are held as u64, since vectors multiply such.
+#[inline(always)]
+fn philox4x32_10<const LANES: usize>(words: &mut [[u64; LANES]; 4], seed: u64, used: usize) {
+    const LOW: u64 = 0xffff_ffff;
+    let mut key = [seed as u32, (seed >> 32) as u32];
+    let [w0, w1, w2, w3] = words;
     for _ in 0..10 {
-        let a = u64::from(counter[0]) * 0xD251_1F53;
-        let b = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        let lanes = w0.iter_mut().zip(&mut *w1).zip(w2.iter_mut().zip(&mut *w3)).take(used);
+        for ((w0, w1), (w2, w3)) in lanes {
+            let (a, b) = ((*w0 & LOW) * 0xD251_1F53, (*w2 & LOW) * 0xCD9E_8D57);
+            (*w0, *w1) = ((b >> 32) ^ *w1 ^ u64::from(key[0]), b & LOW);
+            (*w2, *w3) = ((a >> 32) ^ *w3 ^ u64::from(key[1]), a & LOW);
+        }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
-    counter
 }
 
 #[cfg(test)]
@@ -120,12 +159,27 @@ mod tests {
     /// Known answers of the reference implementation (Random123, kat_vectors, philox 4x32 10 rounds).
     #[test]
     fn philox_gives_the_published_answers() {
-        assert_eq!(philox4x32_10([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox4x32_10([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        let philox = |counter: [u32; 4], seed: u64| {
+            let mut words = counter.map(|word| [u64::from(word)]);
+            philox4x32_10(&mut words, seed, 1);
+            words.map(|[word]| word as u32)
+        };
+        assert_eq!(philox([0; 4], 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox([u32::MAX; 4], u64::MAX), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         assert_eq!(
-            philox4x32_10([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
+            philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], 0x299f_31d0_a409_3822),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    #[test]
+    fn many_numbers_at_once_are_the_numbers_one_by_one() {
+        for (seed, step, count) in [(0, 0, 1), (u64::MAX, 1 << 40, 15), (0x0123_4567_89ab_cdef, 77, 1000)] {
+            let key = Key::of(seed, Purpose::Draw, step, LogicalRank(3));
+            let mut all = vec![0; count];
+            key.fill_bits(&mut all);
+            assert!((0..count).all(|i| all[i] == key.bits(i as u64)), "{key:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One file per subcommand: glue between arguments, library and screen.
 
+mod bench;
 mod config;
 mod doctor;
 mod eval;
@@ -43,6 +44,7 @@ pub fn run(command: Command, timings: Timings) -> Result<Outcome> {
         Command::Predict(args) => predict::run(&args).map(done),
         Command::Export(args) => export::run(&args).map(done),
         Command::Inspect(args) => inspect::run(&args).map(done),
+        Command::Bench { action } => bench::run(&action).map(done),
         Command::Doctor => doctor::run().map(done),
         Command::Config { action } => config::run(&action).map(done),
     };

@@ -3,11 +3,12 @@
 //! Logits are `[b, k]`, or `[b, k, h, w]` for networks that label pixels; losses per sample are then means over pixels.
 
 mod modulation;
+mod power;
 mod priority;
 mod statistics;
 
 pub use modulation::{Modulation, predicted_and_confidence};
-pub use priority::{importance_weight, priority};
+pub use priority::{importance_weight, importance_weights, priorities, priority};
 pub use statistics::{StatisticsAverage, statistics_gap};
 
 use crate::task::per_sample;

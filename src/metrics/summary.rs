@@ -62,6 +62,9 @@ pub struct Summary {
     pub bytes_sent: u64,
     /// Rows rank 0 sent to other ranks, of all rows drawn.
     pub rows_sent_away: u64,
+    /// Bytes rank 0 sent to other ranks per draw: masses, rows, losses on their way home. Since the last start.
+    #[serde(default)]
+    pub bytes_moved_per_draw: f64,
     /// The buffer, where the method has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buffer: Option<BufferSummary>,

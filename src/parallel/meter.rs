@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use tch::Tensor;
 
-/// Bytes and calls since the start, per kind of operation.
+/// Bytes, messages and calls since the start, per kind of operation.
 #[derive(Debug, Default)]
 pub struct Meter {
     all_to_all: Counter,
@@ -19,12 +19,14 @@ pub struct Meter {
 #[derive(Debug, Default)]
 struct Counter {
     calls: Cell<u64>,
+    messages: Cell<u64>,
     bytes: Cell<u64>,
 }
 
 impl Counter {
-    fn add(&self, bytes: usize) {
+    fn add(&self, messages: usize, bytes: usize) {
         self.calls.set(self.calls.get() + 1);
+        self.messages.set(self.messages.get() + messages as u64);
         self.bytes.set(self.bytes.get() + bytes as u64);
     }
 }
@@ -33,6 +35,11 @@ impl Meter {
     /// Bytes this rank sent to others.
     pub fn total_bytes(&self) -> u64 {
         [&self.all_to_all, &self.all_gather, &self.all_reduce].iter().map(|c| c.bytes.get()).sum()
+    }
+
+    /// Ranks that this rank had something for, counted anew in every collective: messages, were each sent by itself.
+    pub fn total_messages(&self) -> u64 {
+        [&self.all_to_all, &self.all_gather, &self.all_reduce].iter().map(|c| c.messages.get()).sum()
     }
 
     /// Collectives this rank took part in.
@@ -77,26 +84,27 @@ impl Communicator for Metered {
     }
 
     fn all_gather(&self, send: &[u8], receive: &mut [u8]) -> Result<()> {
-        self.meter.all_gather.add(send.len() * (self.size() - 1));
+        self.meter.all_gather.add(self.size() - 1, send.len() * (self.size() - 1));
         let _inside = self.pulse.enter(Operation::AllGather);
         self.inner.all_gather(send, receive)
     }
 
     fn all_to_all(&self, send: &Tensor, send_counts: &[usize], receive: &Tensor, receive_counts: &[usize]) -> Result<()> {
         let kept = send_counts[self.rank().0] * send.kind().elt_size_in_bytes();
-        self.meter.all_to_all.add(size_of(send) - kept);
+        let receivers = (0..self.size()).filter(|&to| to != self.rank().0 && send_counts[to] > 0).count();
+        self.meter.all_to_all.add(receivers, size_of(send) - kept);
         let _inside = self.pulse.enter(Operation::AllToAll);
         self.inner.all_to_all(send, send_counts, receive, receive_counts)
     }
 
     fn all_gather_parts(&self, part: &Tensor, whole: &Tensor, counts: &[usize]) -> Result<()> {
-        self.meter.all_gather.add(size_of(part) * (self.size() - 1));
+        self.meter.all_gather.add(self.size() - 1, size_of(part) * (self.size() - 1));
         let _inside = self.pulse.enter(Operation::AllGather);
         self.inner.all_gather_parts(part, whole, counts)
     }
 
     fn all_reduce_native(&self, tensor: &Tensor) -> Result<()> {
-        self.meter.all_reduce.add(2 * size_of(tensor) * (self.size() - 1) / self.size());
+        self.meter.all_reduce.add(2 * (self.size() - 1), 2 * size_of(tensor) * (self.size() - 1) / self.size());
         let _inside = self.pulse.enter(Operation::AllReduce);
         self.inner.all_reduce_native(tensor)
     }

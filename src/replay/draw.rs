@@ -1,8 +1,10 @@
 //! From masses to who supplies which row of a global batch. Pure: every rank computes the same.
 
-use super::sum_tree::Mass;
+use super::sum_tree::{Mass, too_large};
 use crate::error::{Error, Result};
+use crate::losses::importance_weights;
 use crate::rng::Key;
+use crate::vector::vectorised;
 use std::ops::Range;
 
 /// What every rank knows of all shards at a draw.
@@ -30,9 +32,7 @@ impl Masses {
         let mut prefix = vec![0u64];
         let mut sum = 0u64;
         for (mass, slots) in shards {
-            sum = sum.checked_add(if uniform { *slots } else { mass.0 }).ok_or_else(|| {
-                Error::refused("the total of all priorities is 2³² or more").with_hint("lower replay.alpha or replay.capacity")
-            })?;
+            sum = sum.checked_add(if uniform { *slots } else { mass.0 }).ok_or_else(too_large)?;
             prefix.push(sum);
         }
         Ok(Self { prefix, filled, uniform })
@@ -64,9 +64,30 @@ impl Masses {
         self.prefix[shard]
     }
 
+    /// P and w = (N·P)^−β of drawn slots (SSD-KD Eq. 6 and 7), from their masses.
+    pub fn weigh(&self, masses: &[Mass], beta: f64, probabilities: &mut [f64], weights: &mut [f64]) {
+        if self.uniform {
+            probabilities.fill(1.0 / self.filled as f64);
+            weights.fill(1.0);
+            return;
+        }
+        shares(masses, self.filled as f64, self.total() as f64, probabilities, weights);
+        importance_weights(weights, beta);
+    }
+
     /// N·P of a slot with this mass: 1 for every slot when all masses are equal.
     pub fn relative_probability(&self, mass: Mass) -> f64 {
         if self.uniform { 1.0 } else { mass.0 as f64 * self.filled as f64 / self.total() as f64 }
+    }
+}
+
+vectorised! {
+    /// P and N·P of slots with these masses.
+    fn shares(masses: &[Mass], filled: f64, total: f64, probabilities: &mut [f64], relative: &mut [f64]) {
+        for ((mass, probability), relative) in masses.iter().zip(probabilities).zip(relative) {
+            *probability = mass.0 as f64 / total;
+            *relative = mass.0 as f64 * filled / total;
+        }
     }
 }
 
@@ -74,17 +95,31 @@ impl Masses {
 ///
 /// All in integers. The strata tile 0..total evenly, so a slot of mass m gets exactly B·m/total copies in expectation.
 pub fn targets(total: u64, batch: usize, key: &Key) -> Vec<u64> {
-    let b = batch as u64;
-    let (whole, part) = (total / b, total % b);
-    (0..b)
-        .map(|k| {
-            let v = key.below(k, total);
-            // (k·total + v)/B without 128-bit division: k·total = B·k·whole + k·part.
-            let rest = k * part;
-            let (low, carry) = (rest % b, rest / b);
-            k * whole + carry + v / b + (v % b + low) / b
-        })
-        .collect()
+    let mut targets = vec![0; batch];
+    fill_targets(total, key, &mut targets);
+    targets
+}
+
+/// [`targets`] of a batch as large as `targets`, into memory that is there.
+pub fn fill_targets(total: u64, key: &Key, targets: &mut [u64]) {
+    if targets.is_empty() {
+        return;
+    }
+    key.fill_bits(targets);
+    let b = targets.len() as u64;
+    let high = |x: u64, y: u64| ((u128::from(x) * u128::from(y)) >> 64) as u64;
+    // k·total/B is `start` and `left`/B over, kept up without dividing; ⌊v·inverse/2⁶⁴⌋ is ⌊v/B⌋ or one less.
+    let (whole, part, inverse) = (total / b, total % b, u64::MAX / b);
+    let (mut start, mut left) = (0, 0);
+    for target in targets {
+        let v = high(*target, total);
+        let quotient = high(v, inverse);
+        let over = left + (v - quotient * b);
+        *target = start + quotient + u64::from(over >= b) + u64::from(over >= 2 * b);
+        let carry = u64::from(left + part >= b);
+        start += whole + carry;
+        left = left + part - carry * b;
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,17 @@ pub struct Route {
     receive: Vec<usize>,
 }
 
+/// What one draw sends between ranks, all of them together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cost {
+    /// Rows of the batch that are trained on elsewhere than they are held.
+    pub rows: usize,
+    /// Bytes, the way home included.
+    pub bytes: usize,
+    /// Messages that are not empty.
+    pub messages: usize,
+}
+
 impl Route {
     /// From the ranges of the batch that each rank supplies and consumes, in rank order.
     pub fn new(rank: Rank, supplied: &[Range<usize>], consumed: &[Range<usize>]) -> Self {
@@ -35,12 +46,25 @@ impl Route {
         self.send.iter().sum::<usize>() - self.send[rank.0]
     }
 
+    /// What all ranks together send for one draw of rows of `row_bytes` bytes over `logical` shards, from the same ranges: to every other rank
+    /// 24 bytes per hosted shard; to those who train on them the rows that move; and back 4 bytes a row.
+    pub fn cost(logical: usize, supplied: &[Range<usize>], consumed: &[Range<usize>], row_bytes: usize) -> Cost {
+        let ranks = supplied.len();
+        let routes = (0..ranks).map(|rank| (rank, Self::new(Rank(rank), supplied, consumed)));
+        let (mut rows, mut pairs) = (0, 0);
+        for (rank, route) in routes {
+            rows += route.rows_sent_away(Rank(rank));
+            pairs += (0..ranks).filter(|&to| to != rank && route.send[to] > 0).count();
+        }
+        Cost { rows, bytes: 24 * logical * (ranks - 1) + rows * (row_bytes + 4), messages: ranks * (ranks - 1) + 2 * pairs }
+    }
+
     /// Moves rows of bytes, in batch order, to where they are trained on. A collective; one message to each rank.
     pub fn out(&self, world: &World, rows_nb: &Tensor) -> Result<Tensor> {
         Self::travel(world, rows_nb, &self.send, &self.receive)
     }
 
-    /// Moves one f32 per trained row back to where the rows came from. A collective; 4 bytes a row.
+    /// Moves one f32 per trained row back to where the rows came from. A collective; 4 bytes a row that moved.
     pub fn home(&self, world: &World, values_n: &Tensor) -> Result<Tensor> {
         Self::travel(world, values_n, &self.receive, &self.send)
     }

@@ -1,16 +1,19 @@
 //! The global prioritised replay buffer: sharded over logical ranks, never gathered, drawn from the *global* P(x).
 //!
-//! Read in order: [`SumTree`] (exact sums of one shard), [`draw`] (who supplies which row), [`Shard`] (what is held),
-//! [`Route`] (how rows travel), [`Replay`] (a draw, top to bottom).
+//! Read in order: [`SumTree`] (exact sums of one shard), [`Priorities`] (from losses to probabilities), [`draw`] (who supplies which
+//! row), [`Shard`] (what is held), [`Route`] (how rows travel), [`Replay`] (a draw, top to bottom). The first three know neither tensors
+//! nor ranks. docs/replay.md has the argument and the figures.
 
 pub mod draw;
 mod exchange;
+mod priorities;
 mod real;
 mod shard;
 mod sum_tree;
 
-pub use draw::{Masses, targets};
-pub use exchange::Route;
+pub use draw::{Masses, fill_targets, targets};
+pub use exchange::{Cost, Route};
+pub use priorities::{Found, Priorities};
 pub use real::RealData;
 pub use shard::{SampleShape, Shard};
 pub use sum_tree::{Mass, SumTree};
@@ -19,7 +22,7 @@ use crate::config::{self, WeightNorm};
 use crate::data::View;
 use crate::error::Result;
 use crate::inversion::Samples;
-use crate::layout::{LogicalRank, Rank};
+use crate::layout::{Layout, LogicalRank, Rank};
 use crate::losses::importance_weight;
 use crate::parallel::{PerRank, World};
 use crate::rng::{Key, Purpose};
@@ -72,17 +75,36 @@ pub enum Target {
 pub struct Draw {
     /// Rows by consuming logical rank.
     pub rows: PerRank<Rows>,
-    /// Rows this process sent to other processes.
-    pub rows_sent_away: usize,
-    /// Slot and weight of every row this process supplied, by shard.
-    supplied: Vec<(LogicalRank, Vec<(usize, f64)>)>,
+    /// What this process sent to others for it, so far.
+    pub moved: Moved,
+    /// What this process supplied, by shard.
+    supplied: Vec<(LogicalRank, Found)>,
     route: Option<Route>,
+}
+
+/// What draws have sent from this process to others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Number of draws.
+    pub draws: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of masses, rows and losses on their way home.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Moved {
+    fn add_assign(&mut self, other: Self) {
+        self.draws += other.draws;
+        self.rows += other.rows;
+        self.bytes += other.bytes;
+    }
 }
 
 impl Draw {
     /// Rows that nobody wants to hear of again.
     fn local(rows: PerRank<Rows>) -> Self {
-        Self { rows, rows_sent_away: 0, supplied: Vec::new(), route: None }
+        Self { rows, moved: Moved { draws: 1, ..Moved::default() }, supplied: Vec::new(), route: None }
     }
 }
 
@@ -105,7 +127,7 @@ impl Memory {
     }
 
     /// Tells the memory the new loss of every row. A collective.
-    pub fn write_back(&mut self, world: &World, draw: &Draw, loss: &PerRank<Tensor>) -> Result<()> {
+    pub fn write_back(&mut self, world: &World, draw: &mut Draw, loss: &PerRank<Tensor>) -> Result<()> {
         let _span = tracing::debug_span!("sampling").entered();
         match self {
             Self::Replay(replay) => replay.write_back(world, draw, loss),
@@ -128,6 +150,29 @@ impl Memory {
             Self::Real(_) => None,
         }
     }
+}
+
+/// One process's part in supplying a batch.
+pub(crate) struct Supply {
+    found: Vec<(LogicalRank, Found)>,
+    pub(crate) packed: Tensor,
+    pub(crate) route: Route,
+    /// Rows of the batch that each rank supplies and trains on.
+    pub(crate) supplied: Vec<Range<usize>>,
+    pub(crate) consumed: Vec<Range<usize>>,
+}
+
+impl Supply {
+    /// The draw whose rows have arrived.
+    pub(crate) fn into_draw(self, rows: PerRank<Rows>) -> Draw {
+        Draw { rows, moved: Moved { draws: 1, ..Moved::default() }, supplied: self.found, route: Some(self.route) }
+    }
+}
+
+/// Contiguous ranges of logical ranks, joined for each rank.
+fn by_host(layout: &Layout, of: impl Fn(LogicalRank) -> Range<usize>) -> Vec<Range<usize>> {
+    let join = |rank| layout.hosted(Rank(rank)).map(&of).reduce(|all, next| all.start..next.end).unwrap_or_default();
+    (0..layout.ranks()).map(join).collect()
 }
 
 /// The buffer: this process's shards and the rules.
@@ -193,37 +238,46 @@ impl Replay {
     /// Draws a global batch with P(x) ∝ (|δ(x)| + ε)^α over *all* shards and hands each row to the logical rank that trains on
     /// it (SSD-KD Eq. 6 and 7). A collective: 24 bytes per logical rank all-gathered, then one message to each rank.
     pub fn draw(&self, world: &World, batch: usize, step: u64) -> Result<Draw> {
+        let before = world.meter().total_bytes();
         let masses = self.masses(world)?;
-        let targets = targets(masses.0.total(), batch, &Key::global(self.seed, Purpose::Draw, step));
-        let view_key = Key::global(self.seed, Purpose::DrawView, step);
-
-        let mut supplied = Vec::new();
-        let mut parts = Vec::new();
-        for rank in world.hosted() {
-            let rows = masses.0.supplied(&targets, rank.0);
-            let (slots, part) = self.supply(rank, &masses, &targets[rows.clone()], rows.start, &view_key);
-            supplied.push((rank, slots));
-            parts.extend(part);
-        }
-        let layout = *world.layout();
-        let hosted_rows = |of: &dyn Fn(LogicalRank) -> Range<usize>| -> Vec<Range<usize>> {
-            let ends = |r| (layout.hosted(Rank(r)).next(), layout.hosted(Rank(r)).next_back());
-            (0..layout.ranks()).map(|r| if let (Some(a), Some(b)) = ends(r) { of(a).start..of(b).end } else { 0..0 }).collect()
-        };
-        let consumed = hosted_rows(&|l| layout.rows(l, batch));
-        let route = Route::new(world.rank(), &hosted_rows(&|l| masses.0.supplied(&targets, l.0)), &consumed);
-        let packed = if parts.is_empty() { self.no_rows(world) } else { Tensor::cat(&parts, 0) };
-        let received = route.out(world, &packed)?;
-        let first = consumed[world.rank().0].start;
-        let rows = PerRank::build(world.hosted(), |rank| {
-            let rows = layout.rows(rank, batch);
-            self.rows(&received.narrow(0, (rows.start - first) as i64, rows.len() as i64), rows.start, &view_key)
-        });
-        Ok(Draw { rows, rows_sent_away: route.rows_sent_away(world.rank()), supplied, route: Some(route) })
+        let supply = self.look_up(world, &masses, batch, step);
+        let received = supply.route.out(world, &supply.packed)?;
+        let mut draw = supply.into_draw(self.hand_out(world, &received, batch, step));
+        draw.moved.rows = draw.route.as_ref().map_or(0, |route| route.rows_sent_away(world.rank())) as u64;
+        draw.moved.bytes = world.meter().total_bytes() - before;
+        Ok(draw)
     }
 
-    /// Global masses, and the largest importance weight when weights are divided by it.
-    fn masses(&self, world: &World) -> Result<(Masses, f64)> {
+    /// What this process supplies of a batch, and the way it goes. Local: every rank computes all targets.
+    pub(crate) fn look_up(&self, world: &World, masses: &(Masses, f64), batch: usize, step: u64) -> Supply {
+        let targets = targets(masses.0.total(), batch, &Key::global(self.seed, Purpose::Draw, step));
+        let view_key = Key::global(self.seed, Purpose::DrawView, step);
+        let (mut found, mut parts) = (Vec::new(), Vec::new());
+        for rank in world.hosted() {
+            let rows = masses.0.supplied(&targets, rank.0);
+            let (slots, part) = self.supply(rank, masses, &targets[rows.clone()], rows.start, &view_key);
+            found.push((rank, slots));
+            parts.extend(part);
+        }
+        let layout = world.layout();
+        let supplied = by_host(layout, |l| masses.0.supplied(&targets, l.0));
+        let consumed = by_host(layout, |l| layout.rows(l, batch));
+        let packed = if parts.is_empty() { self.no_rows(world) } else { Tensor::cat(&parts, 0) };
+        Supply { found, packed, route: Route::new(world.rank(), &supplied, &consumed), supplied, consumed }
+    }
+
+    /// Received rows by the logical rank that trains on them.
+    pub(crate) fn hand_out(&self, world: &World, received: &Tensor, batch: usize, step: u64) -> PerRank<Rows> {
+        let (layout, view_key) = (*world.layout(), Key::global(self.seed, Purpose::DrawView, step));
+        let first = by_host(&layout, |l| layout.rows(l, batch))[world.rank().0].start;
+        PerRank::build(world.hosted(), |rank| {
+            let rows = layout.rows(rank, batch);
+            self.rows(&received.narrow(0, (rows.start - first) as i64, rows.len() as i64), rows.start, &view_key)
+        })
+    }
+
+    /// Global masses, and the largest importance weight when weights are divided by it. A collective.
+    pub(crate) fn masses(&self, world: &World) -> Result<(Masses, f64)> {
         let _span = tracing::debug_span!("communication", what = "masses").entered();
         let mine = PerRank::build(world.hosted(), |rank| {
             let shard = self.shards.get(rank);
@@ -235,15 +289,15 @@ impl Replay {
         let largest = match self.rule.weight_norm {
             WeightNorm::None => 1.0,
             WeightNorm::Max => {
-                // A slot of mass 0 is never drawn; the largest weight belongs to the smallest mass that can be.
-                let smallest = all.iter().filter(|s| s[1] > 0).map(|s| s[2].max(1)).min().unwrap_or(1);
+                // The largest weight belongs to the smallest mass that can be drawn.
+                let smallest = all.iter().map(|s| s[2]).filter(|mass| *mass > 0).min().unwrap_or_default();
                 importance_weight(masses.relative_probability(Mass(smallest)), self.rule.beta)
             }
         };
         Ok((masses, largest))
     }
 
-    /// Rows of one shard: slots and weights for the way home, and the packed rows.
+    /// Rows of one shard: what was found, and the packed rows.
     fn supply(
         &self,
         rank: LogicalRank,
@@ -251,25 +305,24 @@ impl Replay {
         targets: &[u64],
         first_row: usize,
         view_key: &Key,
-    ) -> (Vec<(usize, f64)>, Option<Tensor>) {
+    ) -> (Found, Option<Tensor>) {
         let shard = self.shards.get(rank);
-        let local: Vec<u64> = targets.iter().map(|t| t - masses.before(rank.0)).collect();
-        let slots = shard.find(&local, masses.uniform());
-        if slots.is_empty() {
-            return (Vec::new(), None);
+        let mut found = shard.look_up(masses, rank.0, targets);
+        if targets.is_empty() {
+            return (found, None);
         }
-        let weight = |&slot: &usize| importance_weight(masses.relative_probability(shard.mass(slot)), self.rule.beta) / largest_weight;
-        let weights: Vec<f64> = slots.iter().map(weight).collect();
+        found.weights.iter_mut().for_each(|weight| *weight /= largest_weight);
+        let (slots, weights) = (&found.slots, &found.weights);
         let index: Vec<i64> = slots.iter().map(|&s| s as i64).collect();
         let views: Vec<i64> = (0..slots.len()).map(|i| self.view_of_row(view_key, first_row + i)).collect();
-        let about: Vec<i64> = slots.iter().zip(&weights).flat_map(|(&slot, w)| [shard.id(slot) as i64, w.to_bits() as i64]).collect();
+        let about: Vec<i64> = slots.iter().zip(weights).flat_map(|(&slot, w)| [shard.id(slot) as i64, w.to_bits() as i64]).collect();
         let images = shard.images(&index);
         let about = Tensor::from_slice(&about).view([-1, 2]).to_device(images.device());
         let packed = match self.views.teacher_views {
             0 => pack(&[&images, &about]),
             _ => pack(&[&images, &shard.view_logits(&index, &views), &about]),
         };
-        (slots.into_iter().zip(weights).collect(), Some(packed))
+        (found, Some(packed))
     }
 
     /// Which stored view row `row` of a batch uses.
@@ -287,9 +340,13 @@ impl Replay {
         [(self.shape.image.clone(), image_kind), (logits, Kind::Float), (vec![2], Kind::Int64)]
     }
 
+    /// Bytes of a packed row.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.parts().iter().map(|(shape, kind)| shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes()).sum()
+    }
+
     fn no_rows(&self, world: &World) -> Tensor {
-        let width: i64 = self.parts().iter().map(|(shape, kind)| shape.iter().product::<i64>() * kind.elt_size_in_bytes() as i64).sum();
-        Tensor::zeros([0, width], (Kind::Uint8, world.device()))
+        Tensor::zeros([0, self.row_bytes() as i64], (Kind::Uint8, world.device()))
     }
 
     /// Received rows as the student takes them.
@@ -314,17 +371,178 @@ impl Replay {
         Rows { ids_b: Tensor::from_slice(&ids), weights_b, images_bchw, views, target }
     }
 
-    /// Sends the new KL of every row home and stores δ = w·KL there (SSD-KD Eq. 5). A collective; 4 bytes a row.
-    pub fn write_back(&mut self, world: &World, draw: &Draw, kl: &PerRank<Tensor>) -> Result<()> {
+    /// Sends the new KL of every row home and stores δ = w·KL there (SSD-KD Eq. 5). A collective; 4 bytes a row that moved.
+    pub fn write_back(&mut self, world: &World, draw: &mut Draw, kl: &PerRank<Tensor>) -> Result<()> {
         let all: Vec<Tensor> = kl.iter().map(|(_, kl_b)| kl_b.shallow_clone()).collect();
         let Some(route) = &draw.route else { return Ok(()) };
+        let before = world.meter().total_bytes();
         let home = route.home(world, &Tensor::cat(&all, 0))?;
+        draw.moved.bytes += world.meter().total_bytes() - before;
         let home: Vec<f64> = Vec::<f32>::try_from(home).unwrap_or_default().into_iter().map(f64::from).collect();
         let mut at = 0;
-        for (rank, drawn) in &draw.supplied {
-            self.shards.get_mut(*rank).write_back(drawn, &home[at..at + drawn.len()])?;
-            at += drawn.len();
+        for (rank, found) in &draw.supplied {
+            let rows = at..at + found.slots.len();
+            at = rows.end;
+            self.shards.get_mut(*rank).write_back(found, &home[rows])?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::losses::priority;
+    use crate::parallel::test_ranks::{on_each_rank, on_ranks};
+    use tch::Device;
+
+    const LOGICAL: usize = 6;
+    const CAPACITY: usize = 50;
+    /// More than the buffer holds, and no multiple of M.
+    const BATCH: usize = 64;
+
+    fn rule() -> config::Replay {
+        config::Replay { capacity: CAPACITY, image_dtype: config::ImageDtype::Float32, ..config::Replay::default() }
+    }
+
+    fn empty(world: &World) -> Replay {
+        let shape = SampleShape { image: vec![1, 1, 1], view_logits: vec![1, 2], classes: 2 };
+        let views = config::Distill { teacher_views: 1, ..config::Distill::default() };
+        Replay::new(&rule(), &views, 3, shape, world)
+    }
+
+    fn uniform(step: u64, index: u64) -> f64 {
+        Key::global(8, Purpose::Labels, step).uniform(index)
+    }
+
+    /// Samples whose one pixel, and whose logits, are their id.
+    fn born(first_id: u64, count: usize) -> Samples {
+        let ids: Vec<f32> = (first_id..first_id + count as u64).map(|id| id as f32).collect();
+        let ids = Tensor::from_slice(&ids);
+        Samples {
+            images_bchw: ids.view([-1, 1, 1, 1]),
+            view_logits: ids.view([-1, 1, 1]).expand([-1, 1, 2], false).contiguous(),
+            class_counts: vec![vec![(0, 1)]; count],
+            confidence: vec![0.5; count],
+            delta: (0..count as u64).map(|i| 3.0 * uniform(first_id, i)).collect(),
+            first_id,
+        }
+    }
+
+    /// The buffer as one array: (id, δ) of every slot of every shard, in order; the oldest of a shard leaves.
+    struct Array {
+        shards: Vec<Vec<(u64, f64)>>,
+        next: Vec<usize>,
+        capacities: Vec<usize>,
+    }
+
+    impl Array {
+        fn insert(&mut self, shard: usize, samples: &Samples) {
+            for (i, &delta) in samples.delta.iter().enumerate() {
+                let sample = (samples.first_id + i as u64, delta);
+                if self.shards[shard].len() < self.capacities[shard] {
+                    self.shards[shard].push(sample);
+                } else {
+                    self.shards[shard][self.next[shard]] = sample;
+                    self.next[shard] = (self.next[shard] + 1) % self.capacities[shard];
+                }
+            }
+        }
+
+        /// (Position, w) of every row.
+        fn draw(&self, step: u64) -> Vec<(usize, f64)> {
+            let masses: Vec<u64> =
+                self.shards.iter().flatten().map(|(_, d)| Mass::of_priority(priority(*d, 1e-6, 0.6), 0).unwrap().0).collect();
+            let total: u64 = masses.iter().sum();
+            let key = Key::global(3, Purpose::Draw, step);
+            let row = |k: usize| {
+                let mut rest = (k as u128 * u128::from(total) + u128::from(key.below(k as u64, total))) / BATCH as u128;
+                let mut at = 0;
+                while rest >= u128::from(masses[at]) {
+                    rest -= u128::from(masses[at]);
+                    at += 1;
+                }
+                (at, importance_weight(masses[at] as f64 * masses.len() as f64 / total as f64, 0.4))
+            };
+            (0..BATCH).map(row).collect()
+        }
+    }
+
+    /// From shards that fill up, through evictions while full, with losses written back: every row that any rank trains on is the one
+    /// that one array gives, on any number of ranks.
+    #[test]
+    fn rows_on_any_number_of_ranks_are_those_of_one_array() {
+        let ids = on_ranks(LOGICAL, &[1, 2, 3, 6], |world| {
+            let layout = *world.layout();
+            let mut replay = empty(world);
+            let capacities: Vec<usize> = (0..LOGICAL).map(|l| layout.capacity(LogicalRank(l), CAPACITY)).collect();
+            let mut array = Array { shards: vec![Vec::new(); LOGICAL], next: vec![0; LOGICAL], capacities };
+            let mut drawn = Vec::new();
+            for step in 0..12u64 {
+                // Not all shards get samples in every round: some are empty at first, and masses differ.
+                let newcomers = |l: usize| 1 + (l + step as usize) % 4;
+                let receives = |l: usize| !(l as u64 + step).is_multiple_of(3);
+                for l in (0..LOGICAL).filter(|&l| receives(l)) {
+                    let samples = born(1000 * step + 100 * l as u64, newcomers(l));
+                    array.insert(l, &samples);
+                    if layout.host(LogicalRank(l)) == world.rank() {
+                        replay
+                            .insert(PerRank::build([LogicalRank(l)].into_iter(), |_| born(samples.first_id, newcomers(l))), step)
+                            .unwrap();
+                    }
+                }
+                let want = array.draw(step);
+                let mut draw = replay.draw(world, BATCH, step).unwrap();
+                let held: Vec<(u64, f64)> = array.shards.iter().flatten().copied().collect();
+                for (rank, rows) in draw.rows.iter() {
+                    let ids: Vec<f32> = rows.images_bchw.view([-1]).try_into().unwrap();
+                    let weights: Vec<f32> = rows.weights_b.shallow_clone().try_into().unwrap();
+                    let Target::Logits(logits) = &rows.target else { panic!("logits are stored") };
+                    assert!(logits.select(1, 0).equal(&Tensor::from_slice(&ids)));
+                    for ((row, id), weight) in layout.rows(rank, BATCH).zip(ids).zip(weights) {
+                        assert_eq!((id, weight), (held[want[row].0].0 as f32, want[row].1 as f32), "step {step}, row {row}");
+                    }
+                }
+                let loss = |row: usize| uniform(100 + step, row as u64) as f32;
+                let losses =
+                    PerRank::build(world.hosted(), |rank| Tensor::from_slice(&layout.rows(rank, BATCH).map(loss).collect::<Vec<_>>()));
+                replay.write_back(world, &mut draw, &losses).unwrap();
+                let mut places: Vec<&mut (u64, f64)> = array.shards.iter_mut().flatten().collect();
+                for (row, (at, weight)) in want.iter().enumerate() {
+                    places[*at].1 = weight * f64::from(loss(row));
+                }
+                drawn.extend(want.iter().map(|(at, _)| held[*at].0));
+            }
+            assert!(array.shards.iter().map(Vec::len).sum::<usize>() == CAPACITY, "the buffer never was full");
+            drawn
+        });
+        assert!(ids.iter().any(|id| *id < 1000) && ids.iter().any(|id| *id >= 11_000));
+    }
+
+    /// The worst case: all mass in one shard. Every other rank's rows travel, and every loss finds its way home.
+    #[test]
+    fn a_shard_with_all_the_mass_feeds_every_rank() {
+        let moved = on_each_rank(4, 4, |world| {
+            let mut replay = empty(world);
+            if world.rank() == Rank(2) {
+                replay.insert(PerRank::build(world.hosted(), |_| born(500, 5)), 0).unwrap();
+            }
+            let mut draw = replay.draw(world, BATCH, 0).unwrap();
+            let rows = draw.rows.iter().next().unwrap().1;
+            let ids: Vec<f32> = rows.images_bchw.view([-1]).try_into().unwrap();
+            assert!(ids.len() == BATCH / 4 && ids.iter().all(|id| (500.0..505.0).contains(id)));
+            let losses = PerRank::build(world.hosted(), |_| Tensor::full([BATCH as i64 / 4], 0.25, (Kind::Float, Device::Cpu)));
+            replay.write_back(world, &mut draw, &losses).unwrap();
+            if world.rank() == Rank(2) {
+                let shard = replay.shard(LogicalRank(2));
+                for (slot, weight) in draw.supplied[0].1.slots.iter().zip(&draw.supplied[0].1.weights) {
+                    assert_eq!(shard.mass(*slot), Mass::of_priority(priority(weight * 0.25, 1e-6, 0.6), 0).unwrap());
+                }
+            }
+            (draw.moved.rows, draw.moved.bytes)
+        });
+        // Masses, 24 bytes to each of three; 48 rows of 4 + 8 + 16 bytes from rank 2; 16 losses of 4 bytes from each of the others.
+        let others = (0, 72 + 16 * 4);
+        assert_eq!(moved, [others, others, (48, 72 + 48 * 28), others]);
     }
 }

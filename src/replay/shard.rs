@@ -1,10 +1,11 @@
 //! One logical rank's part of the buffer.
 
-use super::sum_tree::{Mass, SumTree};
+use super::draw::Masses;
+use super::priorities::{Found, Priorities};
+use super::sum_tree::Mass;
 use crate::config::{DrawRule, ImageDtype, Replace, Replay};
 use crate::error::Result;
 use crate::inversion::Samples;
-use crate::losses::priority;
 use crate::nn::{Entries, Stateful};
 use crate::rng::Key;
 use tch::{Device, Kind, Tensor};
@@ -19,14 +20,14 @@ struct Slot {
     class_counts: Vec<(u32, u32)>,
 }
 
-/// A bounded store of samples with a sum tree over their masses.
+/// A bounded store of samples with their priorities.
 pub struct Shard {
     rule: Replay,
     capacity: usize,
     images_nchw: Tensor,
     view_logits: Tensor,
     slots: Vec<Slot>,
-    tree: SumTree,
+    priorities: Priorities,
     next: usize,
 }
 
@@ -52,13 +53,18 @@ impl Shard {
             let size: Vec<i64> = std::iter::once(capacity as i64).chain(inner.iter().copied()).collect();
             Tensor::zeros(size.as_slice(), (kind, device))
         };
+        // With α = 0 every priority is 1, whatever δ and ε.
+        let alpha = match rule.draw {
+            DrawRule::Priority => rule.alpha,
+            DrawRule::Uniform => 0.0,
+        };
         Self {
             rule: rule.clone(),
             capacity,
             images_nchw: held(&shape.image, kind),
             view_logits: held(&shape.view_logits, Kind::Float),
             slots: Vec::with_capacity(capacity),
-            tree: SumTree::new(capacity),
+            priorities: Priorities::new(capacity, rule.epsilon, alpha),
             next: 0,
         }
     }
@@ -70,12 +76,12 @@ impl Shard {
 
     /// Sum of all masses.
     pub fn total(&self) -> Mass {
-        self.tree.total()
+        self.priorities.total()
     }
 
-    /// Smallest mass of a filled slot.
+    /// Smallest mass that can be drawn; 0 where there is none.
     pub fn smallest(&self) -> Mass {
-        self.tree.smallest(self.filled())
+        self.priorities.smallest()
     }
 
     /// Adds to `counts_k` the samples (pixels) per predicted category.
@@ -96,7 +102,7 @@ impl Shard {
     /// Takes new samples in; others leave by the configured rule when there is no room.
     pub fn insert(&mut self, born: &Samples, key: &Key) -> Result<()> {
         let places = self.places(born.delta.len(), key);
-        let mut changes = Vec::with_capacity(places.len());
+        self.priorities.set(&places, &born.delta, |at| born.first_id + at as u64)?;
         for (at, &place) in places.iter().enumerate() {
             let slot = Slot {
                 id: born.first_id + at as u64,
@@ -105,7 +111,6 @@ impl Shard {
                 confidence: born.confidence[at],
                 class_counts: born.class_counts[at].clone(),
             };
-            changes.push((place, self.mass_of(slot.delta, slot.id)?));
             if place < self.slots.len() { self.slots[place] = slot } else { self.slots.push(slot) }
         }
         let index = Tensor::from_slice(&places.iter().map(|&p| p as i64).collect::<Vec<_>>()).to_device(self.images_nchw.device());
@@ -113,7 +118,7 @@ impl Shard {
             let _ = self.images_nchw.index_copy_(0, &index, &born.images_bchw);
             let _ = self.view_logits.index_copy_(0, &index, &born.view_logits);
         });
-        self.tree.set(&changes)
+        Ok(())
     }
 
     /// Slots for `count` new samples: empty ones first, then those of samples that leave.
@@ -126,7 +131,7 @@ impl Shard {
             Replace::Random => key.permutation(filled).into_iter().take(missing).map(|i| i as usize).collect(),
             Replace::LowestPriority => {
                 let mut order: Vec<usize> = (0..filled).collect();
-                order.sort_by_key(|&i| (self.tree.mass(i), self.slots[i].id));
+                order.sort_by_key(|&i| (self.priorities.mass(i), self.slots[i].id));
                 order.truncate(missing);
                 order
             }
@@ -135,28 +140,17 @@ impl Shard {
         empty.chain(leaving).collect()
     }
 
-    fn mass_of(&self, delta: f64, id: u64) -> Result<Mass> {
-        let alpha = match self.rule.draw {
-            DrawRule::Priority => self.rule.alpha,
-            DrawRule::Uniform => 0.0,
-        };
-        // 0⁰ is 1 in powf; with ε = 0 a sample of δ = 0 has mass 0 unless all are equally likely.
-        Mass::of_priority(priority(delta, self.rule.epsilon, alpha), id)
-    }
-
-    /// Slots that hold ascending `targets` (local: below this shard's total, or slot numbers when `uniform`).
-    pub fn find(&self, targets: &[u64], uniform: bool) -> Vec<usize> {
-        if uniform {
-            return targets.iter().map(|&t| t as usize).collect();
-        }
-        let mut slots = Vec::with_capacity(targets.len());
-        self.tree.find(targets, &mut slots);
-        slots
+    /// The slots that hold `targets`, the part of a global draw that falls on this shard, number `shard`; with P and w.
+    pub fn look_up(&self, masses: &Masses, shard: usize, targets: &[u64]) -> Found {
+        let mut found = Found::default();
+        self.priorities.look_up(masses, shard, targets, self.rule.beta, &mut found);
+        found
     }
 
     /// Mass of a slot.
-    pub fn mass(&self, slot: usize) -> Mass {
-        self.tree.mass(slot)
+    #[cfg(test)]
+    pub(super) fn mass(&self, slot: usize) -> Mass {
+        self.priorities.mass(slot)
     }
 
     /// Id of the sample in a slot.
@@ -178,15 +172,14 @@ impl Shard {
     }
 
     /// Stores δ = w·KL of drawn slots, in batch order: of several for one slot the last one stands (SSD-KD Eq. 5).
-    pub fn write_back(&mut self, drawn: &[(usize, f64)], kl: &[f64]) -> Result<()> {
-        let mut changes = Vec::with_capacity(drawn.len());
-        for (&(slot, weight), &kl) in drawn.iter().zip(kl) {
-            let delta = weight * kl;
-            changes.push((slot, self.mass_of(delta, self.slots[slot].id)?));
+    pub fn write_back(&mut self, found: &Found, kl: &[f64]) -> Result<()> {
+        let deltas: Vec<f64> = found.weights.iter().zip(kl).map(|(weight, kl)| weight * kl).collect();
+        self.priorities.set(&found.slots, &deltas, |i| self.slots[found.slots[i]].id)?;
+        for ((&slot, delta), weight) in found.slots.iter().zip(deltas).zip(&found.weights) {
             self.slots[slot].delta = delta;
-            self.slots[slot].weight = weight;
+            self.slots[slot].weight = *weight;
         }
-        self.tree.set(&changes)
+        Ok(())
     }
 
     /// Images and categories of the newest samples, at most `count` a category: for pictures.
@@ -219,7 +212,7 @@ impl Stateful for Shard {
         let counts =
             self.slots.iter().enumerate().flat_map(|(i, s)| s.class_counts.iter().flat_map(move |c| [i as u64, c.0.into(), c.1.into()]));
         into.numbers("class_counts", &counts.collect::<Vec<_>>());
-        into.numbers("masses", &(0..self.filled()).map(|i| self.tree.mass(i).0).collect::<Vec<_>>());
+        into.numbers("masses", &(0..self.filled()).map(|i| self.priorities.mass(i).0).collect::<Vec<_>>());
         into.number("next", self.next as u64);
     }
 
@@ -241,8 +234,7 @@ impl Stateful for Shard {
         for triple in from.read_numbers("class_counts")?.chunks_exact(3) {
             self.slots[triple[0] as usize].class_counts.push((triple[1] as u32, triple[2] as u32));
         }
-        self.tree = SumTree::new(self.capacity);
-        self.tree.set(&from.read_numbers("masses")?.into_iter().map(Mass).enumerate().collect::<Vec<_>>())?;
+        self.priorities.restore(&from.read_numbers("masses")?)?;
         self.next = from.read_number("next")? as usize;
         Ok(())
     }

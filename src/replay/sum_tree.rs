@@ -3,11 +3,20 @@
 //! A mass is a whole number of 2⁻³² units. Integer sums are exact and associative, so that no cut of the buffer into shards,
 //! no order of updates and no history can change a total, a probability or a draw. A node is always recomputed from its
 //! children, never adjusted by a difference.
+//!
+//! The tree serves batches. Look-ups go down level by level, all of them through one level before the next: they are
+//! independent there, so the CPU overlaps their cache misses. A node holds where each child starts, so that a child is found by
+//! counting, without branches. Changes go up once per batch, and a node is recomputed once, however many of its children changed.
 
 use crate::error::{Error, Result};
+use crate::vector::{prefetch, vectorised};
 
-/// Children of a node. 16 sums are two cache lines: a level costs one or two misses.
+/// Slots of a leaf: one cache line.
+const LEAF: usize = 8;
+/// Children of a node.
 const WIDTH: usize = 16;
+/// Most nodes of the root, which is searched as one: a wide root saves a level.
+const ROOT: usize = 4;
 
 /// Units in a mass of 1.
 const UNIT: f64 = 4_294_967_296.0;
@@ -35,33 +44,88 @@ impl Mass {
         Ok(Self((priority * UNIT).round_ties_even() as u64))
     }
 
+    /// [`Mass::of_priority`] of many, into `masses`; sample i is named by `name(i)`.
+    ///
+    /// # Errors
+    /// As there, for the first that is refused.
+    pub fn of_priorities(priorities: &[f64], name: impl Fn(usize) -> u64, masses: &mut [Self]) -> Result<()> {
+        if priorities.iter().fold(true, |all, p| all & (0.0..UNIT).contains(p)) {
+            round(priorities, masses);
+            return Ok(());
+        }
+        priorities.iter().enumerate().try_for_each(|(i, &p)| Self::of_priority(p, name(i)).map(drop))
+    }
+
     /// As a number.
     pub fn value(self) -> f64 {
         self.0 as f64 / UNIT
     }
 }
 
-/// Masses of the slots of one shard, with sums of 16, 256, … of them. An empty slot has mass 0 and is never found.
+vectorised! {
+    /// Numbers in 0..2³² to the nearest unit, ties to even, in operations that vectors have.
+    fn round(priorities: &[f64], masses: &mut [Mass]) {
+        /// 2⁵² and 1.5·2⁵²: what is added to one of them is rounded to an integer, found in the low bits of the sum.
+        const WHOLE: f64 = 4_503_599_627_370_496.0;
+        const SIGNED: f64 = 1.5 * WHOLE;
+        for (priority, mass) in priorities.iter().zip(masses) {
+            // The nearest whole number, then the units that are missing, −2³¹ to 2³¹ of them; both steps are exact but the last.
+            let whole = priority + WHOLE;
+            let units = (priority - (whole - WHOLE)) * UNIT + SIGNED;
+            *mass = Mass((whole.to_bits() << 32).wrapping_add(units.to_bits().wrapping_sub(SIGNED.to_bits())));
+        }
+    }
+}
+
+/// Masses of neighbouring slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(align(64))]
+struct Leaf([u64; LEAF]);
+
+/// Sums of 16 children, and the sums before each of them. Looking up reads only the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(align(64))]
+struct Node {
+    starts: [u64; WIDTH],
+    sums: [u64; WIDTH],
+}
+
+impl Node {
+    /// Recomputes `starts` from `sums`, after `before`; gives the sum of all.
+    fn restart(&mut self, before: u64) -> u64 {
+        let mut sum = before;
+        for (start, child) in self.starts.iter_mut().zip(self.sums) {
+            *start = sum;
+            sum = sum.wrapping_add(child);
+        }
+        sum
+    }
+}
+
+/// Masses of the slots of one shard, with the sums of 8, 128, 2,048, … of them. An empty slot has mass 0 and is never found.
 ///
-/// Finding a slot and changing one are O(log₁₆ n); memory is 8·16/15 bytes a slot.
+/// A look-up and a change are O(log₁₆ n); memory is about 10 bytes a slot.
 #[derive(Debug, Clone)]
 pub struct SumTree {
-    /// `levels[0]` are the slots; each level is padded with zeros to a multiple of 16; the last has 16 nodes or fewer used.
-    levels: Vec<Vec<u64>>,
     slots: usize,
-    total: u128,
+    leaves: Vec<Leaf>,
+    /// Sums of leaves, of those sums, and so on up to the root, whose `starts` run on from node to node.
+    levels: Vec<Vec<Node>>,
+    total: u64,
+    /// Memory of [`SumTree::set`]: what changed masses were before, and the nodes to recompute.
+    replaced: Vec<u64>,
     touched: Vec<usize>,
 }
 
 impl SumTree {
     /// All masses 0.
     pub fn new(slots: usize) -> Self {
-        let mut levels = vec![vec![0; slots.max(1).next_multiple_of(WIDTH)]];
-        while levels[levels.len() - 1].len() > WIDTH {
-            let nodes = levels[levels.len() - 1].len() / WIDTH;
-            levels.push(vec![0; nodes.next_multiple_of(WIDTH)]);
+        let leaves = vec![Leaf::default(); slots.max(1).div_ceil(LEAF)];
+        let mut levels = vec![vec![Node::default(); leaves.len().div_ceil(WIDTH)]];
+        while levels[levels.len() - 1].len() > ROOT {
+            levels.push(vec![Node::default(); levels[levels.len() - 1].len().div_ceil(WIDTH)]);
         }
-        Self { levels, slots, total: 0, touched: Vec::new() }
+        Self { slots, leaves, levels, total: 0, replaced: Vec::new(), touched: Vec::new() }
     }
 
     /// Number of slots.
@@ -71,77 +135,159 @@ impl SumTree {
 
     /// Sum of all masses.
     pub fn total(&self) -> Mass {
-        Mass(self.total as u64)
+        Mass(self.total)
     }
 
     /// Mass of a slot.
+    #[inline]
     pub fn mass(&self, slot: usize) -> Mass {
-        Mass(self.levels[0][slot])
+        Mass(self.leaves[slot / LEAF].0[slot % LEAF])
     }
 
-    /// Sets several masses; of several for one slot the last one stands.
+    /// Smallest mass that can be drawn; 0 where there is none.
+    pub fn smallest(&self) -> Mass {
+        (0..self.slots).map(|slot| self.mass(slot)).filter(|mass| mass.0 > 0).min().unwrap_or_default()
+    }
+
+    /// For each target, below the total: the slot whose range of the cumulated masses holds it. Uses the targets up. Ascending
+    /// ones are found fastest.
+    pub fn find(&self, targets: &mut [u64], slots: &mut [usize]) {
+        debug_assert!(targets.iter().all(|&t| t < self.total));
+        descend(self, targets, slots);
+    }
+
+    /// Sets several masses; of several for one slot the last one stands. Ascending slots are fastest.
     ///
     /// # Errors
     /// A total of 2³² or more is refused, and nothing is changed.
     pub fn set(&mut self, changes: &[(usize, Mass)]) -> Result<()> {
-        // The running total only guards against overflow; what draws use is recomputed from the leaves.
-        let before = self.total;
-        for (at, &(slot, mass)) in changes.iter().enumerate() {
-            self.total = self.total - u128::from(self.levels[0][slot]) + u128::from(mass.0);
-            let old = std::mem::replace(&mut self.levels[0][slot], mass.0);
-            if self.total > u128::from(u64::MAX) {
-                self.levels[0][slot] = old;
-                self.total = before;
-                return Err(Error::Replay {
-                    sample: at as u64,
-                    problem: "the total of all priorities would be 2³² or more: lower replay.alpha or replay.capacity".into(),
-                });
+        let (mut added, mut removed) = (u128::from(self.total), 0);
+        let leaves = &mut self.leaves;
+        self.replaced.clear();
+        self.replaced.extend(changes.iter().map(|&(slot, mass)| {
+            let before = std::mem::replace(&mut leaves[slot / LEAF].0[slot % LEAF], mass.0);
+            added += u128::from(mass.0);
+            removed += u128::from(before);
+            before
+        }));
+        if added - removed > u128::from(u64::MAX) {
+            for (&(slot, _), before) in changes.iter().zip(&self.replaced).rev() {
+                self.leaves[slot / LEAF].0[slot % LEAF] = *before;
             }
+            return Err(too_large());
         }
-        self.touched.clear();
-        self.touched.extend(changes.iter().map(|(slot, _)| slot / WIDTH));
-        for level in 1..self.levels.len() {
-            if !self.touched.is_sorted() {
-                self.touched.sort_unstable();
-            }
-            self.touched.dedup();
-            let (below, above) = self.levels.split_at_mut(level);
-            for node in &mut self.touched {
-                above[0][*node] = below[level - 1][*node * WIDTH..][..WIDTH].iter().sum();
-                *node /= WIDTH;
-            }
-        }
+        self.repair(changes);
         Ok(())
     }
 
-    /// For each target, ascending, each below the total: the slot whose range of the cumulated masses holds it.
-    pub fn find(&self, targets: &[u64], slots: &mut Vec<usize>) {
-        for &target in targets {
-            debug_assert!(u128::from(target) < self.total);
-            let mut rest = target;
-            let mut node = 0;
-            for level in self.levels.iter().rev() {
-                let children = &level[node * WIDTH..][..WIDTH];
-                let mut child = 0;
-                while child + 1 < WIDTH && rest >= children[child] {
-                    rest -= children[child];
-                    child += 1;
-                }
-                node = node * WIDTH + child;
+    /// Recomputes every node above the changed slots, once.
+    fn repair(&mut self, changes: &[(usize, Mass)]) {
+        let touched = &mut self.touched;
+        touched.clear();
+        touched.extend(changes.iter().map(|(slot, _)| *slot));
+        if !touched.is_sorted() {
+            touched.sort_unstable();
+        }
+        parents::<LEAF>(touched);
+        for &leaf in &*touched {
+            let sum = self.leaves[leaf].0.iter().fold(0u64, |sum, mass| sum.wrapping_add(*mass));
+            self.levels[0][leaf / WIDTH].sums[leaf % WIDTH] = sum;
+        }
+        for level in 1..self.levels.len() {
+            parents::<WIDTH>(touched);
+            let (below, above) = self.levels.split_at_mut(level);
+            for &node in &*touched {
+                above[0][node / WIDTH].sums[node % WIDTH] = below[level - 1][node].restart(0);
             }
-            slots.push(node);
+        }
+        let root = self.levels.len() - 1;
+        self.total = self.levels[root].iter_mut().fold(0, |before, node| node.restart(before));
+    }
+}
+
+/// Ascending children become their parents, each once.
+fn parents<const CHILDREN: usize>(touched: &mut Vec<usize>) {
+    let (mut kept, mut last) = (0, usize::MAX);
+    for i in 0..touched.len() {
+        // One that is there already is overwritten by the next. No branch: it could not be predicted.
+        let parent = touched[i] / CHILDREN;
+        kept += usize::from(parent != last);
+        last = parent;
+        touched[kept - 1] = parent;
+    }
+    touched.truncate(kept);
+}
+
+vectorised! {
+    /// All targets through one level, then through the next.
+    fn descend(tree: &SumTree, targets: &mut [u64], slots: &mut [usize]) {
+        let root = tree.levels.len() - 1;
+        let mut child = 0;
+        for (target, slot) in targets.iter_mut().zip(&mut *slots) {
+            // From where the target before this one was found.
+            let start = |child: usize| tree.levels[root].get(child / WIDTH).map_or(u64::MAX, |node| node.starts[child % WIDTH]);
+            if start(child) > *target {
+                child = 0;
+            }
+            while start(child + 1) <= *target {
+                child += 1;
+            }
+            *target -= start(child);
+            *slot = child;
+            prefetch_below(tree, root, child);
+        }
+        for level in (0..root).rev() {
+            let nodes = &tree.levels[level];
+            for (target, slot) in targets.iter_mut().zip(&mut *slots) {
+                *slot = *slot * WIDTH + step(&nodes[*slot], target);
+                prefetch_below(tree, level, *slot);
+            }
+        }
+        for (target, slot) in targets.iter().zip(&mut *slots) {
+            let Leaf(masses) = &tree.leaves[*slot];
+            let (mut passed, mut end) = (0, 0u64);
+            for mass in &masses[..LEAF - 1] {
+                end = end.wrapping_add(*mass);
+                passed += usize::from(end <= *target);
+            }
+            *slot = *slot * LEAF + passed;
         }
     }
+}
 
-    /// Smallest mass of the first `filled` slots.
-    pub fn smallest(&self, filled: usize) -> Mass {
-        Mass(self.levels[0][..filled].iter().copied().min().unwrap_or(0))
+/// The child that holds `target`, which becomes what is left of it within the child.
+#[inline(always)]
+fn step(node: &Node, target: &mut u64) -> usize {
+    // Counted in lanes, as vectors do.
+    let mut not_after = [0; 4];
+    for starts in node.starts.as_chunks::<4>().0 {
+        for (count, start) in not_after.iter_mut().zip(starts) {
+            *count += u64::from(*start <= *target);
+        }
     }
+    // The first child starts at 0, so that at least one is counted; one of mass 0 starts where the next one does.
+    let child = (not_after.iter().sum::<u64>() as usize - 1) % WIDTH;
+    *target -= node.starts[child];
+    child
+}
+
+#[inline(always)]
+fn prefetch_below(tree: &SumTree, level: usize, child: usize) {
+    match level {
+        0 => prefetch(&tree.leaves[child]),
+        _ => prefetch(&tree.levels[level - 1][child].starts),
+    }
+}
+
+/// A total that does not fit.
+pub(super) fn too_large() -> Error {
+    Error::refused("the total of all priorities is 2³² or more").with_hint("lower replay.alpha or replay.capacity")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::{Key, Purpose};
     use proptest::prelude::*;
 
     /// Slot by a plain scan of cumulated masses.
@@ -162,17 +308,21 @@ mod tests {
         tree
     }
 
+    fn same(a: &SumTree, b: &SumTree) -> bool {
+        a.leaves == b.leaves && a.levels == b.levels && a.total == b.total
+    }
+
     proptest! {
         #[test]
-        fn every_target_is_found_where_a_scan_finds_it(masses in prop::collection::vec(prop_oneof![Just(0u64), 1u64..1 << 40], 1..700), picks in prop::collection::vec(0f64..1.0, 1..50)) {
+        fn every_target_is_found_where_a_scan_finds_it(masses in prop::collection::vec(prop_oneof![Just(0u64), 1u64..1 << 40], 1..3000), picks in prop::collection::vec(0f64..1.0, 1..50)) {
             let total: u64 = masses.iter().sum();
             prop_assume!(total > 0);
             let mut targets: Vec<u64> = picks.iter().map(|p| (p * total as f64) as u64).map(|t| t.min(total - 1)).collect();
             targets.extend([0, total - 1]);
             targets.sort_unstable();
             let tree = tree_of(&masses);
-            let mut found = Vec::new();
-            tree.find(&targets, &mut found);
+            let mut found = vec![0; targets.len()];
+            tree.find(&mut targets.clone(), &mut found);
             for (target, slot) in targets.iter().zip(found) {
                 prop_assert_eq!(slot, brute_force(&masses, *target));
                 prop_assert!(masses[slot] > 0, "an empty slot was found");
@@ -189,8 +339,16 @@ mod tests {
                 tree.set(&changes).unwrap();
             }
             let fresh = tree_of(&masses);
-            prop_assert_eq!(tree.levels, fresh.levels);
-            prop_assert_eq!(tree.total, fresh.total);
+            prop_assert!(same(&tree, &fresh));
+        }
+
+        #[test]
+        fn masses_of_many_are_those_of_one(priorities in prop::collection::vec(prop_oneof![0f64..1.0, 0f64..4_294_967_295.0, 0f64..1e-8, Just(0.5 / UNIT), Just(1.5 / UNIT), Just(2.5 / UNIT), Just(0.0), Just(4_294_967_295.9)], 1..40)) {
+            let mut masses = vec![Mass(0); priorities.len()];
+            Mass::of_priorities(&priorities, |i| i as u64, &mut masses).unwrap();
+            for (priority, mass) in priorities.iter().zip(masses) {
+                prop_assert_eq!(mass, Mass::of_priority(*priority, 0).unwrap());
+            }
         }
     }
 
@@ -205,10 +363,48 @@ mod tests {
     }
 
     #[test]
+    fn the_refused_one_of_many_is_named() {
+        let error = Mass::of_priorities(&[1.0, 2.0, f64::NAN, f64::INFINITY], |i| 100 + i as u64, &mut [Mass(0); 4]).unwrap_err();
+        assert!(error.to_string().contains("sample 102: priority NaN"), "{error}");
+    }
+
+    #[test]
     fn a_total_that_overflows_is_refused_and_changes_nothing() {
         let mut tree = tree_of(&[u64::MAX - 5, 3]);
         let before = tree.clone();
-        assert!(tree.set(&[(1, Mass(9))]).unwrap_err().to_string().contains("2³² or more"));
-        assert_eq!((tree.levels, tree.total), (before.levels, before.total));
+        assert!(
+            tree.set(&[(1, Mass(4)), (0, Mass(u64::MAX - 4)), (1, Mass(7)), (1, Mass(5))]).unwrap_err().to_string().contains("2³² or more")
+        );
+        assert!(same(&tree, &before));
+        // Only what stands at the end counts.
+        tree.set(&[(1, Mass(u64::MAX)), (1, Mass(5))]).unwrap();
+        assert_eq!(tree.total(), Mass(u64::MAX));
+    }
+
+    /// 10⁸ updates in batches as a run makes them: repeated slots, ascending or not, masses over all magnitudes.
+    #[test]
+    fn after_a_hundred_million_updates_every_node_equals_a_fresh_trees() {
+        const SLOTS: usize = 5_003;
+        let mut tree = SumTree::new(SLOTS);
+        let (mut bits, mut changes) = (vec![0; 512], Vec::new());
+        let mut updates = 0;
+        for step in 0.. {
+            if updates >= 100_000_000 {
+                break;
+            }
+            Key::global(4, Purpose::Draw, step).fill_bits(&mut bits);
+            let size = if step % 16 == 0 { 1 + step as usize % 256 } else { 256 };
+            changes.clear();
+            changes.extend(bits[..2 * size].chunks_exact(2).map(|b| ((b[0] >> 32) as usize * SLOTS >> 32, Mass(b[1] >> (14 + b[0] % 50)))));
+            if step % 4 != 0 {
+                // Slots of a draw ascend; here they are spread over the tree from a random place on.
+                let first = changes[0].0;
+                changes.iter_mut().enumerate().for_each(|(i, change)| change.0 = (first + i * 19) % SLOTS);
+            }
+            tree.set(&changes).unwrap();
+            updates += size;
+        }
+        let masses: Vec<u64> = (0..SLOTS).map(|slot| tree.mass(slot).0).collect();
+        assert!(same(&tree, &tree_of(&masses)));
     }
 }

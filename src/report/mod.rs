@@ -140,7 +140,12 @@ fn time_split(out: &mut String, summary: &Summary) {
             "<div class=\"bar\"><span>{name}</span><i class=\"c{i}\" style=\"width:{share:.2}%\"></i><em>{seconds:.1} s · {share:.1} %</em></div>"
         );
     }
-    out.push_str("</section>");
+    let _ = write!(
+        out,
+        "</section><p>Rank 0 sent {:.1} MB to other ranks, {:.2} kB of it per draw from the buffer.</p>",
+        summary.bytes_sent as f64 / 1e6,
+        summary.bytes_moved_per_draw / 1e3,
+    );
 }
 
 fn histograms(out: &mut String, summary: &Summary) {

@@ -101,7 +101,7 @@ fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundReco
     let last = record.round + 1 == run.config.train.rounds;
     let picture = if every > 0 && (last || record.round.is_multiple_of(every)) { gather_picture(run, world)? } else { None };
     let written = outlet.sinks.as_mut().map_or(Ok(()), |sinks| {
-        let timing = TimingRecord::new(record.round, &outlet.timings.seconds(), world.meter().total_bytes(), run.rows_sent_away);
+        let timing = TimingRecord::new(record.round, &outlet.timings.seconds(), world.meter().total_bytes(), run.moved.rows);
         sinks.write(record, &timing)?;
         if let Some(rows) = picture {
             let (png, size) = write_grid(&rows)?;
@@ -183,7 +183,8 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
         samples_synthesised: run.samples_synthesised(),
         student_steps: run.cursor.student_steps(),
         bytes_sent: world.meter().total_bytes(),
-        rows_sent_away: run.rows_sent_away,
+        rows_sent_away: run.moved.rows,
+        bytes_moved_per_draw: run.moved.bytes as f64 / run.moved.draws.max(1) as f64,
         buffer,
         config_hash: run.plan.config_hash.clone(),
         seed: run.config.seed,

@@ -15,7 +15,7 @@ use crate::metrics::RoundRecord;
 use crate::models::{self, Shape};
 use crate::nn::{Entries, State, Stateful};
 use crate::parallel::{PerRank, World};
-use crate::replay::{Memory, RealData, Replay, SampleShape};
+use crate::replay::{Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::Purpose;
 use crate::teacher::Teacher;
 use tch::{Kind, Tensor};
@@ -50,8 +50,8 @@ pub struct Run {
     pub guard: Guard,
     /// What this round has summed up so far.
     pub sums: PerRank<RoundSums>,
-    /// Rows this process sent to others since the start.
-    pub rows_sent_away: u64,
+    /// What draws have sent from this process since its start.
+    pub moved: Moved,
 }
 
 /// Position of a run.
@@ -171,7 +171,7 @@ impl Run {
             test: source.read(Split::Test)?,
             guard: Guard::new(config.train.max_nonfinite_steps),
             cursor: Cursor::default(),
-            rows_sent_away: 0,
+            moved: Moved::default(),
             teacher,
             student,
             generator,

@@ -58,7 +58,7 @@ fn invert(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
 /// One student step on a global draw.
 fn distil(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
     let (batch, criterion) = (run.batch_size(), run.method.criterion);
-    let draw = run.memory.draw(world, batch, run.cursor.student_steps())?;
+    let mut draw = run.memory.draw(world, batch, run.cursor.student_steps())?;
     let (mut payload, mut loss) = (TreeSum::new(*world.layout()), PerRank::default());
     for rank in world.hosted() {
         let _span = tracing::debug_span!("distillation").entered();
@@ -73,8 +73,8 @@ fn distil(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
     let verdict = verdict.map_err(|error| keeper.keep_evidence(world, error, &draw.rows, Rows::tensors))?;
     run.update_student(&payload, verdict)?;
     if verdict == Verdict::Apply {
-        run.memory.write_back(world, &draw, &loss)?;
+        run.memory.write_back(world, &mut draw, &loss)?;
     }
-    run.rows_sent_away += draw.rows_sent_away as u64;
+    run.moved += draw.moved;
     Ok(())
 }

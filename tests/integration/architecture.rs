@@ -5,10 +5,11 @@ use crate::launch::root;
 use std::path::{Path, PathBuf};
 
 /// Module · may name `tch` · may take a `&World` or `&dyn Communicator`. A module may `use crate::` only those above it.
-const MODULES: [(&str, bool, bool); 28] = [
+const MODULES: [(&str, bool, bool); 30] = [
     ("error", false, false),
     ("files", false, false),
     ("layout", false, false),
+    ("vector", false, false),
     ("rng", false, false),
     ("config", false, false),
     ("task", true, false),
@@ -28,6 +29,7 @@ const MODULES: [(&str, bool, bool); 28] = [
     ("metrics", false, false),
     ("run_folder", false, false),
     ("train", true, true),
+    ("bench", true, true),
     ("predict", true, false),
     ("report", false, false),
     ("logs", false, false),

@@ -1,6 +1,6 @@
 //! Commands as a user types them, and what they say when refused.
 
-use crate::launch::{root, small_fashion_mnist, ssdkd};
+use crate::launch::{has_mpirun, root, small_fashion_mnist, ssdkd, ssdkd_on};
 use ssdkd::nn::weights;
 use tch::Device;
 
@@ -124,5 +124,34 @@ fn the_doctor_speaks_of_everything_that_matters() {
     let out = ssdkd(&["doctor"]).expect(0).stdout;
     for subject in ["ssdkd", "libtorch  2.11.0", "MPI", "CUDA", "NCCL", "Slurm", "every operation gives the right answer"] {
         assert!(out.contains(subject), "{subject} is not in\n{out}");
+    }
+}
+
+/// `ssdkd bench replay --json`: the list that scripts read; a Python that is not there is a line, not a failure.
+#[test]
+fn the_samplers_benchmark_prints_a_list() {
+    let out = ssdkd(&["bench", "replay", "--json", "--n", "300", "20", "--against", "/nowhere/python3"]).expect(0);
+    let list: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    assert_eq!((list[0]["n"].as_u64(), list[1]["n"].as_u64(), list.as_array().unwrap().len()), (Some(300), Some(20), 2));
+    for entry in list.as_array().unwrap() {
+        assert!(entry["cycles_per_second"].as_f64().unwrap() > 0.0);
+        assert!(entry["peers"]["torchrl_sampler"].is_null() && entry["peers"]["cpprb"].is_null());
+    }
+    out.says(&["/nowhere/python3 cannot be started"]);
+    ssdkd(&["bench", "replay", "--n", "0"]).expect(2).says(&["a buffer of 0 samples"]);
+}
+
+/// `ssdkd bench replay --ranks`: bytes and messages of real MPI ranks are those of the formula.
+#[test]
+fn a_global_draw_sends_what_the_formula_says() {
+    if !has_mpirun() {
+        return;
+    }
+    for ranks in [1, 2, 4] {
+        let out = ssdkd_on(ranks, &["bench", "replay", "--ranks", "--json", "--n", "1000"]).expect(0);
+        let times: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+        assert_eq!((times["ranks"].as_u64(), times["logical_ranks"].as_u64()), (Some(ranks as u64), Some(4)));
+        assert_eq!((&times["bytes"], &times["messages"]), (&times["bytes_expected"], &times["messages_expected"]));
+        assert_eq!(times["bytes"].as_f64().unwrap() > 0.0, ranks > 1);
     }
 }

@@ -21,8 +21,21 @@ fn the_configuration_reference_is_current() {
 
 #[test]
 fn the_command_reference_is_current() {
-    let commands =
-        ["train", "teach", "eval", "predict", "export", "inspect", "doctor", "config", "config show", "config check", "config reference"];
+    let commands = [
+        "train",
+        "teach",
+        "eval",
+        "predict",
+        "export",
+        "inspect",
+        "bench",
+        "bench replay",
+        "doctor",
+        "config",
+        "config show",
+        "config check",
+        "config reference",
+    ];
     let mut page = String::from("# Commands\n\nGenerated from `src/cli.rs`; a test fails when this page is stale.\n");
     for command in std::iter::once("").chain(commands) {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();

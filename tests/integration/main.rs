@@ -11,6 +11,7 @@ mod architecture;
 mod cli;
 mod docs;
 mod durability;
+mod exact;
 mod fuzz;
 mod mpi;
 mod networks;

@@ -28,6 +28,9 @@ fn the_number_of_ranks_changes_nothing() {
     }
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(run("on-4").join("report.json")).unwrap()).unwrap();
     assert_eq!((report["ranks"].as_u64(), report["logical_ranks"].as_u64()), (Some(4), Some(4)));
+    // At least its masses, 24 bytes to each of the three others.
+    let moved = report["bytes_moved_per_draw"].as_f64().unwrap();
+    assert!(moved >= 72.0 && moved < report["bytes_sent"].as_f64().unwrap(), "{moved}");
 }
 
 /// Everything the README promises of a run folder.

@@ -1,0 +1,85 @@
+//! `ssdkd bench`.
+
+use crate::bench::{Balance, DrawTimes, Measured, Peers, SIZES, balance, draw_times, sampler};
+use crate::cli::{BenchAction, BenchReplayArgs};
+use crate::config::{DeviceName, ReduceRule};
+use crate::device;
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::parallel::Launch;
+use serde::Serialize;
+
+/// Measures what was asked for.
+pub fn run(action: &BenchAction) -> Result<()> {
+    match action {
+        BenchAction::Replay(args) if args.ranks => ranks(args),
+        BenchAction::Replay(args) if args.balance => shards(args),
+        BenchAction::Replay(args) => samplers(args),
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value).map_err(|e| Error::refused(e.to_string()))?);
+    Ok(())
+}
+
+fn samplers(args: &BenchReplayArgs) -> Result<()> {
+    let sizes = if args.n.is_empty() { &SIZES[..] } else { &args.n };
+    let (mut peers, notes) = args.against.as_deref().map_or((None, Vec::new()), Peers::start);
+    notes.iter().for_each(|note| eprintln!("{note}"));
+    let measured = sampler(sizes, peers.as_mut())?;
+    if args.json {
+        return json(&measured);
+    }
+    println!("{:>10} {:>12} {:>18} {:>18}", "N", "cycles/s", "torchrl sampler", "cpprb");
+    for Measured { n, cycles_per_second, peers } in measured {
+        let beside = |speed: Option<f64>| speed.map_or("–".into(), |speed| format!("{speed:.0} ({:.1} ×)", cycles_per_second / speed));
+        println!("{n:>10} {cycles_per_second:>12.0} {:>18} {:>18}", beside(peers.torchrl_sampler), beside(peers.cpprb));
+    }
+    Ok(())
+}
+
+fn shards(args: &BenchReplayArgs) -> Result<()> {
+    const SPREAD: f64 = 0.01;
+    let found = [2, 4, 8].into_iter().map(|m| balance(m, SPREAD)).collect::<Result<Vec<_>>>()?;
+    if args.json {
+        return json(&found);
+    }
+    println!("{:>3} {:>8} {:>8} {:>10} {:>20}", "M", "spread", "moved", "expected", "all mass in one");
+    for Balance { shards, spread, moved, expected, worst } in found {
+        let [spread, moved, expected, worst] = [spread, moved, expected, worst].map(|share| format!("{:.2} %", 100.0 * share));
+        println!("{shards:>3} {spread:>8} {moved:>8} {expected:>10} {worst:>20}");
+    }
+    Ok(())
+}
+
+fn ranks(args: &BenchReplayArgs) -> Result<()> {
+    const BATCH: usize = 256;
+    const DRAWS: u64 = 300;
+    let launch = Launch::join()?;
+    // At least four logical ranks, so that one, two and four ranks do the same work.
+    let logical = launch.ranks() * 4usize.div_ceil(launch.ranks());
+    let layout = launch.agree(Layout::new(logical, launch.ranks()))?;
+    let device = device::choose(DeviceName::Cpu, launch.local())?;
+    let world = launch.into_world(layout, ReduceRule::Deterministic, device);
+    let times = draw_times(&world, args.n.first().copied().unwrap_or(SIZES[0]), BATCH, DRAWS)?;
+    if !world.leads() {
+        return Ok(());
+    }
+    if args.json {
+        return json(&times);
+    }
+    let DrawTimes { ranks, logical_ranks, batch, row_bytes, rows_moved, .. } = times;
+    println!("R = {ranks}, M = {logical_ranks}, B = {batch}, {row_bytes} bytes a row; {rows_moved:.2} rows move");
+    for (part, us) in [
+        ("all-gather of masses", times.masses_us),
+        ("look-ups", times.look_up_us),
+        ("exchange of rows", times.exchange_us),
+        ("losses home", times.home_us),
+    ] {
+        println!("{part:21} {us:8.1} µs");
+    }
+    println!("{:21} {:8.1} counted, {:.1} by the formula", "bytes a draw", times.bytes, times.bytes_expected);
+    println!("{:21} {:8.2} counted, {:.2} by the formula", "messages a draw", times.messages, times.messages_expected);
+    Ok(())
+}
