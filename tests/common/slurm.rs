@@ -138,15 +138,15 @@ impl Job<'_> {
     }
 
     /// Waits for its end, however often it is requeued, and returns its last state. Slurm would let a requeued job wait for two
-    /// minutes.
+    /// minutes; it is started at once, with time enough to end.
     #[track_caller]
     pub fn ends(&self) -> String {
         until(
             || format!("end of job {}:\n{}", self.id, self.log()),
             || match self.field("JobState").as_str() {
-                "PENDING" if self.field("Reason") == "BeginTime" => {
-                    // It may have left the queue since it was asked.
-                    self.slurm.call("scontrol", &["update", &format!("JobId={}", self.id), "StartTime=now"]);
+                "PENDING" if self.field("Reason") == "BeginTime" && !self.is_winding_up() => {
+                    let update = ["update", &format!("JobId={}", self.id), "StartTime=now", "TimeLimit=10"];
+                    self.slurm.call("scontrol", &update).expect(0);
                     false
                 }
                 "PENDING" | "RUNNING" | "COMPLETING" | "CONFIGURING" => false,
@@ -154,6 +154,12 @@ impl Job<'_> {
             },
         );
         self.field("JobState")
+    }
+
+    /// Whether its last start still has a process. Slurm would take that one's end for the end of a new start.
+    fn is_winding_up(&self) -> bool {
+        let title = format!("slurmstepd: [{}.", self.field("JobId"));
+        command_lines().any(|(_, line)| line.starts_with(title.as_bytes()))
     }
 }
 
@@ -210,13 +216,17 @@ fn until(what: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
 /// Ranks of a run.
 fn processes(run: &Path) -> Vec<i32> {
     let run = run.display().to_string();
-    let is_rank = |process: &i32| {
-        let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    let is_rank = |line: &[u8]| {
         let words: Vec<_> = line.split(|&byte| byte == 0).collect();
         words[0] == env!("CARGO_BIN_EXE_ssdkd").as_bytes() && words.contains(&run.as_bytes())
     };
-    let numbers = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    numbers.filter(is_rank).collect()
+    command_lines().filter(|(_, line)| is_rank(line)).map(|(process, _)| process).collect()
+}
+
+/// Every process of this machine with its command line, words ending in a zero byte.
+fn command_lines() -> impl Iterator<Item = (i32, Vec<u8>)> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    processes.map(|process: i32| (process, fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default()))
 }
 
 /// Slurm's programs lie where a user's PATH may not lead.
