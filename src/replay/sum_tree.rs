@@ -395,7 +395,8 @@ mod tests {
             Key::global(4, Purpose::Draw, step).fill_bits(&mut bits);
             let size = if step % 16 == 0 { 1 + step as usize % 256 } else { 256 };
             changes.clear();
-            changes.extend(bits[..2 * size].chunks_exact(2).map(|b| ((b[0] >> 32) as usize * SLOTS >> 32, Mass(b[1] >> (14 + b[0] % 50)))));
+            changes
+                .extend(bits[..2 * size].chunks_exact(2).map(|b| (((b[0] >> 32) as usize * SLOTS) >> 32, Mass(b[1] >> (14 + b[0] % 50)))));
             if step % 4 != 0 {
                 // Slots of a draw ascend; here they are spread over the tree from a random place on.
                 let first = changes[0].0;
