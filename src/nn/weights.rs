@@ -121,7 +121,22 @@ pub fn to_safetensors(tensors: &[(String, Tensor)], metadata: &[(&str, String)])
         .map(|(key, shape, dtype, bytes)| Ok((key.as_str(), TensorView::new(*dtype, shape.clone(), bytes).map_err(failed)?)))
         .collect::<Result<_>>()?;
     let metadata: HashMap<String, String> = metadata.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
-    safetensors::serialize(views, Some(metadata)).map_err(failed)
+    safetensors::serialize(views, Some(metadata)).map_err(failed).and_then(|file| text_in_order(&file))
+}
+
+/// The same file with its free text in alphabetical order. The library writes it in the order of a hash map, which differs from
+/// process to process: equal runs would write unequal files.
+fn text_in_order(file: &[u8]) -> Result<Vec<u8>> {
+    let failed = || Error::refused("cannot form a safetensors file: its header is not as expected");
+    let (length, rest) = file.split_first_chunk::<8>().ok_or_else(failed)?;
+    let (header, data) = rest.split_at_checked(u64::from_le_bytes(*length) as usize).ok_or_else(failed)?;
+    let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).map_err(|_| failed())?;
+    if let Some(serde_json::Value::Object(text)) = header.get_mut("__metadata__") {
+        text.sort_keys();
+    }
+    let mut header = serde_json::to_vec(&header).map_err(|_| failed())?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok([&(header.len() as u64).to_le_bytes()[..], &header, data].concat())
 }
 
 /// Writes tensors as a safetensors file, durably.
@@ -142,8 +157,12 @@ mod tests {
             ("n".to_owned(), Tensor::from(7i64)),
             ("u".to_owned(), Tensor::from_slice(&[1u8, 2])),
         ];
-        write(&path, &tensors, &[("model", "x".into())]).unwrap();
+        let text = ["std", "model", "height", "width"].map(|name| (name, "x".to_owned()));
+        write(&path, &tensors, &text).unwrap();
         let back = read(&path).unwrap();
+        let raw = std::fs::read(&path).unwrap();
+        let header = String::from_utf8_lossy(&raw[8..]);
+        assert!(header.contains(r#""height":"x","model":"x","std":"x","width":"x""#), "equal runs write equal files: {header}");
         assert_eq!(back.metadata["model"], "x");
         for (key, tensor) in &tensors {
             let got = &back.tensors.iter().find(|(k, _)| k == key).unwrap().1;

@@ -133,11 +133,11 @@ fn a_rank_that_stops_is_named_by_the_watchdog() {
     if !has_mpirun() {
         return;
     }
-    let (_folder, run, arguments) = scene(&["parallel.timeout_s=4"]);
+    let (_folder, run, arguments) = scene(&["parallel.timeout_s=10"]);
     let out = launch(2, &arguments, Some("stop 1 distillation 3"));
     assert_ne!(out.code, 0, "{}", out.stderr);
     let line = out.stderr.lines().find(|line| line.starts_with("error: rank 1 on ")).unwrap_or_else(|| panic!("{}", out.stderr));
-    assert!(line.contains("did not arrive at ") && line.contains(" number ") && line.ends_with("within 4 s"), "{line}");
+    assert!(line.contains("did not arrive at ") && line.contains(" number ") && line.ends_with("within 10 s"), "{line}");
     assert_eq!(out.stderr.matches("error: rank").count(), 1, "{}", out.stderr);
     assert_eq!(saved_steps(&run), 1);
     ends_undisturbed(&run, launch(2, &arguments, None));
