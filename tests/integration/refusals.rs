@@ -98,8 +98,8 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
         sets(
             "no round left after the warm-up",
             &["train.rounds=10"],
-            "train.rounds: 10 rounds with 30 rounds of warm-up never train the student",
-            "at least 31 are needed",
+            "train.rounds: 10 rounds with 20 rounds of warm-up never train the student",
+            "at least 21 are needed",
         ),
         sets(
             "M not dividing the batch",
