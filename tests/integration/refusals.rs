@@ -385,7 +385,7 @@ fn the_table_of_refusals_is_current() {
         page.push_str(&format!("| {} | `{}` | {} | {} |\n", cell(situation), cell(&example), cell(message), cell(way_out)));
     }
     page.push_str(
-        "\nRefused where they arise, with tests beside the code: a teacher without batch-norm layers (`src/teacher.rs`), more ranks on a host\n\
+        "\nRefused where they arise, with tests beside the code: more ranks on a host\n\
          than GPUs (`src/device.rs`), a run folder that another run holds, a checkpoint of other settings and none that is whole\n\
          (`tests/integration/durability.rs`), tasks of `srun` without MPI support (`src/parallel/comm/mpi.rs`).\n\n\
          ## Values out of range\n\n| key | for example | message |\n| --- | --- | --- |\n",
