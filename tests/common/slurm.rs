@@ -137,16 +137,15 @@ impl Job<'_> {
         until(what, || self.field("Restarts") != "0" && self.field("JobState") == "PENDING");
     }
 
-    /// Waits for its end, however often it is requeued, and returns its last state. Slurm would let a requeued job wait for two
-    /// minutes; it is started at once, with time enough to end.
+    /// Waits for its end, however often it is requeued, and returns its last state. A job that waits to be started again is given
+    /// time enough to end.
     #[track_caller]
     pub fn ends(&self) -> String {
         until(
             || format!("end of job {}:\n{}", self.id, self.log()),
             || match self.field("JobState").as_str() {
-                "PENDING" if self.field("Reason") == "BeginTime" && !self.is_winding_up() => {
-                    let update = ["update", &format!("JobId={}", self.id), "StartTime=now", "TimeLimit=10"];
-                    self.slurm.call("scontrol", &update).expect(0);
+                "PENDING" if self.field("Reason") == "BeginTime" && self.field("TimeLimit") != "00:10:00" => {
+                    self.slurm.call("scontrol", &["update", &format!("JobId={}", self.id), "TimeLimit=10"]).expect(0);
                     false
                 }
                 "PENDING" | "RUNNING" | "COMPLETING" | "CONFIGURING" => false,
@@ -154,12 +153,6 @@ impl Job<'_> {
             },
         );
         self.field("JobState")
-    }
-
-    /// Whether its last start still has a process. Slurm would take that one's end for the end of a new start.
-    fn is_winding_up(&self) -> bool {
-        let title = format!("slurmstepd: [{}.", self.field("JobId"));
-        command_lines().any(|(_, line)| line.starts_with(title.as_bytes()))
     }
 }
 
@@ -258,7 +251,8 @@ fn configure(folder: &Path) -> std::io::Result<()> {
     let host = host.trim().split('.').next().unwrap_or_default();
     let user = String::from_utf8_lossy(&Command::new("id").arg("-un").output()?.stdout).trim().to_owned();
     let folder = folder.display();
-    // More CPUs than there are, so that jobs of several tests run at a time.
+    // More CPUs than there are, so that jobs of several tests run at a time. A requeued job waits for as long as a credential lives,
+    // two minutes unless said otherwise: were it started sooner, the end of its last start could be taken for that of the new one.
     let text = format!(
         "ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -267,7 +261,7 @@ SlurmdPort={slurmd}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid

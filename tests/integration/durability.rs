@@ -415,7 +415,8 @@ fn soak(kills: u64, sets: &[&str], seed: u64, wanted: &Sums, took: Duration) {
             // On a busy machine all kills could come before anything is saved, and nothing would be resumed.
             until("the first checkpoint", || read_all(&run).is_ok());
         }
-        std::thread::sleep(Duration::from_millis(start_up + random(3 * k + 1, window)));
+        until("the ranks", || !running.ranks().is_empty());
+        std::thread::sleep(Duration::from_millis(random(3 * k + 1, start_up + window)));
         let victims = running.ranks();
         if victims.is_empty() {
             // On a quiet one the run may end before the last of them.
@@ -465,7 +466,9 @@ impl Running {
             // The name in parentheses may hold anything.
             text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
         };
-        processes.filter(|pid| parent(pid) == Some(self.pid())).collect()
+        // Between fork and exec a child is still mpirun itself, and killing it then tries mpirun.
+        let is_rank = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "ssdkd");
+        processes.filter(|pid| parent(pid) == Some(self.pid()) && is_rank(pid)).collect()
     }
 
     fn end(self) -> i32 {

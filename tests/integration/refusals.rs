@@ -97,9 +97,9 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
         sets("several at once", &["replay.alpha=-1", "replay.beta=-2"], "2 settings are refused:…replay.alpha: …replay.beta: ", CONFIG),
         sets(
             "no round left after the warm-up",
-            &["train.rounds=10"],
-            "train.rounds: 10 rounds with 20 rounds of warm-up never train the student",
-            "at least 21 are needed",
+            &["train.rounds=10", "train.warmup_rounds=30"],
+            "train.rounds: 10 rounds with 30 rounds of warm-up never train the student",
+            "at least 31 are needed",
         ),
         sets(
             "M not dividing the batch",
