@@ -54,23 +54,17 @@ impl Key {
         Self { seed, step, lane: (purpose as u32) << 24 | rank.0 as u32 }
     }
 
-    /// 128 random bits for `index`.
-    pub fn block(&self, index: u32) -> [u32; 4] {
-        let mut words = self.counter(index).map(|word| [u64::from(word)]);
-        philox4x32_10(&mut words, self.seed, 1);
-        words.map(|[word]| word as u32)
-    }
-
+    /// 128 random bits for `index`, as two numbers.
     #[inline(always)]
-    fn counter(&self, index: u32) -> [u32; 4] {
-        [index, self.lane, self.step as u32, (self.step >> 32) as u32]
+    fn block(&self, index: u32, keys: &[[u64; 2]; 10]) -> [u64; 2] {
+        let counter = [index.into(), self.lane.into(), self.step & LOW, self.step >> 32];
+        let w = philox4x32_10(counter, keys);
+        [w[0] & LOW | w[1] << 32, w[2] & LOW | w[3] << 32]
     }
 
     /// 64 random bits for `index`.
     pub fn bits(&self, index: u64) -> u64 {
-        let block = self.block((index >> 1) as u32);
-        let at = 2 * (index & 1) as usize;
-        u64::from(block[at]) | u64::from(block[at + 1]) << 32
+        self.block((index >> 1) as u32, &schedule(self.seed))[(index & 1) as usize]
     }
 
     /// Numbers 0.. of the stream, as [`Key::bits`] gives them.
@@ -91,12 +85,13 @@ impl Key {
     /// Standard normal numbers 0.. of the stream, by Box and Muller in f64, rounded once to f32.
     pub fn normals(&self, count: usize) -> Vec<f32> {
         let mut out = Vec::with_capacity(count + 1);
-        for pair in 0..count.div_ceil(2) {
-            let block = self.block(pair as u32);
-            let unit = |low: u32, high: u32| ((u64::from(high) << 32 | u64::from(low)) >> 11) as f64;
+        let mut numbers = vec![0; count.next_multiple_of(2)];
+        self.fill_bits(&mut numbers);
+        for [first, second] in numbers.as_chunks::<2>().0 {
+            let unit = |number: u64| (number >> 11) as f64 * 2f64.powi(-53);
             // 1 - u is in (0, 1]: the logarithm stays finite.
-            let radius = (-2.0 * (1.0 - unit(block[0], block[1]) * 2f64.powi(-53)).ln()).sqrt();
-            let (sin, cos) = (std::f64::consts::TAU * unit(block[2], block[3]) * 2f64.powi(-53)).sin_cos();
+            let radius = (-2.0 * (1.0 - unit(*first)).ln()).sqrt();
+            let (sin, cos) = (std::f64::consts::TAU * unit(*second)).sin_cos();
             out.extend([(radius * cos) as f32, (radius * sin) as f32]);
         }
         out.truncate(count);
@@ -117,39 +112,33 @@ impl Key {
 }
 
 vectorised! {
-    /// Many blocks at a time, each in a lane of its own.
+    /// Two numbers a block; of the last, one may be left over.
     fn fill_bits(key: &Key, out: &mut [u64]) {
-        const LANES: usize = 64;
-        for (at, chunk) in out.chunks_mut(2 * LANES).enumerate() {
-            let mut words = key.counter(0).map(|word| [u64::from(word); LANES]);
-            words[0].iter_mut().enumerate().for_each(|(lane, index)| *index = (at * LANES + lane) as u64);
-            philox4x32_10(&mut words, key.seed, chunk.len().div_ceil(2));
-            let [w0, w1, w2, w3] = &words;
-            let number = |low: u64, high: u64| low | high << 32;
-            let (pairs, last) = chunk.as_chunks_mut::<2>();
-            last.iter_mut().for_each(|first| *first = number(w0[pairs.len()], w1[pairs.len()]));
-            for (((pair, w0), w1), (w2, w3)) in pairs.iter_mut().zip(w0).zip(w1).zip(w2.iter().zip(w3)) {
-                *pair = [number(*w0, *w1), number(*w2, *w3)];
-            }
+        let keys = schedule(key.seed);
+        let (pairs, last) = out.as_chunks_mut::<2>();
+        last.iter_mut().for_each(|last| *last = key.block(pairs.len() as u32, &keys)[0]);
+        for (block, pair) in pairs.iter_mut().enumerate() {
+            *pair = key.block(block as u32, &keys);
         }
     }
 }
 
-/// Counters in, random words out, in the first `used` lanes. Words are held as u64, since vectors multiply such.
+/// The low 32 bits.
+const LOW: u64 = 0xffff_ffff;
+
+/// Keys of the ten rounds.
+fn schedule(seed: u64) -> [[u64; 2]; 10] {
+    let key = |half: u64, step: u32, round: usize| u64::from((half as u32).wrapping_add(step.wrapping_mul(round as u32)));
+    std::array::from_fn(|round| [key(seed, 0x9E37_79B9, round), key(seed >> 32, 0xBB67_AE85, round)])
+}
+
+/// Words are u64 that vectors can multiply; bits above the lower 32 mean nothing.
 #[inline(always)]
-fn philox4x32_10<const LANES: usize>(words: &mut [[u64; LANES]; 4], seed: u64, used: usize) {
-    const LOW: u64 = 0xffff_ffff;
-    let mut key = [seed as u32, (seed >> 32) as u32];
-    let [w0, w1, w2, w3] = words;
-    for _ in 0..10 {
-        let lanes = w0.iter_mut().zip(&mut *w1).zip(w2.iter_mut().zip(&mut *w3)).take(used);
-        for ((w0, w1), (w2, w3)) in lanes {
-            let (a, b) = ((*w0 & LOW) * 0xD251_1F53, (*w2 & LOW) * 0xCD9E_8D57);
-            (*w0, *w1) = ((b >> 32) ^ *w1 ^ u64::from(key[0]), b & LOW);
-            (*w2, *w3) = ((a >> 32) ^ *w3 ^ u64::from(key[1]), a & LOW);
-        }
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-    }
+fn philox4x32_10(counter: [u64; 4], keys: &[[u64; 2]; 10]) -> [u64; 4] {
+    keys.iter().fold(counter, |c, key| {
+        let (a, b) = ((c[0] & LOW) * 0xD251_1F53, (c[2] & LOW) * 0xCD9E_8D57);
+        [(b >> 32) ^ c[1] ^ key[0], b, (a >> 32) ^ c[3] ^ key[1], a]
+    })
 }
 
 #[cfg(test)]
@@ -159,11 +148,7 @@ mod tests {
     /// Known answers of the reference implementation (Random123, kat_vectors, philox 4x32 10 rounds).
     #[test]
     fn philox_gives_the_published_answers() {
-        let philox = |counter: [u32; 4], seed: u64| {
-            let mut words = counter.map(|word| [u64::from(word)]);
-            philox4x32_10(&mut words, seed, 1);
-            words.map(|[word]| word as u32)
-        };
+        let philox = |counter: [u32; 4], seed: u64| philox4x32_10(counter.map(u64::from), &schedule(seed)).map(|word| word as u32);
         assert_eq!(philox([0; 4], 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(philox([u32::MAX; 4], u64::MAX), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         assert_eq!(

@@ -35,6 +35,23 @@ pub(crate) fn prefetch<T>(value: &T) {
     for line in (0..size_of::<T>()).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: prefetching is a hint and reads nothing; SSE belongs to every x86-64 CPU.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast::<i8>().wrapping_add(line)) }
+        unsafe { _mm_prefetch(std::ptr::from_ref(value).cast::<i8>().wrapping_add(line), _MM_HINT_T0) }
     }
+}
+
+/// `count` default values, in large pages where the system has them: random reads of much memory then find their pages sooner.
+pub(crate) fn in_large_pages<T: Clone + Default>(count: usize) -> Vec<T> {
+    let mut values = Vec::with_capacity(count);
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 1 << 21;
+        let range = values.spare_capacity_mut().as_mut_ptr_range();
+        let (start, end) = (range.start.addr().next_multiple_of(PAGE), range.end.addr() & !(PAGE - 1));
+        if start < end {
+            // SAFETY: whole pages of memory that is ours; the advice leaves contents alone. It may be refused: it is only advice.
+            unsafe { libc::madvise(range.start.with_addr(start).cast(), end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+    values.resize(count, T::default());
+    values
 }

@@ -2,11 +2,11 @@
 
 use std::f64::consts::{LN_2, SQRT_2};
 
-/// Factors of s, s³, … s²³ in log₂((1+s)/(1−s)), for |s| ≤ 3 − √8: the next is below 2⁻⁶⁰.
-const LOG2: [f64; 12] = {
-    let mut factors = [0.0; 12];
+/// Factors of s, s³, … s¹⁹ in log₂((1+s)/(1−s)), for |s| ≤ 3 − √8: the next adds less than 2⁻⁵⁵ of the whole.
+const LOG2: [f64; 10] = {
+    let mut factors = [0.0; 10];
     let mut k = 0;
-    while k < 12 {
+    while k < 10 {
         factors[k] = 2.0 / LN_2 / (2 * k + 1) as f64;
         k += 1;
     }

@@ -9,14 +9,14 @@
 //! counting, without branches. Changes go up once per batch, and a node is recomputed once, however many of its children changed.
 
 use crate::error::{Error, Result};
-use crate::vector::{prefetch, vectorised};
+use crate::vector::{in_large_pages, prefetch, vectorised};
 
 /// Slots of a leaf: one cache line.
 const LEAF: usize = 8;
 /// Children of a node.
 const WIDTH: usize = 16;
-/// Most nodes of the root, which is searched as one: a wide root saves a level.
-const ROOT: usize = 4;
+/// Most children of the root, which ascending targets pass in one walk.
+const ROOT: usize = 64;
 
 /// Units in a mass of 1.
 const UNIT: f64 = 4_294_967_296.0;
@@ -91,15 +91,19 @@ struct Node {
 }
 
 impl Node {
-    /// Recomputes `starts` from `sums`, after `before`; gives the sum of all.
-    fn restart(&mut self, before: u64) -> u64 {
-        let mut sum = before;
-        for (start, child) in self.starts.iter_mut().zip(self.sums) {
-            *start = sum;
-            sum = sum.wrapping_add(child);
-        }
-        sum
+    /// Recomputes `starts` from `sums`; gives the sum of all.
+    fn restart(&mut self) -> u64 {
+        restart(&mut self.starts, &self.sums)
     }
+}
+
+/// Makes each start the sum of all before it; gives the sum of all.
+#[inline(always)]
+fn restart(starts: &mut [u64], sums: &[u64]) -> u64 {
+    starts.iter_mut().zip(sums).fold(0u64, |before, (start, sum)| {
+        *start = before;
+        before.wrapping_add(*sum)
+    })
 }
 
 /// Masses of the slots of one shard, with the sums of 8, 128, 2,048, … of them. An empty slot has mass 0 and is never found.
@@ -109,8 +113,11 @@ impl Node {
 pub struct SumTree {
     slots: usize,
     leaves: Vec<Leaf>,
-    /// Sums of leaves, of those sums, and so on up to the root, whose `starts` run on from node to node.
+    /// Sums of leaves, sums of those nodes, and so on.
     levels: Vec<Vec<Node>>,
+    /// Sums of the last of them, and where each starts; then a start that no target reaches.
+    root: Vec<u64>,
+    root_starts: Vec<u64>,
     total: u64,
     /// Memory of [`SumTree::set`]: what changed masses were before, and the nodes to recompute.
     replaced: Vec<u64>,
@@ -120,12 +127,15 @@ pub struct SumTree {
 impl SumTree {
     /// All masses 0.
     pub fn new(slots: usize) -> Self {
-        let leaves = vec![Leaf::default(); slots.max(1).div_ceil(LEAF)];
-        let mut levels = vec![vec![Node::default(); leaves.len().div_ceil(WIDTH)]];
-        while levels[levels.len() - 1].len() > ROOT {
-            levels.push(vec![Node::default(); levels[levels.len() - 1].len().div_ceil(WIDTH)]);
+        let leaves: Vec<Leaf> = in_large_pages(slots.max(1).div_ceil(LEAF));
+        let (mut levels, mut children) = (Vec::new(), leaves.len());
+        while children > ROOT {
+            children = children.div_ceil(WIDTH);
+            levels.push(in_large_pages(children));
         }
-        Self { slots, leaves, levels, total: 0, replaced: Vec::new(), touched: Vec::new() }
+        let (root, mut root_starts) = (vec![0; children], vec![0; children]);
+        root_starts.push(u64::MAX);
+        Self { slots, leaves, levels, root, root_starts, total: 0, replaced: Vec::new(), touched: Vec::new() }
     }
 
     /// Number of slots.
@@ -149,10 +159,9 @@ impl SumTree {
         (0..self.slots).map(|slot| self.mass(slot)).filter(|mass| mass.0 > 0).min().unwrap_or_default()
     }
 
-    /// For each target, below the total: the slot whose range of the cumulated masses holds it. Uses the targets up. Ascending
-    /// ones are found fastest.
+    /// For each target, ascending, each below the total: the slot whose range of the cumulated masses holds it. Uses the targets up.
     pub fn find(&self, targets: &mut [u64], slots: &mut [usize]) {
-        debug_assert!(targets.iter().all(|&t| t < self.total));
+        debug_assert!(targets.is_sorted() && targets.last().is_none_or(|&last| last < self.total));
         descend(self, targets, slots);
     }
 
@@ -162,9 +171,12 @@ impl SumTree {
     /// A total of 2³² or more is refused, and nothing is changed.
     pub fn set(&mut self, changes: &[(usize, Mass)]) -> Result<()> {
         let (mut added, mut removed) = (u128::from(self.total), 0);
-        let leaves = &mut self.leaves;
+        let (leaves, nodes) = (&mut self.leaves, self.levels.first());
         self.replaced.clear();
         self.replaced.extend(changes.iter().map(|&(slot, mass)| {
+            if let Some(nodes) = nodes {
+                prefetch(&nodes[slot / (LEAF * WIDTH)]);
+            }
             let before = std::mem::replace(&mut leaves[slot / LEAF].0[slot % LEAF], mass.0);
             added += u128::from(mass.0);
             removed += u128::from(before);
@@ -182,7 +194,7 @@ impl SumTree {
 
     /// Recomputes every node above the changed slots, once.
     fn repair(&mut self, changes: &[(usize, Mass)]) {
-        let touched = &mut self.touched;
+        let Self { leaves, levels, root, touched, .. } = self;
         touched.clear();
         touched.extend(changes.iter().map(|(slot, _)| *slot));
         if !touched.is_sorted() {
@@ -190,18 +202,26 @@ impl SumTree {
         }
         parents::<LEAF>(touched);
         for &leaf in &*touched {
-            let sum = self.leaves[leaf].0.iter().fold(0u64, |sum, mass| sum.wrapping_add(*mass));
-            self.levels[0][leaf / WIDTH].sums[leaf % WIDTH] = sum;
+            let sum = leaves[leaf].0.iter().fold(0u64, |sum, mass| sum.wrapping_add(*mass));
+            *above(levels, root, leaf) = sum;
         }
-        for level in 1..self.levels.len() {
+        for level in 0..levels.len() {
             parents::<WIDTH>(touched);
-            let (below, above) = self.levels.split_at_mut(level);
+            let (below, levels) = levels.split_at_mut(level + 1);
             for &node in &*touched {
-                above[0][node / WIDTH].sums[node % WIDTH] = below[level - 1][node].restart(0);
+                *above(levels, root, node) = below[level][node].restart();
             }
         }
-        let root = self.levels.len() - 1;
-        self.total = self.levels[root].iter_mut().fold(0, |before, node| node.restart(before));
+        self.total = restart(&mut self.root_starts, &self.root);
+    }
+}
+
+/// Where the level above, or the root, holds the sum of this child.
+#[inline(always)]
+fn above<'a>(levels: &'a mut [Vec<Node>], root: &'a mut [u64], child: usize) -> &'a mut u64 {
+    match levels.first_mut() {
+        Some(nodes) => &mut nodes[child / WIDTH].sums[child % WIDTH],
+        None => &mut root[child],
     }
 }
 
@@ -221,23 +241,19 @@ fn parents<const CHILDREN: usize>(touched: &mut Vec<usize>) {
 vectorised! {
     /// All targets through one level, then through the next.
     fn descend(tree: &SumTree, targets: &mut [u64], slots: &mut [usize]) {
-        let root = tree.levels.len() - 1;
+        // A step goes on by a child or by a row. No branch: which of the two cannot be predicted.
         let mut child = 0;
-        for (target, slot) in targets.iter_mut().zip(&mut *slots) {
-            // From where the target before this one was found.
-            let start = |child: usize| tree.levels[root].get(child / WIDTH).map_or(u64::MAX, |node| node.starts[child % WIDTH]);
-            if start(child) > *target {
-                child = 0;
-            }
-            while start(child + 1) <= *target {
-                child += 1;
-            }
-            *target -= start(child);
+        for step in 0.. {
+            let row = step - child;
+            let (Some(target), Some(slot)) = (targets.get(row), slots.get_mut(row)) else { break };
             *slot = child;
-            prefetch_below(tree, root, child);
+            child += usize::from(tree.root_starts[child + 1] <= *target);
         }
-        for level in (0..root).rev() {
-            let nodes = &tree.levels[level];
+        for (target, slot) in targets.iter_mut().zip(&*slots) {
+            *target -= tree.root_starts[*slot];
+            prefetch_below(tree, tree.levels.len(), *slot);
+        }
+        for (level, nodes) in tree.levels.iter().enumerate().rev() {
             for (target, slot) in targets.iter_mut().zip(&mut *slots) {
                 *slot = *slot * WIDTH + step(&nodes[*slot], target);
                 prefetch_below(tree, level, *slot);
@@ -309,7 +325,7 @@ mod tests {
     }
 
     fn same(a: &SumTree, b: &SumTree) -> bool {
-        a.leaves == b.leaves && a.levels == b.levels && a.total == b.total
+        a.leaves == b.leaves && a.levels == b.levels && a.root == b.root && a.root_starts == b.root_starts && a.total == b.total
     }
 
     proptest! {
