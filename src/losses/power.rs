@@ -31,6 +31,7 @@ const WHOLE: f64 = 4_503_599_627_370_496.0;
 const SIGNED: f64 = 1.5 * WHOLE;
 
 /// x^y for finite x ≥ 0, to a relative error below (2 + |y|)·2⁻⁵² (tested). 0^y is 0, 1 or infinite, as y is positive, 0 or negative.
+/// A number below 2⁻¹⁰²² counts as 0.
 ///
 /// A result outside 2^±1021 becomes 0 or infinite. Where x is NaN or infinite, the result is NaN.
 #[inline(always)]
@@ -43,14 +44,14 @@ pub fn power(x: f64, y: f64) -> f64 {
 /// First all logarithms, then all exponentials: a CPU overlaps as many short chains of operations as fit into its window.
 #[inline(always)]
 pub fn powers(values: &mut [f64], y: f64) {
-    const BLOCK: usize = 64;
-    let mut exponents = [(0.0, 0.0); BLOCK];
+    const BLOCK: usize = 256;
+    let (mut exact, mut rest) = ([0.0; BLOCK], [0.0; BLOCK]);
     for block in values.chunks_mut(BLOCK) {
-        for (x, exponent) in block.iter().zip(&mut exponents) {
-            *exponent = log2_times(*x, y);
+        for ((x, exact), rest) in block.iter().zip(&mut exact).zip(&mut rest) {
+            (*exact, *rest) = log2_times(*x, y);
         }
-        for (x, exponent) in block.iter_mut().zip(&exponents) {
-            *x = exp2(*exponent);
+        for ((x, exact), rest) in block.iter_mut().zip(&exact).zip(&rest) {
+            *x = exp2((*exact, *rest));
         }
     }
 }
@@ -58,22 +59,19 @@ pub fn powers(values: &mut [f64], y: f64) {
 /// y·log₂ x in two parts, the first of which is exact: else the error would grow with the logarithm.
 #[inline(always)]
 fn log2_times(x: f64, y: f64) -> (f64, f64) {
-    // x = 2^e·z with z in √½..√2. A subnormal number is scaled up first.
-    let subnormal = x < f64::MIN_POSITIVE;
-    let bits = (if subnormal { x * 18_014_398_509_481_984.0 } else { x }).to_bits();
+    // x = 2^e·z with z in √½..√2.
+    let bits = x.to_bits();
     let biased = bits.wrapping_add(1f64.to_bits() - (SQRT_2 / 2.0).to_bits()) >> MANTISSA;
-    let bias = if subnormal { 1023.0 + 54.0 } else { 1023.0 };
-    let e = f64::from_bits(biased | WHOLE.to_bits()) - (WHOLE + bias);
+    let e = f64::from_bits(biased | WHOLE.to_bits()) - (WHOLE + 1023.0);
     let z = f64::from_bits(bits.wrapping_sub(biased << MANTISSA).wrapping_add(1f64.to_bits()));
     let s = (z - 1.0) / (z + 1.0);
     let log2_z = s * series(&LOG2, s * s);
 
     // A number of 26 bits times a whole one of at most 11.
     let y_high = f64::from_bits(y.to_bits() & !0x07ff_ffff);
-    let rest = (y - y_high) * e + y * log2_z;
     let at_zero = if y == 0.0 { 0.0 } else { y * f64::NEG_INFINITY };
-    let exact = if x == 0.0 { at_zero } else { y_high * e };
-    (if x < f64::INFINITY { exact } else { f64::NAN }, if x == 0.0 { 0.0 } else { rest })
+    let exact = if x < f64::MIN_POSITIVE { at_zero } else { y_high * e };
+    (if x < f64::INFINITY { exact } else { f64::NAN }, (y - y_high) * e + y * log2_z)
 }
 
 /// 2 to the sum of two numbers, the second of them small.
@@ -88,16 +86,16 @@ fn exp2((exact, rest): (f64, f64)) -> f64 {
     if exponent <= 1021.0 { scaled } else { exponent * f64::INFINITY }
 }
 
-/// Σ factors[k]·x^k, even and odd powers apart: two chains of half the length.
+/// Σ factors[k]·x^k, every fourth power by itself: four short chains of operations in place of a long one.
 #[inline(always)]
 fn series<const N: usize>(factors: &[f64; N], x: f64) -> f64 {
     let square = x * x;
-    let (mut even, mut odd) = (0.0, 0.0);
-    for k in (0..N / 2).rev() {
-        even = even * square + factors[2 * k];
-        odd = odd * square + factors[2 * k + 1];
+    let fourth = square * square;
+    let mut sums = [0.0; 4];
+    for k in (0..N).rev() {
+        sums[k % 4] = if k + 4 < N { sums[k % 4] * fourth + factors[k] } else { factors[k] };
     }
-    odd * x + even
+    (sums[0] + sums[1] * x) + (sums[2] + sums[3] * x) * square
 }
 
 #[cfg(test)]
@@ -114,7 +112,7 @@ mod tests {
                 // Half of them near the magnitudes of losses, half over all of f64.
                 let x = if j % 2 == 0 { 2f64.powf((bits >> 11) as f64 * 2f64.powi(-53) * 70.0 - 50.0) } else { f64::from_bits(bits >> 1) };
                 let want = x.powf(y);
-                if !x.is_finite() || !(2f64.powi(-1020)..2f64.powi(1020)).contains(&want) {
+                if !x.is_normal() || !(2f64.powi(-1020)..2f64.powi(1020)).contains(&want) {
                     continue;
                 }
                 let error = (power(x, y) - want).abs() / want / ((2.0 + y.abs()) * 2f64.powi(-52));
@@ -133,8 +131,7 @@ mod tests {
                 assert_eq!(power(x, y), x.powf(y), "{x}^{y}");
             }
         }
-        assert_eq!(power(5e-324, 0.0), 1.0);
-        assert!((power(5e-324, 0.01) / 5e-324f64.powf(0.01) - 1.0).abs() < 1e-15);
+        assert_eq!((power(5e-324, 0.0), power(5e-324, 0.6), power(-0.0, 0.6)), (1.0, 0.0, 0.0));
         assert_eq!((power(1e300, 2.0), power(1e-300, 2.0)), (f64::INFINITY, 0.0));
         assert!([f64::NAN, f64::INFINITY].iter().all(|&x| power(x, 0.6).is_nan()));
     }

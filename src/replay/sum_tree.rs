@@ -10,6 +10,7 @@
 
 use crate::error::{Error, Result};
 use crate::vector::{in_large_pages, prefetch, vectorised};
+use std::collections::BTreeMap;
 
 /// Slots of a leaf: one cache line.
 const LEAF: usize = 8;
@@ -119,8 +120,7 @@ pub struct SumTree {
     root: Vec<u64>,
     root_starts: Vec<u64>,
     total: u64,
-    /// Memory of [`SumTree::set`]: what changed masses were before, and the nodes to recompute.
-    replaced: Vec<u64>,
+    /// Memory of [`SumTree::set`]: the nodes to recompute.
     touched: Vec<usize>,
 }
 
@@ -135,7 +135,7 @@ impl SumTree {
         }
         let (root, mut root_starts) = (vec![0; children], vec![0; children]);
         root_starts.push(u64::MAX);
-        Self { slots, leaves, levels, root, root_starts, total: 0, replaced: Vec::new(), touched: Vec::new() }
+        Self { slots, leaves, levels, root, root_starts, total: 0, touched: Vec::new() }
     }
 
     /// Number of slots.
@@ -170,26 +170,27 @@ impl SumTree {
     /// # Errors
     /// A total of 2³² or more is refused, and nothing is changed.
     pub fn set(&mut self, changes: &[(usize, Mass)]) -> Result<()> {
-        let (mut added, mut removed) = (u128::from(self.total), 0);
-        let (leaves, nodes) = (&mut self.leaves, self.levels.first());
-        self.replaced.clear();
-        self.replaced.extend(changes.iter().map(|&(slot, mass)| {
-            if let Some(nodes) = nodes {
-                prefetch(&nodes[slot / (LEAF * WIDTH)]);
+        let most = changes.iter().fold(u128::from(self.total), |sum, (_, mass)| sum + u128::from(mass.0));
+        if most > u128::from(u64::MAX) {
+            self.check_total(changes)?;
+        }
+        // In a small tree all nodes are near.
+        let far = self.levels.first().filter(|nodes| nodes.len() > 1 << 11);
+        for (slot, mass) in changes {
+            self.leaves[slot / LEAF].0[slot % LEAF] = mass.0;
+            if let Some(nodes) = far {
+                prefetch(&nodes[slot / (LEAF * WIDTH)].sums);
             }
-            let before = std::mem::replace(&mut leaves[slot / LEAF].0[slot % LEAF], mass.0);
-            added += u128::from(mass.0);
-            removed += u128::from(before);
-            before
-        }));
-        if added - removed > u128::from(u64::MAX) {
-            for (&(slot, _), before) in changes.iter().zip(&self.replaced).rev() {
-                self.leaves[slot / LEAF].0[slot % LEAF] = *before;
-            }
-            return Err(too_large());
         }
         self.repair(changes);
         Ok(())
+    }
+
+    /// The total there would be, exactly: only needed near the limit.
+    fn check_total(&self, changes: &[(usize, Mass)]) -> Result<()> {
+        let last: BTreeMap<usize, Mass> = changes.iter().copied().collect();
+        let total = last.iter().fold(u128::from(self.total), |sum, (slot, mass)| sum + u128::from(mass.0) - u128::from(self.mass(*slot).0));
+        if total > u128::from(u64::MAX) { Err(too_large()) } else { Ok(()) }
     }
 
     /// Recomputes every node above the changed slots, once.
