@@ -6,8 +6,8 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
 ranks=$1; shift
-cores=$(nproc)
-threads=$(( cores / ranks > 0 ? cores / ranks : 1 ))
+threads=$(( $(cores) / ranks ))
+[ $threads -gt 0 ] || threads=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
 mpirun_options "$ranks"
 exec mpirun ${options[@]+"${options[@]}"} -n "$ranks" "$@"

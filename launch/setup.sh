@@ -35,7 +35,8 @@ if [ -z "${LIBTORCH:-}${LIBTORCH_USE_PYTORCH:-}" ]; then
     has python3 || packages+=(python3)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 fi
-has cargo || has rustup || [ -e "$HOME/.cargo/env" ] || ! apt-cache show rustup >/dev/null 2>&1 || packages+=(rustup)
+has_rust() { has cargo || has rustup || [ -e "$HOME/.cargo/env" ]; }
+has_rust || has curl || packages+=(curl ca-certificates)
 if [ $with_tests = yes ]; then
     has chromium || packages+=(chromium fonts-dejavu-core)
     has slurmctld && has slurmd && has sbatch || packages+=(slurm-wlm)
@@ -54,7 +55,7 @@ if [ ${#packages[@]} -gt 0 ]; then
     else
         cat >&2 <<TEXT
 setup: error: missing: ${packages[*]}. Install them, then run this again:
-    sudo apt-get install ${packages[*]}
+    sudo apt-get update && sudo apt-get install -y ${packages[*]}
   On a cluster: module load openmpi llvm gcc        (names vary: module avail)
   With Spack:   spack install openmpi llvm gcc && spack load openmpi llvm gcc
 TEXT
@@ -64,9 +65,14 @@ fi
 
 # ---- Rust ------------------------------------------------------------------------------------------------------------
 # shellcheck disable=SC1091
+has_rust || {
+    say "installing Rust for this user with rustup's own installer"
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --quiet --profile default ||
+        die "Rust could not be installed: install it with rustup, or load your site's rust module, then run this again"
+}
 has cargo || { [ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; } || true
 if ! has cargo && has rustup; then rustup default stable; fi
-has cargo || die "cargo is not on PATH: install Rust with rustup (apt-get install rustup, or your site's rust module), then run this again"
+has cargo || die "cargo is not on PATH: install Rust with rustup, or load your site's rust module, then run this again"
 needed=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 found=$(rustc --version | cut -d' ' -f2)
 [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n1)" = "$needed" ] ||

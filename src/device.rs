@@ -42,25 +42,23 @@ pub fn open(library: &str) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// The device of a rank.
+/// The device of a rank in a launch of `ranks`.
+///
+/// `auto` is the CPU as long as ranks cannot exchange tensors of GPUs: what one command gives must not depend on a GPU being seen.
 ///
 /// # Errors
-/// CUDA asked for where there is none, saying what is missing; more ranks than GPUs.
-pub fn choose(wanted: DeviceName, local: Local) -> Result<Device> {
-    if wanted == DeviceName::Cpu {
+/// CUDA asked for where there is none, saying what is missing; on several ranks; more ranks than GPUs.
+pub fn choose(wanted: DeviceName, ranks: usize, local: Local) -> Result<Device> {
+    if wanted != DeviceName::Cuda {
         return Ok(Device::Cpu);
     }
     let problem = match load_cuda() {
         CudaLibrary::Missing(reason) => format!("libtorch's CUDA side cannot be loaded ({reason})"),
         CudaLibrary::Loaded if gpu_count() == 0 => "libtorch finds no GPU or no NVIDIA driver".to_owned(),
+        CudaLibrary::Loaded if ranks > 1 => format!("{ranks} ranks cannot exchange tensors of GPUs yet: launch one"),
         CudaLibrary::Loaded => return gpu_of(local, gpu_count()),
     };
-    match wanted {
-        DeviceName::Auto | DeviceName::Cpu => Ok(Device::Cpu),
-        DeviceName::Cuda => {
-            Err(Error::config("device", format!("cuda is asked for, but {problem}; set device = \"cpu\" or see `ssdkd doctor`")))
-        }
-    }
+    Err(Error::config("device", format!("cuda is asked for, but {problem}; set device = \"cpu\" or see `ssdkd doctor`")))
 }
 
 /// Number of GPUs libtorch can use, after [`load_cuda`]; none without a driver.

@@ -22,7 +22,7 @@ struct Candidate {
 pub fn run(args: &EvalArgs) -> Result<()> {
     let launch = Launch::join()?;
     let (config, candidates) = launch.agree(subject(args))?;
-    let device = launch.agree(crate::device::choose(config.device, launch.local()))?;
+    let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
     let world = launch.into_world(layout, config.parallel.reduce, device);

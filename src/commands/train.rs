@@ -44,7 +44,7 @@ fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Resul
     let known = if args.fresh { None } else { checkpoint::logical_ranks(&args.run_dir) };
     let known = launch.from_leader(known.unwrap_or(launch.ranks()) as u64)? as usize;
     config.parallel.logical_ranks.get_or_insert(known);
-    let device = launch.agree(crate::device::choose(config.device, launch.local()))?;
+    let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let (method, real) = launch.agree(method(&mut config))?;
     let teacher_hash = launch.agree(teacher_hash(&config, method))?;

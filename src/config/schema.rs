@@ -15,7 +15,7 @@ pub struct Config {
     pub method: MethodName,
     /// Data set the teacher was trained on: gives image size, classes and normalisation; its test split measures accuracy.
     pub dataset: DatasetName,
-    /// Where tensors live. `auto` takes CUDA when libtorch finds a GPU.
+    /// Where tensors live. `auto` is the CPU as long as CUDA serves one rank only.
     pub device: DeviceName,
     /// Files of the data set.
     pub data: Data,
@@ -125,11 +125,11 @@ impl ModelName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceName {
-    /// CUDA when there is a GPU, else the CPU.
+    /// The CPU, as long as CUDA serves one rank only.
     Auto,
     /// The CPU.
     Cpu,
-    /// CUDA; refused when there is none.
+    /// CUDA; refused when there is none, and on several ranks.
     Cuda,
 }
 
