@@ -1,5 +1,7 @@
 //! Arguments as typed. No logic.
 
+use crate::config::{DatasetName, ModelName};
+use crate::predict::MAX_CLASSES;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -26,7 +28,7 @@ pub enum Command {
     Eval(EvalArgs),
     /// Apply a network to images.
     Predict(PredictArgs),
-    /// Write a run's student for other programs.
+    /// Write a run's network for other programs: its student, or the teacher that `teach` made.
     Export(ExportArgs),
     /// Look into a run folder or a weights file.
     Inspect(InspectArgs),
@@ -84,10 +86,10 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE", required_unless_present = "run_dir")]
     pub weights: Option<PathBuf>,
     /// Its architecture.
-    #[arg(long, value_name = "NAME", required_unless_present = "run_dir")]
+    #[arg(long, value_name = "NAME", required_unless_present = "run_dir", help = architecture())]
     pub model: Option<String>,
     /// The data set.
-    #[arg(long, value_name = "NAME", required_unless_present = "run_dir")]
+    #[arg(long, value_name = "NAME", required_unless_present = "run_dir", help = format!("The data set: {}", data_sets()))]
     pub dataset: Option<String>,
     /// Folder of the data set's files.
     #[arg(long, value_name = "DIR")]
@@ -101,16 +103,16 @@ pub struct PredictArgs {
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
     /// Its architecture.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = architecture())]
     pub model: String,
     /// Number of classes; left out, the weights file's own.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(i64).range(1..=MAX_CLASSES))]
     pub classes: Option<i64>,
     /// A safetensors file with normalised float images b×c×h×w in a tensor `images`, or a folder of PNG and JPEG files.
     #[arg(long, value_name = "FILE|FOLDER")]
     pub input: PathBuf,
     /// Data set whose size and normalisation a folder's pictures get.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = format!("Data set whose size and normalisation a folder's pictures get: {}", data_sets()))]
     pub dataset: Option<String>,
     /// Where to write: safetensors with `logits` and `features`, or for a folder a CSV with file, class and confidence.
     #[arg(long, value_name = "FILE")]
@@ -157,7 +159,7 @@ pub struct InspectArgs {
 pub enum ConfigAction {
     /// Print every key with its value and where it came from.
     Show(ConfigArgs),
-    /// Check it without running anything.
+    /// Check a configuration without running anything.
     Check(ConfigArgs),
     /// Print the reference of all keys as Markdown (docs/config.md).
     Reference,
@@ -188,4 +190,12 @@ pub struct BenchReplayArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+fn architecture() -> String {
+    format!("Its architecture: {}", ModelName::ALL.map(ModelName::name).join(", "))
+}
+
+fn data_sets() -> String {
+    DatasetName::ALL.map(DatasetName::name).join(", ")
 }

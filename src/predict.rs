@@ -11,6 +11,9 @@ use crate::teacher::Teacher;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
+/// Most classes a network may have: no data set has more, and a slip of the pen must not ask for all memory.
+pub const MAX_CLASSES: i64 = 1_000_000;
+
 /// Images per forward pass.
 const BATCH: i64 = 128;
 
@@ -26,19 +29,27 @@ pub struct Network<'a> {
 
 impl Network<'_> {
     fn load(&self, channels: i64) -> Result<Teacher> {
-        let own = || weights::read(self.weights).map(|file| file.metadata.get("classes").and_then(|text| text.parse().ok()));
-        let classes = self.classes.map_or_else(own, |k| Ok(Some(k)))?;
-        let Some(classes) = classes else {
+        let classes = self.classes.map_or_else(|| self.own_classes(), Ok)?;
+        Teacher::load(self.model, self.weights, Shape { channels, classes }, Device::Cpu)
+    }
+
+    fn own_classes(&self) -> Result<i64> {
+        let file = weights::read(self.weights)?;
+        let Some(text) = file.metadata.get("classes") else {
             return Err(Error::refused("--classes is needed: the weights file does not say how many it has"));
         };
-        Teacher::load(self.model, self.weights, Shape { channels, classes }, Device::Cpu)
+        let classes = text.parse().ok().filter(|k| (1..=MAX_CLASSES).contains(k));
+        classes.ok_or_else(|| {
+            Error::file(self.weights, format!("says of itself that it has `{text}` classes; 1 to {MAX_CLASSES} are possible"))
+                .with_hint("give their number with --classes")
+        })
     }
 }
 
 /// Logits and features of the normalised images in `input`'s tensor `images`, written to `out` as safetensors.
 ///
 /// # Errors
-/// No such tensor, or one that is not float b×c×h×w.
+/// No such tensor, or one that is not float b×c×h×w, empty, or smaller than the network takes.
 pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
     let file = weights::read(input)?;
     let Some((_, images)) = file.tensors.iter().find(|(key, _)| key == "images") else {
@@ -47,7 +58,16 @@ pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
     if images.dim() != 4 || !matches!(images.kind(), Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
         return Err(Error::file(input, format!("`images` is {:?} {:?}; float b×c×h×w is needed", images.kind(), images.size())));
     }
-    let output = network.load(images.size()[1])?.evaluate_all(&images.to_kind(Kind::Float), BATCH);
+    if images.numel() == 0 {
+        return Err(Error::file(input, format!("`images` is {:?}: it holds no values", images.size())));
+    }
+    let network = network.load(images.size()[1])?;
+    let least = network.parts().0.least_size();
+    if images.size()[2..].iter().any(|&side| side < least) {
+        let problem = format!("`images` is {:?}; this network takes images of {least}×{least} pixels or more", images.size());
+        return Err(Error::file(input, problem));
+    }
+    let output = network.evaluate_all(&images.to_kind(Kind::Float), BATCH);
     weights::write(out, &[("logits".into(), output.logits), ("features".into(), output.features_bd)], &[])
 }
 

@@ -115,7 +115,7 @@ fn filled(world: &World, capacity: usize) -> Result<Replay> {
     let views = Distill::default();
     let stored = views.teacher_views as i64;
     let shape = SampleShape { image: vec![3, 32, 32], view_logits: vec![stored, CLASSES], classes: CLASSES as usize };
-    let mut replay = Replay::new(&rule, &views, SEED, shape, world);
+    let mut replay = Replay::new(&rule, &views, SEED, shape, world)?;
     let layout = *world.layout();
     let born = PerRank::build(world.hosted(), |rank| {
         let count = layout.capacity(rank, capacity);

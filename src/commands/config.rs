@@ -2,7 +2,7 @@
 
 use super::{configured, merged};
 use crate::cli::ConfigAction;
-use crate::config::{keys, markdown};
+use crate::config::{Job, keys, markdown};
 use crate::error::{Error, Result};
 
 /// Shows, checks or documents configuration.
@@ -10,7 +10,7 @@ pub fn run(action: &ConfigAction) -> Result<()> {
     match action {
         ConfigAction::Reference => print!("{}", markdown()),
         ConfigAction::Check(args) => {
-            let loaded = configured(args)?;
+            let loaded = configured(args, Job::Train)?;
             println!("{} keys set, all well", loaded.origins.len());
         }
         ConfigAction::Show(args) => {

@@ -1,7 +1,7 @@
 //! `ssdkd eval`.
 
 use crate::cli::EvalArgs;
-use crate::config::{Config, ModelName, load};
+use crate::config::{Config, Job, ModelName, check, load};
 use crate::data::{self, Normalise, Split};
 use crate::error::{Error, Result};
 use crate::eval;
@@ -54,7 +54,7 @@ fn subject(args: &EvalArgs) -> Result<(Config, Vec<Candidate>)> {
     sets.push(format!("dataset={dataset}"));
     sets.push(format!("student.model={model}"));
     let config = load(&[], &sets)?.config;
-    crate::config::check(&config)?;
+    check(&config, Job::Train)?;
     let model = config.student.model;
     Ok((config, vec![Candidate { role: "network", model, weights: weights.clone() }]))
 }
@@ -63,7 +63,7 @@ fn print(world: &World, config: &Config, candidate: &Candidate) -> Result<()> {
     let facts = data::facts(config.dataset);
     let shape = Shape { channels: facts.channels, classes: facts.classes };
     let network = world.agree(Teacher::load(candidate.model, &candidate.weights, shape, world.device()))?;
-    let test = world.agree(data::source(config.dataset, config.data.dir.as_deref()).read(Split::Test))?;
+    let test = world.agree(data::source(config.dataset, &config.data).read(Split::Test))?;
     let normalise = Normalise::new(&facts, world.device());
     let score = eval::evaluate(world, network.parts(), &normalise, &test, config.eval.batch_size)?;
     if world.leads() {

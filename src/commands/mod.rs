@@ -10,7 +10,7 @@ mod predict;
 mod train;
 
 use crate::cli::{Command, ConfigArgs};
-use crate::config::{Loaded, check, load};
+use crate::config::{Job, Loaded, check, load};
 use crate::error::{Error, Result};
 use crate::logs::launched_rank;
 use crate::metrics::Timings;
@@ -59,9 +59,9 @@ fn print(error: &Error) {
 }
 
 /// Merges and checks a configuration.
-fn configured(args: &ConfigArgs) -> Result<Loaded> {
+fn configured(args: &ConfigArgs, job: Job) -> Result<Loaded> {
     let loaded = merged(args)?;
-    check(&loaded.config)?;
+    check(&loaded.config, job)?;
     Ok(loaded)
 }
 

@@ -3,7 +3,7 @@
 use super::{Outcome, configured};
 use crate::checkpoint;
 use crate::cli::RunArgs;
-use crate::config::{Config, Loaded, Plan, check};
+use crate::config::{Config, Job, Loaded, Plan};
 use crate::data::{self, Dataset, Split};
 use crate::error::{Error, Result};
 use crate::files;
@@ -20,27 +20,26 @@ use std::path::Path;
 
 /// Trains a student.
 pub fn train(args: &RunArgs, timings: Timings) -> Result<Outcome> {
-    start(args, timings, |config| Ok((Method::of(config), None)))
+    start(args, timings, Job::Train, |config| Ok((Method::of(config), None)))
 }
 
 /// Trains a teacher: the same loop, with real data as the memory and labels as the target.
 pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
-    start(args, timings, |config| {
-        let split = data::source(config.dataset, config.data.dir.as_deref()).read(Split::Train)?;
+    start(args, timings, Job::Teach, |config| {
+        let split = data::source(config.dataset, &config.data).read(Split::Train)?;
         config.student.model = config.teacher.model;
         (config.student.lr, config.student.weight_decay) = (config.teach.lr, config.teach.weight_decay);
         config.distill.batch_size = config.teach.batch_size;
         config.distill.steps_per_round = (split.len() / config.teach.batch_size).max(1) as u64;
         (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
-        check(config)?;
         Ok((Method::teach(), Some(split)))
     })
 }
 
 /// Everything up to the first round can be refused; from there on an error of one rank ends the job.
-fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>) -> Result<Outcome> {
+fn start(args: &RunArgs, timings: Timings, job: Job, method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>) -> Result<Outcome> {
     let launch = Launch::join()?;
-    let Loaded { mut config, .. } = launch.agree(configured(&args.config))?;
+    let Loaded { mut config, .. } = launch.agree(configured(&args.config, job))?;
     let known = if args.fresh { None } else { checkpoint::logical_ranks(&args.run_dir) };
     let known = launch.from_leader(known.unwrap_or(launch.ranks()) as u64)? as usize;
     config.parallel.logical_ranks.get_or_insert(known);
@@ -48,7 +47,7 @@ fn start(args: &RunArgs, timings: Timings, method: impl Fn(&mut Config) -> Resul
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let (method, real) = launch.agree(method(&mut config))?;
     let teacher_hash = launch.agree(teacher_hash(&config, method))?;
-    let plan = launch.agree(Plan::new(&config, launch.ranks(), &teacher_hash))?;
+    let plan = launch.agree(Plan::new(&config, job, launch.ranks(), &teacher_hash))?;
     let world = launch.into_world(plan.layout, config.parallel.reduce, device);
     let teacher = world.agree(teacher(&config, method, &world))?;
     let mut run = world.agree(Run::new(config, plan, method, teacher, real, &world))?;
@@ -171,7 +170,7 @@ fn print(summary: &Summary, args: &RunArgs) {
     if let Some(teacher) = &summary.teacher {
         rows.push((format!("teacher top-1 ({})", teacher.model), percent(teacher.top1)));
     }
-    rows.push((format!("student top-1 ({})", summary.student.model), percent(summary.student.top1)));
+    rows.push((format!("{} top-1 ({})", summary.trained(), summary.student.model), percent(summary.student.top1)));
     let s = &summary.seconds;
     for (name, seconds) in [
         ("inversion", s.inversion),
@@ -184,7 +183,7 @@ fn print(summary: &Summary, args: &RunArgs) {
         rows.push((format!("seconds in {name}"), format!("{seconds:.1}")));
     }
     rows.push(("images synthesised".into(), summary.samples_synthesised.to_string()));
-    rows.push(("student steps".into(), summary.student_steps.to_string()));
+    rows.push((format!("{} steps", summary.trained()), summary.student_steps.to_string()));
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     for (name, value) in rows {
         println!("{name:width$}  {value:>10}");

@@ -3,23 +3,50 @@
 use super::schema::Config;
 use crate::error::{Error, Finding, Result};
 
+/// What a configuration is used for; some keys matter to one job only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// `ssdkd train`: a student from a teacher.
+    Train,
+    /// `ssdkd teach`: a teacher from real data.
+    Teach,
+}
+
+impl Job {
+    /// Key and value of the rows of a step.
+    pub(super) fn batch(self, config: &Config) -> (&'static str, usize) {
+        match self {
+            Self::Train => ("distill.batch_size", config.distill.batch_size),
+            Self::Teach => ("teach.batch_size", config.teach.batch_size),
+        }
+    }
+}
+
 /// Checks everything that needs no data, teacher or launch.
 ///
 /// # Errors
 /// [`Error::Config`] with every finding.
-pub fn check(config: &Config) -> Result<()> {
+pub fn check(config: &Config, job: Job) -> Result<()> {
     let mut found = Findings(Vec::new());
     let c = config;
     found.positive("student.lr", c.student.lr);
-    found.within("student.lr_min", c.student.lr_min, 0.0, c.student.lr, "0 and student.lr");
+    match job {
+        Job::Train => found.within("student.lr_min", c.student.lr_min, 0.0, c.student.lr, "0 and student.lr"),
+        Job::Teach => found.within("student.lr_min", c.student.lr_min, 0.0, c.teach.lr, "0 and teach.lr"),
+    }
     found.within("student.momentum", c.student.momentum, 0.0, 0.999_999, "0 and 1 (exclusive)");
     found.not_negative("student.weight_decay", c.student.weight_decay);
     found.at_least("generator.latent", c.generator.latent, 1);
+    found.at_most("generator.latent", c.generator.latent, 1_000_000);
     found.at_least("generator.filters", c.generator.filters, 1);
+    found.at_most("generator.filters", c.generator.filters, 65_536);
     found.at_least("inversion.steps", c.inversion.steps as i64, 1);
     found.at_least("inversion.batch_size", c.inversion.batch_size as i64, 2);
     found.positive("inversion.lr_generator", c.inversion.lr_generator);
+    found.not_negative("inversion.lr_meta", c.inversion.lr_meta);
     found.not_negative("inversion.lr_latent", c.inversion.lr_latent);
+    found.within("inversion.adam_beta1", c.inversion.adam_beta1, 0.0, 0.999_999, "0 and 1 (exclusive)");
+    found.within("inversion.adam_beta2", c.inversion.adam_beta2, 0.0, 0.999_999, "0 and 1 (exclusive)");
     found.not_negative("inversion.statistics_weight", c.inversion.statistics_weight);
     found.not_negative("inversion.task_weight", c.inversion.task_weight);
     found.not_negative("inversion.adversarial_weight", c.inversion.adversarial_weight);
@@ -34,10 +61,8 @@ pub fn check(config: &Config) -> Result<()> {
     found.at_least("distill.batch_size", c.distill.batch_size as i64, 1);
     found.positive("distill.temperature", c.distill.temperature);
     found.shift("distill.view_shift", c.distill.view_shift);
-    if c.distill.teacher_views > 256 {
-        found.add("distill.teacher_views", format!("{} is more than 256", c.distill.teacher_views));
-    }
-    if c.train.rounds <= c.train.warmup_rounds {
+    found.at_most("distill.teacher_views", c.distill.teacher_views as i64, 256);
+    if job == Job::Train && c.train.rounds <= c.train.warmup_rounds {
         let (rounds, warmup) = (c.train.rounds, c.train.warmup_rounds);
         found.add(
             "train.rounds",
@@ -57,25 +82,25 @@ pub fn check(config: &Config) -> Result<()> {
     found.at_least("parallel.threads", c.parallel.threads.unwrap_or(1) as i64, 1);
     if let Some(logical) = c.parallel.logical_ranks {
         found.at_least("parallel.logical_ranks", logical as i64, 1);
-        found.0.extend(logical_ranks(config, logical));
+        found.0.extend(logical_ranks(config, job, logical));
     }
     if found.0.is_empty() { Ok(()) } else { Err(Error::Config(found.0)) }
 }
 
 /// What M logical ranks ask of the batch and the buffer.
-pub(super) fn logical_ranks(config: &Config, logical: usize) -> Vec<Finding> {
+pub(super) fn logical_ranks(config: &Config, job: Job, logical: usize) -> Vec<Finding> {
     let mut found = Findings(Vec::new());
     if logical == 0 {
         return found.0;
     }
-    let batch = config.distill.batch_size;
+    let (key, batch) = job.batch(config);
     if !batch.is_multiple_of(logical) {
         let below = batch / logical * logical;
         let legal = if below == 0 { format!("{logical}") } else { format!("{below} or {}", below + logical) };
-        found.add("distill.batch_size", format!("{batch} rows cannot be shared by {logical} logical ranks: use {legal}"));
+        found.add(key, format!("{batch} rows cannot be shared by {logical} logical ranks: use {legal}"));
     }
     let (capacity, made) = (config.replay.capacity, config.inversion.batch_size);
-    if capacity / logical < made {
+    if job == Job::Train && capacity / logical < made {
         found.add(
             "replay.capacity",
             format!(
@@ -118,6 +143,12 @@ impl Findings {
         }
     }
 
+    fn at_most(&mut self, key: &str, value: i64, most: i64) {
+        if value > most {
+            self.add(key, format!("{value} is more than {most}"));
+        }
+    }
+
     fn shift(&mut self, key: &str, value: i64) {
         if !(0..=32).contains(&value) {
             self.add(key, format!("{value} is not between 0 and 32 pixels"));
@@ -132,12 +163,13 @@ mod tests {
     fn refused(change: impl Fn(&mut Config)) -> String {
         let mut config = Config::default();
         change(&mut config);
-        check(&config).unwrap_err().to_string()
+        check(&config, Job::Train).unwrap_err().to_string()
     }
 
     #[test]
     fn the_defaults_pass() {
-        check(&Config::default()).unwrap();
+        check(&Config::default(), Job::Train).unwrap();
+        check(&Config::default(), Job::Teach).unwrap();
     }
 
     #[test]
@@ -157,5 +189,20 @@ mod tests {
             c.distill.batch_size = 128;
         });
         assert!(text.contains("use 126 or 132"), "{text}");
+    }
+
+    #[test]
+    fn teaching_is_checked_by_its_own_keys() {
+        let mut config = Config::default();
+        config.parallel.logical_ranks = Some(6);
+        config.distill.batch_size = 128;
+        (config.replay.capacity, config.train.rounds) = (1, 1);
+        config.teach.batch_size = 126;
+        check(&config, Job::Teach).unwrap();
+        config.teach.batch_size = 128;
+        config.student.lr_min = 0.15;
+        let text = check(&config, Job::Teach).unwrap_err().to_string();
+        assert!(text.contains("teach.batch_size: 128 rows cannot be shared by 6 logical ranks: use 126 or 132"), "{text}");
+        assert!(text.contains("student.lr_min: 0.15 is not between 0 and teach.lr") && !text.contains("replay"), "{text}");
     }
 }

@@ -6,7 +6,7 @@ mod plan;
 mod reference;
 mod schema;
 
-pub use check::check;
+pub use check::{Job, check};
 pub use load::{Loaded, load};
 pub use plan::Plan;
 pub use reference::{Key, keys, markdown};

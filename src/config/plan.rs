@@ -1,6 +1,6 @@
 //! Every number that follows from the configuration once ranks and teacher are known, computed once.
 
-use super::check;
+use super::check::{self, Job};
 use super::schema::{Config, DrawRule};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -32,10 +32,10 @@ impl Plan {
     ///
     /// # Errors
     /// R not dividing M, M not dividing the batch, shards too small for a round's images.
-    pub fn new(config: &Config, ranks: usize, teacher_hash: &str) -> Result<Self> {
+    pub fn new(config: &Config, job: Job, ranks: usize, teacher_hash: &str) -> Result<Self> {
         let logical = config.parallel.logical_ranks.unwrap_or(ranks);
         let layout = Layout::new(logical, ranks)?;
-        let findings = check::logical_ranks(config, logical);
+        let findings = check::logical_ranks(config, job, logical);
         if !findings.is_empty() {
             return Err(Error::Config(findings));
         }
@@ -49,7 +49,7 @@ impl Plan {
             total_steps: steps_per_round * (config.train.rounds - config.train.warmup_rounds),
             config_hash: hash(&identity),
             identity,
-            warnings: warnings(config, logical, images_per_round),
+            warnings: warnings(config, job, logical, images_per_round),
         })
     }
 }
@@ -62,14 +62,18 @@ fn steps_per_round(config: &Config) -> u64 {
     }
 }
 
-fn warnings(config: &Config, logical: usize, images_per_round: usize) -> Vec<String> {
+fn warnings(config: &Config, job: Job, logical: usize, images_per_round: usize) -> Vec<String> {
     let mut out = Vec::new();
-    let rows = config.distill.batch_size / logical;
+    let (key, batch) = job.batch(config);
+    let rows = batch / logical;
     if rows < 16 {
         out.push(format!(
-            "distill.batch_size gives each of the {logical} logical ranks {rows} rows; batch-norm wants 16 or more: raise it or lower \
+            "{key} gives each of the {logical} logical ranks {rows} rows; batch-norm wants 16 or more: raise it or lower \
              parallel.logical_ranks"
         ));
+    }
+    if job == Job::Teach {
+        return out;
     }
     if config.inversion.batch_size < 16 {
         out.push(format!(
@@ -95,8 +99,8 @@ fn warnings(config: &Config, logical: usize, images_per_round: usize) -> Vec<Str
 
 /// Keys that may change without changing a number, or only the bits within one launch: they may differ at a resume.
 fn is_free(key: &str) -> bool {
-    let free_section = ["parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
-    key == "data.dir" || key == "teacher.weights" || (free_section && key != "parallel.logical_ranks")
+    let free_section = ["data.", "parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
+    key == "teacher.weights" || (free_section && key != "parallel.logical_ranks")
 }
 
 /// The values that fix a run's numbers: every key but the free ones, with M filled in and the teacher by content.
@@ -141,7 +145,7 @@ mod tests {
             let mut config = Config::default();
             config.parallel.logical_ranks = Some(4);
             change(&mut config);
-            Plan::new(&config, ranks, teacher).unwrap().config_hash
+            Plan::new(&config, Job::Train, ranks, teacher).unwrap().config_hash
         };
         let base = plan(|_| {}, 1, "a");
         assert_eq!(base, plan(|c| c.parallel.threads = Some(3), 2, "a"));
@@ -165,6 +169,7 @@ mod tests {
     fn feedback_that_swings_is_warned_of() {
         let mut config = Config::default();
         (config.replay.alpha, config.replay.beta) = (1.0, 1.0);
-        assert!(Plan::new(&config, 1, "").unwrap().warnings.iter().any(|w| w.contains("alpha")));
+        assert!(Plan::new(&config, Job::Train, 1, "").unwrap().warnings.iter().any(|w| w.contains("alpha")));
+        assert!(Plan::new(&config, Job::Teach, 1, "").unwrap().warnings.is_empty());
     }
 }

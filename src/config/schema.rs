@@ -68,6 +68,9 @@ pub enum DatasetName {
 }
 
 impl DatasetName {
+    /// Every data set.
+    pub const ALL: [Self; 4] = [Self::Cifar10, Self::Cifar100, Self::FashionMnist, Self::Mnist];
+
     /// As written in a configuration.
     pub fn name(self) -> &'static str {
         match self {
@@ -139,6 +142,9 @@ pub enum DeviceName {
 pub struct Data {
     /// Folder of the data set's files. Left out: `/usr/share/datasets/fashion-mnist` for Fashion-MNIST, else `data`.
     pub dir: Option<PathBuf>,
+    /// Take CIFAR files with another number of images than the published ones have: parts of the data set, for trials. Otherwise such a
+    /// file is refused, since a copy that was cut short looks the same.
+    pub allow_partial: bool,
 }
 
 /// `teacher.*`
@@ -185,10 +191,17 @@ pub struct Inversion {
     pub steps: u64,
     /// Images that one logical rank makes a round.
     pub batch_size: usize,
-    /// Adam learning rate of the generator's inner steps; the meta step uses this times `inversion.steps`.
+    /// Adam learning rate of the generator's inner steps.
     pub lr_generator: f64,
+    /// Adam learning rate of the meta step, which moves the shared generator once a round. 0: `inversion.lr_generator` ×
+    /// `inversion.steps`.
+    pub lr_meta: f64,
     /// Adam learning rate of the latent vectors.
     pub lr_latent: f64,
+    /// β₁ of Adam, for the generator's inner steps, the latent vectors and the meta step.
+    pub adam_beta1: f64,
+    /// β₂ of the same.
+    pub adam_beta2: f64,
     /// λ_bn, weight of the batch-norm statistics loss.
     pub statistics_weight: f64,
     /// λ_task, weight of the φ-weighted task loss.
@@ -339,8 +352,8 @@ pub struct Distill {
     pub steps_per_round: u64,
     /// Temperature T of the distillation loss and of the priorities.
     pub temperature: f64,
-    /// Augmented views kept per sample with the teacher's logits, so that a step needs no teacher forward. 0: a fresh view and a
-    /// teacher forward at every draw.
+    /// Views kept per sample with the teacher's logits, so that a step needs no teacher forward. The first is the image as it is: N
+    /// keeps N − 1 augmented ones. 0: a fresh view and a teacher forward at every draw.
     pub teacher_views: usize,
     /// Views shift an image by up to this many pixels (zero padding) and flip it with probability one half.
     pub view_shift: i64,
@@ -514,7 +527,10 @@ impl Default for Inversion {
             steps: 5,
             batch_size: 64,
             lr_generator: 3e-3,
+            lr_meta: 0.0,
             lr_latent: 0.01,
+            adam_beta1: 0.5,
+            adam_beta2: 0.999,
             statistics_weight: 10.0,
             task_weight: 0.4,
             adversarial_weight: 1.1,

@@ -10,10 +10,15 @@ use tch::Tensor;
 
 /// 3 planes of 32×32, row by row.
 const PIXELS: usize = 3 * 32 * 32;
+const TEST_IMAGES: usize = 10_000;
 
 pub(super) struct Cifar {
     dir: PathBuf,
+    /// Whether files may hold another number of images than the published ones.
+    partial: bool,
     classes: i64,
+    /// Images in each file of the training split; of the test split it is [`TEST_IMAGES`].
+    train_images: usize,
     binary: Distribution,
     python: Distribution,
 }
@@ -25,10 +30,12 @@ struct Distribution {
 }
 
 impl Cifar {
-    pub(super) fn ten(dir: PathBuf) -> Self {
+    pub(super) fn ten(dir: PathBuf, partial: bool) -> Self {
         Self {
             dir,
+            partial,
             classes: 10,
+            train_images: 10_000,
             binary: Distribution {
                 folder: "cifar-10-batches-bin",
                 train: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
@@ -42,10 +49,12 @@ impl Cifar {
         }
     }
 
-    pub(super) fn hundred(dir: PathBuf) -> Self {
+    pub(super) fn hundred(dir: PathBuf, partial: bool) -> Self {
         Self {
             dir,
+            partial,
             classes: 100,
+            train_images: 50_000,
             binary: Distribution { folder: "cifar-100-binary", train: &["train.bin"], test: &["test.bin"] },
             python: Distribution { folder: "cifar-100-python", train: &["train"], test: &["test"] },
         }
@@ -103,14 +112,18 @@ impl Cifar {
 impl DatasetSource for Cifar {
     fn read(&self, split: Split) -> Result<Dataset> {
         let (distribution, folder, binary) = self.locate()?;
-        let names = match split {
-            Split::Train => distribution.train,
-            Split::Test => distribution.test,
+        let (names, expected) = match split {
+            Split::Train => (distribution.train, self.train_images),
+            Split::Test => (distribution.test, TEST_IMAGES),
         };
         let (mut images, mut all_labels) = (Vec::new(), Vec::new());
         for name in names {
             let path = folder.join(name);
             let (raw_labels, pixels) = if binary { self.binary_batch(&path)? } else { self.python_batch(&path)? };
+            if raw_labels.len() != expected && !self.partial {
+                return Err(Error::file(&path, format!("{} images; {expected} expected", raw_labels.len()))
+                    .with_hint("copy or download the file again; if a part of the data set is meant, --set data.allow_partial=true"));
+            }
             all_labels.push(labels(&raw_labels, self.classes, &path)?);
             images.push(Tensor::from_slice(&pixels).view([raw_labels.len() as i64, 3, 32, 32]));
         }
@@ -141,14 +154,14 @@ mod tests {
         for i in 1..=5 {
             write(&ten, &format!("data_batch_{i}.bin"), &[record(&[i], i)]);
         }
-        let cifar = Cifar::ten(dir.path().into());
+        let cifar = Cifar::ten(dir.path().into(), true);
         let test = cifar.read(Split::Test).unwrap();
         assert_eq!((test.images_nchw.size(), Vec::<i64>::try_from(&test.labels_n).unwrap()), (vec![2, 3, 32, 32], vec![3, 9]));
         assert_eq!(test.images_nchw.int64_value(&[1, 0, 0, 6]), 26);
         assert_eq!(Vec::<i64>::try_from(&cifar.read(Split::Train).unwrap().labels_n).unwrap(), [1, 2, 3, 4, 5]);
 
         write(&dir.path().join("cifar-100-binary"), "test.bin", &[record(&[4, 77], 0)]);
-        let hundred = Cifar::hundred(dir.path().into()).read(Split::Test).unwrap();
+        let hundred = Cifar::hundred(dir.path().into(), true).read(Split::Test).unwrap();
         assert_eq!(hundred.labels_n.int64_value(&[0]), 77, "the fine label counts");
     }
 
@@ -159,20 +172,56 @@ mod tests {
         for name in ["cifar_py3.pkl", "cifar_py2.pkl"] {
             let dir = tempfile::tempdir().unwrap();
             std::fs::copy(golden.join(name), dir.path().join("test_batch")).unwrap();
-            let data = Cifar::ten(dir.path().into()).read(Split::Test).unwrap();
+            let data = Cifar::ten(dir.path().into(), true).read(Split::Test).unwrap();
             assert_eq!(data.images_nchw.size(), [data.len() as i64, 3, 32, 32]);
             assert!(data.len() >= 2);
         }
         let dir = tempfile::tempdir().unwrap();
         std::fs::copy(golden.join("caller.pkl"), dir.path().join("test_batch")).unwrap();
-        let text = Cifar::ten(dir.path().into()).read(Split::Test).err().unwrap().to_string();
+        let text = Cifar::ten(dir.path().into(), false).read(Split::Test).err().unwrap().to_string();
         assert!(text.contains("test_batch: holds no `data`"), "{text}");
+    }
+
+    #[test]
+    fn python_batches_of_cifar_100_give_their_fine_labels() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cifar-100-python");
+        std::fs::create_dir(&folder).unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pickle/cifar100_py3.pkl");
+        std::fs::copy(golden, folder.join("test")).unwrap();
+        let data = Cifar::hundred(dir.path().into(), true).read(Split::Test).unwrap();
+        assert_eq!(Vec::<i64>::try_from(&data.labels_n).unwrap(), [77, 99]);
+        assert_eq!(data.images_nchw.int64_value(&[1, 2, 31, 31]), (2 * 3072 - 1) * 7 % 256);
+    }
+
+    /// Both distributions, cut where a record ends; and a whole file.
+    #[test]
+    fn files_with_too_few_images_are_refused_unless_a_part_is_meant() {
+        let refused = |cifar: Cifar, split| cifar.read(split).err().unwrap().to_string();
+        let dir = tempfile::tempdir().unwrap();
+        let path = || dir.path().to_path_buf();
+        write(dir.path(), "test_batch.bin", &vec![record(&[1], 0); 9_999]);
+        write(dir.path(), "data_batch_1.bin", &[record(&[1], 0)]);
+        write(dir.path(), "test.bin", &vec![record(&[4, 77], 0); 10_000]);
+        write(dir.path(), "train.bin", &vec![record(&[4, 77], 0); 10_000]);
+        assert!(refused(Cifar::ten(path(), false), Split::Test).ends_with("test_batch.bin: 9999 images; 10000 expected"));
+        assert!(refused(Cifar::ten(path(), false), Split::Train).ends_with("data_batch_1.bin: 1 images; 10000 expected"));
+        assert!(refused(Cifar::hundred(path(), false), Split::Train).ends_with("train.bin: 10000 images; 50000 expected"));
+        assert_eq!(Cifar::hundred(path(), false).read(Split::Test).unwrap().len(), 10_000);
+        assert_eq!(Cifar::ten(path(), true).read(Split::Test).unwrap().len(), 9_999);
+
+        let dir = tempfile::tempdir().unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pickle");
+        std::fs::copy(golden.join("cifar_py3.pkl"), dir.path().join("test_batch")).unwrap();
+        std::fs::copy(golden.join("cifar100_py3.pkl"), dir.path().join("test")).unwrap();
+        assert!(refused(Cifar::ten(dir.path().into(), false), Split::Test).ends_with("test_batch: 2 images; 10000 expected"));
+        assert!(refused(Cifar::hundred(dir.path().into(), false), Split::Test).ends_with("test: 2 images; 10000 expected"));
     }
 
     #[test]
     fn damaged_and_missing_batches_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let cifar = Cifar::ten(dir.path().into());
+        let cifar = Cifar::ten(dir.path().into(), true);
         let text = cifar.read(Split::Test).err().unwrap().to_string();
         assert!(text.contains("holds neither cifar-10-batches-bin/test_batch.bin nor cifar-10-batches-py/test_batch"), "{text}");
         let mut short = record(&[1], 0);

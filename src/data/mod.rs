@@ -8,7 +8,7 @@ mod view;
 pub use picture::{read_picture, write_grid};
 pub use view::{View, apply_views};
 
-use crate::config::DatasetName;
+use crate::config::{self, DatasetName};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -124,16 +124,16 @@ pub fn facts(name: DatasetName) -> Facts {
     }
 }
 
-/// The data set's files in `dir`, or where the data set usually lies.
-pub fn source(name: DatasetName, dir: Option<&Path>) -> Box<dyn DatasetSource> {
+/// The data set's files in the configured folder, or where the data set usually lies.
+pub fn source(name: DatasetName, config: &config::Data) -> Box<dyn DatasetSource> {
     let usual = match name {
         DatasetName::FashionMnist => "/usr/share/datasets/fashion-mnist",
         _ => "data",
     };
-    let dir = dir.map_or_else(|| PathBuf::from(usual), Path::to_path_buf);
+    let dir = config.dir.clone().unwrap_or_else(|| PathBuf::from(usual));
     match name {
-        DatasetName::Cifar10 => Box::new(cifar::Cifar::ten(dir)),
-        DatasetName::Cifar100 => Box::new(cifar::Cifar::hundred(dir)),
+        DatasetName::Cifar10 => Box::new(cifar::Cifar::ten(dir, config.allow_partial)),
+        DatasetName::Cifar100 => Box::new(cifar::Cifar::hundred(dir, config.allow_partial)),
         DatasetName::Mnist | DatasetName::FashionMnist => Box::new(idx::Idx::new(dir)),
     }
 }

@@ -7,15 +7,12 @@ use crate::error::Result;
 use crate::layout::LogicalRank;
 use crate::losses::{Modulation, StatisticsAverage, cross_entropy, kl_divergence, masked_disagreement, predicted_and_confidence};
 use crate::models::{Generator, GeneratorShape, Network};
-use crate::nn::{Adam, InputStatistics, Pass, State};
+use crate::nn::{Adam, InputStatistics, Pass, State, room_for};
 use crate::parallel::made_progress;
 use crate::rng::{Key, Purpose};
 use crate::task;
 use crate::teacher::Teacher;
 use tch::{Kind, Tensor};
-
-/// Adam's β for generator, latent vectors and meta step (zju-vipa/Fast-Datafree).
-pub const ADAM_BETAS: (f64, f64) = (0.5, 0.999);
 
 /// New samples of one logical rank, as they enter the memory.
 pub struct Samples {
@@ -110,21 +107,26 @@ pub struct MetaGenerator {
 
 impl MetaGenerator {
     /// Fresh, for a data set's images.
-    pub fn new(config: &config::Generator, facts: &Facts, seed: u64, device: tch::Device) -> Result<Self> {
+    pub fn new(config: &config::Generator, inversion: &config::Inversion, facts: &Facts, seed: u64, device: tch::Device) -> Result<Self> {
         let shape =
             GeneratorShape { latent: config.latent, filters: config.filters, size: facts.size, channels: facts.channels, large: false };
         let network = Generator::new(shape);
+        // Shared weights, the working copy with its gradient, two moments for each, and the sum of the inner gradients.
+        let bytes = 8.0 * 4.0 * network.blueprint().parameter_count() as f64;
+        let what = format!("{} filters, with {} latent values,", config.filters, config.latent);
+        room_for("generator.filters", &what, bytes, device)?;
         let state = State::initialised(network.blueprint(), seed, Purpose::GeneratorInit, device);
         let working = State::empty(network.blueprint(), device).trainable()?;
-        let adam = || Adam::new(state.parameters(), ADAM_BETAS.0, ADAM_BETAS.1);
+        let adam = || Adam::new(state.parameters(), inversion.adam_beta1, inversion.adam_beta2);
         Ok(Self { meta: adam(), inner: adam(), network, state, working })
     }
 
-    /// One meta step: first-order MAML, the inner gradients summed over the inner steps and averaged over the logical ranks;
-    /// learning rate `inversion.lr_generator` × `inversion.steps` (zju-vipa/Fast-Datafree `fast_meta.py`).
+    /// One meta step: first-order MAML, the inner gradients summed over the inner steps and averaged over the logical ranks
+    /// (zju-vipa/Fast-Datafree `fast_meta.py`, whose learning rate `inversion.lr_meta` = 0 stands for).
     pub fn apply(&mut self, meta_gradient_sum: &Tensor, logical_ranks: usize, settings: &config::Inversion) -> Result<()> {
         let gradient = meta_gradient_sum / logical_ranks as f64;
-        self.meta.step(self.state.parameters(), &gradient, settings.lr_generator * settings.steps as f64)
+        let lr = if settings.lr_meta > 0.0 { settings.lr_meta } else { settings.lr_generator * settings.steps as f64 };
+        self.meta.step(self.state.parameters(), &gradient, lr)
     }
 
     /// Draws the first linear layer and the first batch-norm anew: N(0, 0.02), batch-norm weights N(1, 0.02), biases 0.
@@ -158,7 +160,7 @@ impl crate::nn::Stateful for MetaGenerator {
 
 /// Runs the inner loop: `inversion.steps` steps on a copy of the generator and on fresh latent vectors z and labels y.
 ///
-/// Each step minimises L_G = λ_bn·L_BN + λ_task·mean φ(x)·CE(f_t(x), y) − λ_adv·L_adv (SSD-KD Eq. 1, written out in
+/// Each step minimises L_G = λ_bn·L_BN + λ_task·mean φ(x)·CE(f_t(x), y) − λ_adv·L_adv (SSD-KD Eq. 2, written out in
 /// docs/method.md) by one Adam step on generator and z. The images kept are those of the step with the lowest loss.
 pub fn invert(
     settings: &Settings,
@@ -176,7 +178,7 @@ pub fn invert(
     inner.restart();
     let latent = key(Purpose::Latent).normals(b * network.shape().latent as usize);
     let latent_bz = Tensor::from_slice(&latent).view([b as i64, -1]).to_device(device).set_requires_grad(true);
-    let mut latent_adam = Adam::new(&latent_bz, ADAM_BETAS.0, ADAM_BETAS.1);
+    let mut latent_adam = Adam::new(&latent_bz, k.adam_beta1, k.adam_beta2);
     let labels: Vec<i64> = (0..b as u64).map(|i| key(Purpose::Labels).below(i, settings.classes as u64) as i64).collect();
     let targets_b = Tensor::from_slice(&labels).to_device(device);
     let modulation = Modulation::new(&settings.phi, call.class_counts_k, device);

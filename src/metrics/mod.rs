@@ -8,6 +8,6 @@ mod timings;
 
 pub use progress::{Pace, Progress};
 pub use record::{RoundRecord, Sinks, TimingRecord, read_table};
-pub use summary::{BufferSummary, NetworkScore, Summary, version};
+pub use summary::{BufferSummary, NetworkScore, PICTURE_ROWS, Summary, version};
 pub use tensorboard::EventWriter;
 pub use timings::{Seconds, Timings, TimingsLayer};

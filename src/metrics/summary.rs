@@ -30,6 +30,9 @@ pub struct BufferSummary {
     pub confidence_counts: Vec<u64>,
 }
 
+/// Categories with a row of their own in a picture of the buffer: more would make it unreadable.
+pub const PICTURE_ROWS: usize = 20;
+
 /// Contents of `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -74,6 +77,13 @@ pub struct Summary {
     pub seed: u64,
     /// Version and commit of ssdkd.
     pub version: String,
+}
+
+impl Summary {
+    /// What the trained network is: a student has a teacher, and what has none was trained to become one.
+    pub fn trained(&self) -> &'static str {
+        if self.teacher.is_some() { "student" } else { "teacher" }
+    }
 }
 
 /// Version and commit of this build.

@@ -30,6 +30,11 @@ pub trait Network {
 
     /// Its state_dict.
     fn blueprint(&self) -> &Rc<Blueprint>;
+
+    /// Least height and width of its images.
+    fn least_size(&self) -> i64 {
+        1
+    }
 }
 
 /// Size of a network's input and output.

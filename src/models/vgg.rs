@@ -45,8 +45,8 @@ impl Network for Vgg11 {
             for (conv, bn) in layers {
                 x = bn.forward(state, &conv.forward(state, &x), pass, Activation::Relu);
             }
-            // The fourth pooling exists for 64-pixel images only, as in the published network.
-            if b < 3 || (b == 3 && height == 64) {
+            // The fourth pooling exists for 64-pixel images only, as in the published network; narrow ones have nothing left for it.
+            if b < 3 || (b == 3 && height == 64 && x.size()[3] > 1) {
                 x = x.max_pool2d([2i64, 2], [2i64, 2], [0i64, 0], [1i64, 1], false);
             }
         }
@@ -56,5 +56,9 @@ impl Network for Vgg11 {
 
     fn blueprint(&self) -> &Rc<Blueprint> {
         &self.blueprint
+    }
+
+    fn least_size(&self) -> i64 {
+        8
     }
 }

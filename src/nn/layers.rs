@@ -163,11 +163,6 @@ impl Conv2d {
         let bias = self.bias.map(|slot| state.at(slot));
         x_bchw.conv_transpose2d(&kernel, bias, 2i64, 1i64, 0i64, 1, 1i64)
     }
-
-    /// Where the weight lies.
-    pub fn weight(&self) -> Slot {
-        self.weight
-    }
 }
 
 /// Fully connected layer.
@@ -267,5 +262,42 @@ impl BatchNorm2d {
     /// Where weight and bias lie.
     pub fn slots(&self) -> (Slot, Slot) {
         (self.weight, self.bias)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_fill::fill_f64;
+
+    #[test]
+    fn the_convolution_of_an_upsampling_and_its_gradients_equal_the_two_steps() {
+        let root = Scope::default();
+        let conv = Conv2d::declare(root.child("conv"), ConvShape::three(5, 3), true, ConvInit::Default);
+        let state = State::empty(&root.blueprint(), Device::Cpu).trainable().unwrap();
+        let (Some(bias), weight) = (conv.bias.map(|slot| state.at(slot)), state.at(conv.weight)) else { unreachable!() };
+        tch::no_grad(|| {
+            weight.shallow_clone().copy_(&fill_f64(1, &[3, 5, 3, 3]));
+            bias.shallow_clone().copy_(&fill_f64(2, &[3]));
+        });
+        let double = |t: &Tensor| t.detach().to_kind(Kind::Double).set_requires_grad(true);
+        let x = fill_f64(3, &[2, 5, 4, 6]).to_kind(Kind::Float).set_requires_grad(true);
+        let (x64, weight64, bias64) = (double(&x), double(weight), double(bias));
+        let y = conv.forward_upsampled(&state, &x);
+        let y64 = x64.upsample_nearest2d([8i64, 12], None, None).conv2d(&weight64, Some(&bias64), 1, 1, 1, 1);
+        let g = fill_f64(4, &[2, 3, 8, 12]);
+        (&y * g.to_kind(Kind::Float)).sum(Kind::Float).backward();
+        (&y64 * &g).sum(Kind::Double).backward();
+        let cases = [
+            ("y", y.detach(), y64.detach()),
+            ("gradient of x", x.grad(), x64.grad()),
+            ("gradient of weight", weight.grad(), weight64.grad()),
+            ("gradient of bias", bias.grad(), bias64.grad()),
+        ];
+        for (what, got, want) in cases {
+            assert_eq!(got.size(), want.size(), "{what}");
+            let share = ((got.to_kind(Kind::Double) - &want).abs().max() / want.abs().max()).double_value(&[]);
+            assert!(share < 1e-6, "{what} is off by {share:e}");
+        }
     }
 }

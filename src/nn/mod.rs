@@ -3,6 +3,7 @@
 mod layers;
 mod optim;
 pub mod pickle;
+mod room;
 pub mod shim;
 mod state;
 mod stateful;
@@ -10,5 +11,6 @@ pub mod weights;
 
 pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass};
 pub use optim::{Adam, Sgd, cosine};
+pub use room::room_for;
 pub use state::{Blueprint, Entry, Init, Role, Scope, Slot, State};
 pub use stateful::{Entries, Stateful};

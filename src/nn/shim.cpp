@@ -320,10 +320,6 @@ char* ssdkd_bind_gradient(Tensor* parameter, Tensor* grad) {
   return guarded([&] { parameter->mutable_grad() = *grad; });
 }
 
-char* ssdkd_channels_last(Tensor* input, Tensor** output) {
-  return guarded([&] { *output = new Tensor(input->contiguous(at::MemoryFormat::ChannelsLast)); });
-}
-
 // outputs: y, or y, mean, variance when `statistics`.
 char* ssdkd_frozen_batch_norm(Tensor* x, Tensor* a, Tensor* b, Tensor* centre, double slope, bool statistics, Tensor** outputs) {
   return guarded([&] {
@@ -355,15 +351,6 @@ char* ssdkd_sgd(Tensor* parameter, Tensor* grad, Tensor* momentum_buffer, double
     at::NoGradGuard no_grad;
     at::_fused_sgd_({*parameter}, {*grad}, {*momentum_buffer}, weight_decay, momentum, lr, /*dampening=*/0.0, /*nesterov=*/false,
                     /*maximize=*/false, /*is_first_step=*/first);
-  });
-}
-
-// Deterministic kernels only, or an error from those that have none.
-char* ssdkd_deterministic(bool on) {
-  return guarded([&] {
-    at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);
-    at::globalContext().setDeterministicCuDNN(on);
-    at::globalContext().setBenchmarkCuDNN(!on);
   });
 }
 

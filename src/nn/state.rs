@@ -107,6 +107,40 @@ impl Blueprint {
         self.entries.iter().filter(|e| matches!(e.role, Role::Parameter(_))).map(Entry::numel).sum()
     }
 
+    /// Refuses a state_dict that does not fit: every key must be there with its shape, and none besides.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] names `path` and the first tensor that is missing, of another shape, not finite, or unknown.
+    pub fn check(&self, dict: &[(String, Tensor)], path: &std::path::Path) -> Result<()> {
+        let refuse = |tensor: &str, problem: String| Error::Tensor {
+            path: path.into(),
+            tensor: tensor.into(),
+            problem,
+            hint: Some("is this file of another architecture or class count? `ssdkd inspect FILE` lists what it holds".into()),
+        };
+        let given: std::collections::BTreeMap<&str, &Tensor> = dict.iter().map(|(k, t)| (k.as_str(), t)).collect();
+        for entry in &self.entries {
+            let Some(tensor) = given.get(entry.key.as_str()) else {
+                if entry.role == Role::Counter {
+                    continue;
+                }
+                return Err(refuse(&entry.key, format!("missing; shape {:?} is needed", entry.shape)));
+            };
+            if tensor.size() != entry.shape {
+                return Err(refuse(&entry.key, format!("has shape {:?}; {:?} is needed", tensor.size(), entry.shape)));
+            }
+            if tensor.kind() != Kind::Int64 && tensor.isfinite().all().int64_value(&[]) == 0 {
+                return Err(refuse(&entry.key, "holds NaN or infinite values".into())
+                    .with_hint("its training went wrong: take an earlier or another file"));
+            }
+        }
+        let known: std::collections::BTreeSet<&str> = self.entries.iter().map(|e| e.key.as_str()).collect();
+        match dict.iter().find(|(key, _)| !known.contains(key.as_str())) {
+            Some((key, tensor)) => Err(refuse(key, format!("is not part of this network (shape {:?})", tensor.size()))),
+            None => Ok(()),
+        }
+    }
+
     /// Channels of every batch-norm layer, in hook order (the order of the `running_mean` keys).
     pub fn batch_norm_channels(&self) -> Vec<i64> {
         self.entries.iter().filter(|e| e.key.ends_with("running_mean")).map(Entry::numel).collect()
@@ -301,38 +335,18 @@ impl State {
         self.blueprint.entries.iter().zip(&self.views).map(|(e, t)| (e.key.clone(), t.detach())).collect()
     }
 
-    /// Fills this state from a state_dict; every key must be there with its shape, and none besides.
+    /// Fills this state from a state_dict that fits.
     ///
     /// # Errors
-    /// [`Error::Tensor`] names `path` and the first tensor that is missing, of another shape, not finite, or unknown.
+    /// As [`Blueprint::check`], before anything is written.
     pub fn load_state_dict(&self, dict: &[(String, Tensor)], path: &std::path::Path) -> Result<()> {
-        let refuse = |tensor: &str, problem: String| Error::Tensor {
-            path: path.into(),
-            tensor: tensor.into(),
-            problem,
-            hint: Some("is this file of another architecture or class count? `ssdkd inspect FILE` lists what it holds".into()),
-        };
+        self.blueprint.check(dict, path)?;
         let given: std::collections::BTreeMap<&str, &Tensor> = dict.iter().map(|(k, t)| (k.as_str(), t)).collect();
         for (entry, view) in self.blueprint.entries.iter().zip(&self.views) {
-            let Some(tensor) = given.get(entry.key.as_str()) else {
-                if entry.role == Role::Counter {
-                    continue;
-                }
-                return Err(refuse(&entry.key, format!("missing; shape {:?} is needed", entry.shape)));
-            };
-            if tensor.size() != entry.shape {
-                return Err(refuse(&entry.key, format!("has shape {:?}; {:?} is needed", tensor.size(), entry.shape)));
+            if let Some(tensor) = given.get(entry.key.as_str()) {
+                tch::no_grad(|| view.shallow_clone().copy_(tensor));
             }
-            if tensor.kind() != Kind::Int64 && tensor.isfinite().all().int64_value(&[]) == 0 {
-                return Err(refuse(&entry.key, "holds NaN or infinite values".into())
-                    .with_hint("its training went wrong: take an earlier or another file"));
-            }
-            tch::no_grad(|| view.shallow_clone().copy_(tensor));
         }
-        let known: std::collections::BTreeSet<&str> = self.blueprint.entries.iter().map(|e| e.key.as_str()).collect();
-        match dict.iter().find(|(key, _)| !known.contains(key.as_str())) {
-            Some((key, tensor)) => Err(refuse(key, format!("is not part of this network (shape {:?})", tensor.size()))),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }

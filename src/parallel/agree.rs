@@ -42,13 +42,6 @@ impl World {
     pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
         agree(self.comm(), mine)
     }
-
-    /// Whether any rank says so. A collective.
-    pub fn any(&self, mine: bool) -> Result<bool> {
-        let mut all = vec![0u8; self.layout().ranks()];
-        self.comm().all_gather(&[u8::from(mine)], &mut all)?;
-        Ok(all.contains(&1))
-    }
 }
 
 #[cfg(test)]

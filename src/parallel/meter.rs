@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use tch::Tensor;
 
-/// Bytes, messages and calls since the start, per kind of operation.
+/// Bytes and messages since the start, per kind of operation.
 #[derive(Debug, Default)]
 pub struct Meter {
     all_to_all: Counter,
@@ -18,14 +18,12 @@ pub struct Meter {
 
 #[derive(Debug, Default)]
 struct Counter {
-    calls: Cell<u64>,
     messages: Cell<u64>,
     bytes: Cell<u64>,
 }
 
 impl Counter {
     fn add(&self, messages: usize, bytes: usize) {
-        self.calls.set(self.calls.get() + 1);
         self.messages.set(self.messages.get() + messages as u64);
         self.bytes.set(self.bytes.get() + bytes as u64);
     }
@@ -40,11 +38,6 @@ impl Meter {
     /// Ranks that this rank had something for, counted anew in every collective: messages, were each sent by itself.
     pub fn total_messages(&self) -> u64 {
         [&self.all_to_all, &self.all_gather, &self.all_reduce].iter().map(|c| c.messages.get()).sum()
-    }
-
-    /// Collectives this rank took part in.
-    pub fn total_calls(&self) -> u64 {
-        [&self.all_to_all, &self.all_gather, &self.all_reduce].iter().map(|c| c.calls.get()).sum()
     }
 }
 

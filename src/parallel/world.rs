@@ -73,11 +73,6 @@ impl Launch {
         self.local
     }
 
-    /// Whether this is the rank that prints and writes shared files.
-    pub fn leads(&self) -> bool {
-        self.rank().0 == 0
-    }
-
     /// Transport.
     pub fn comm(&self) -> &dyn Communicator {
         &self.comm

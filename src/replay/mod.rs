@@ -24,6 +24,7 @@ use crate::error::Result;
 use crate::inversion::Samples;
 use crate::layout::{Layout, LogicalRank, Rank};
 use crate::losses::importance_weight;
+use crate::nn::room_for;
 use crate::parallel::{PerRank, World};
 use crate::rng::{Key, Purpose};
 use exchange::{pack, unpack};
@@ -186,11 +187,17 @@ pub struct Replay {
 
 impl Replay {
     /// Empty shards of this process.
-    pub fn new(rule: &config::Replay, views: &config::Distill, seed: u64, shape: SampleShape, world: &World) -> Self {
+    ///
+    /// # Errors
+    /// A capacity for which the host has no memory.
+    pub fn new(rule: &config::Replay, views: &config::Distill, seed: u64, shape: SampleShape, world: &World) -> Result<Self> {
         let layout = *world.layout();
+        let slots = world.hosted().map(|rank| layout.capacity(rank, rule.capacity)).sum::<usize>() * world.local().ranks;
+        let what = format!("{slots} samples on this host");
+        room_for("replay.capacity", &what, slots as f64 * shape.bytes(rule.image_dtype), world.device())?;
         let shard = |rank| Shard::new(rule, layout.capacity(rank, rule.capacity), &shape, world.device());
         let shards = PerRank::build(world.hosted(), shard);
-        Self { rule: rule.clone(), views: views.clone(), shape, seed, shards }
+        Ok(Self { rule: rule.clone(), views: views.clone(), shape, seed, shards })
     }
 
     /// A hosted shard.
@@ -408,7 +415,7 @@ mod tests {
     fn empty(world: &World) -> Replay {
         let shape = SampleShape { image: vec![1, 1, 1], view_logits: vec![1, 2], classes: 2 };
         let views = config::Distill { teacher_views: 1, ..config::Distill::default() };
-        Replay::new(&rule(), &views, 3, shape, world)
+        Replay::new(&rule(), &views, 3, shape, world).unwrap()
     }
 
     fn uniform(step: u64, index: u64) -> f64 {

@@ -42,6 +42,18 @@ pub struct SampleShape {
     pub classes: usize,
 }
 
+impl SampleShape {
+    /// Memory of one sample with its bookkeeping.
+    pub(super) fn bytes(&self, image_dtype: ImageDtype) -> f64 {
+        let numel = |shape: &[i64]| shape.iter().product::<i64>() as f64;
+        let value = match image_dtype {
+            ImageDtype::Uint8 => 1.0,
+            ImageDtype::Float32 => 4.0,
+        };
+        value * numel(&self.image) + 4.0 * numel(&self.view_logits) + (size_of::<Slot>() + 4 * size_of::<Mass>()) as f64
+    }
+}
+
 impl Shard {
     /// An empty shard of `capacity` slots.
     pub fn new(rule: &Replay, capacity: usize, shape: &SampleShape, device: Device) -> Self {

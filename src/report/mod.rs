@@ -4,7 +4,7 @@ mod plot;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::metrics::{RoundRecord, Summary, TimingRecord, read_table};
+use crate::metrics::{PICTURE_ROWS, RoundRecord, Summary, TimingRecord, read_table};
 use base64::Engine;
 use plot::{Series, bars, lines};
 use std::fmt::Write;
@@ -43,7 +43,7 @@ fn pictures(folder: &Path) -> Result<Vec<(u64, Vec<u8>)>> {
 fn page(summary: &Summary, rounds: &[RoundRecord], times: &[TimingRecord], config: &str, pictures: &[(u64, Vec<u8>)]) -> String {
     let mut body = String::new();
     headline(&mut body, summary);
-    curves(&mut body, rounds, times);
+    curves(&mut body, summary.trained(), rounds, times);
     time_split(&mut body, summary);
     histograms(&mut body, summary);
     gallery(&mut body, summary, pictures);
@@ -59,7 +59,7 @@ fn headline(out: &mut String, summary: &Summary) {
     let mut tile = |name: &str, value: String, note: String| {
         let _ = write!(out, "<div class=\"tile\"><span>{name}</span><strong>{value}</strong><em>{}</em></div>", escape(&note));
     };
-    tile("student top-1", percent(summary.student.top1), summary.student.model.clone());
+    tile(&format!("{} top-1", summary.trained()), percent(summary.student.top1), summary.student.model.clone());
     if let Some(teacher) = &summary.teacher {
         tile("teacher top-1", percent(teacher.top1), teacher.model.clone());
     }
@@ -67,28 +67,29 @@ fn headline(out: &mut String, summary: &Summary) {
     if summary.samples_synthesised > 0 {
         tile("synthetic images", summary.samples_synthesised.to_string(), "made from noise".into());
     }
-    tile("student steps", summary.student_steps.to_string(), format!("seed {}", summary.seed));
+    tile(&format!("{} steps", summary.trained()), summary.student_steps.to_string(), format!("seed {}", summary.seed));
     *out = format!("<section class=\"tiles\">{out}</section>");
 }
 
-fn curves(out: &mut String, rounds: &[RoundRecord], times: &[TimingRecord]) {
+fn curves(out: &mut String, trained: &str, rounds: &[RoundRecord], times: &[TimingRecord]) {
     let over_rounds = |name: &str, of: &dyn Fn(&RoundRecord) -> Option<f64>| Series {
         name: name.into(),
         points: rounds.iter().filter_map(|r| Some((r.round as f64, of(r)?))).collect(),
     };
     let seconds_of = |round: u64| times.iter().find(|t| t.round == round).map(|t| t.seconds);
     let top1 = Series {
-        name: "student".into(),
+        name: trained.into(),
         points: rounds.iter().filter_map(|r| Some((seconds_of(r.round)? / 60.0, 100.0 * r.student_top1?))).collect(),
     };
+    let accuracy = format!("Accuracy of the {trained} over time");
     let figures = [
-        ("Student accuracy over time", lines("minutes", "top-1, %", &[top1])),
+        (accuracy.as_str(), lines("minutes", "top-1, %", &[top1])),
         (
-            "Student loss",
+            "Training loss",
             lines(
                 "round",
                 "mean over drawn rows",
-                &[over_rounds("weighted (w·KL)", &|r| r.loss_student), over_rounds("unweighted", &|r| r.loss_unweighted)],
+                &[over_rounds("weighted", &|r| r.loss_student), over_rounds("unweighted", &|r| r.loss_unweighted)],
             ),
         ),
         ("Statistics loss L_BN", lines("round", "L_BN", &[over_rounds("L_BN", &|r| r.loss_statistics)])),
@@ -166,10 +167,11 @@ fn gallery(out: &mut String, summary: &Summary, pictures: &[(u64, Vec<u8>)]) {
     if pictures.is_empty() {
         return;
     }
-    let rows = if summary.class_names.is_empty() {
-        "a row for each category the teacher sees".to_owned()
-    } else {
-        format!("rows: {}", summary.class_names.join(", "))
+    let classes = summary.buffer.as_ref().map_or(0, |buffer| buffer.class_counts.len());
+    let rows = match classes {
+        more if more > PICTURE_ROWS => format!("a row for each of the first {PICTURE_ROWS} of the {more} categories the teacher sees"),
+        _ if summary.class_names.is_empty() => "a row for each category the teacher sees".to_owned(),
+        _ => format!("rows: {}", summary.class_names.join(", ")),
     };
     let _ =
         write!(out, "<h2>Synthetic images over time</h2><p>Newest images in the buffer; {}.</p><section class=\"gallery\">", escape(&rows));
@@ -209,4 +211,43 @@ fn minutes(seconds: f64) -> String {
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Seconds;
+
+    /// A teacher's summary, and a student's whose buffer holds `classes` categories.
+    fn summary(classes: Option<usize>) -> Summary {
+        let score = serde_json::json!({"model": "wrn16_1", "top1": 0.5, "top5": 0.9, "loss": 1.0});
+        let mut value = serde_json::json!({
+            "method": "m", "dataset": "d", "class_names": [], "ranks": 1, "logical_ranks": 1, "threads": 1, "device": "cpu",
+            "student": score, "seconds": Seconds::default(), "samples_synthesised": 0, "student_steps": 9, "bytes_sent": 0,
+            "rows_sent_away": 0, "config_hash": "", "seed": 0, "version": "",
+        });
+        if let Some(classes) = classes {
+            value["teacher"] = score;
+            value["buffer"] = serde_json::json!({"capacity": 9, "class_counts": vec![1; classes], "confidence_counts": [1]});
+        }
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn shown(summary: &Summary) -> String {
+        page(summary, &[], &[], "", &[(0, vec![])])
+    }
+
+    #[test]
+    fn a_taught_teacher_is_not_called_a_student() {
+        let taught = shown(&summary(None));
+        assert!(taught.contains("<span>teacher top-1</span>") && taught.contains("<span>teacher steps</span>"), "{taught}");
+        assert!(!taught.contains("student top-1") && !taught.contains("student steps"), "{taught}");
+        assert!(shown(&summary(Some(10))).contains("<span>student top-1</span>"));
+    }
+
+    #[test]
+    fn a_gallery_says_when_it_shows_some_categories_only() {
+        assert!(shown(&summary(Some(100))).contains("a row for each of the first 20 of the 100 categories the teacher sees"));
+        assert!(shown(&summary(Some(20))).contains("a row for each category the teacher sees"));
+    }
 }

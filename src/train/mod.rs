@@ -14,7 +14,9 @@ use crate::data::{to_bytes, write_grid};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::files;
-use crate::metrics::{BufferSummary, NetworkScore, Progress, RoundRecord, Sinks, Summary, TimingRecord, Timings, read_table, version};
+use crate::metrics::{
+    BufferSummary, NetworkScore, PICTURE_ROWS, Progress, RoundRecord, Sinks, Summary, TimingRecord, Timings, read_table, version,
+};
 use crate::nn::weights;
 use crate::parallel::{self, World, comm, launcher_columns};
 use crate::run_folder::State;
@@ -146,8 +148,7 @@ fn gather_picture(run: &Run, world: &World) -> Result<Option<Vec<Vec<Option<Tens
     if !world.leads() {
         return Ok(None);
     }
-    // More than 20 rows make no readable picture.
-    let mut rows: Vec<Vec<Option<Tensor>>> = std::iter::repeat_with(Vec::new).take(classes.min(20)).collect();
+    let mut rows: Vec<Vec<Option<Tensor>>> = std::iter::repeat_with(Vec::new).take(classes.min(PICTURE_ROWS)).collect();
     for entry in all.chunks_exact(4 + pixels) {
         let class = u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) as usize;
         if let Some(row) = rows.get_mut(class).filter(|row| row.len() < PICTURE_COLUMNS) {

@@ -146,7 +146,7 @@ impl Run {
         let facts = data::facts(config.dataset);
         let device = world.device();
         let shape = Shape { channels: facts.channels, classes: facts.classes };
-        let source = data::source(config.dataset, config.data.dir.as_deref());
+        let source = data::source(config.dataset, &config.data);
         let network = models::build(config.student.model, shape);
         let state = State::initialised(network.blueprint(), config.seed, Purpose::StudentInit, device);
         let student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
@@ -155,8 +155,8 @@ impl Run {
                 let image = vec![facts.channels, facts.size[0], facts.size[1]];
                 let view_logits = vec![config.distill.teacher_views as i64, facts.classes];
                 let shape = SampleShape { image, view_logits, classes: facts.classes as usize };
-                let replay = Replay::new(&config.replay, &config.distill, config.seed, shape, world);
-                (Memory::Replay(replay), Some(MetaGenerator::new(&config.generator, &facts, config.seed, device)?))
+                let replay = Replay::new(&config.replay, &config.distill, config.seed, shape, world)?;
+                (Memory::Replay(replay), Some(MetaGenerator::new(&config.generator, &config.inversion, &facts, config.seed, device)?))
             }
             Some(data) => {
                 let real = RealData::new(data, config.seed, config.teach.view_shift, config.teach.flip);

@@ -51,15 +51,19 @@ fn sources(of: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Every source file, its path below `src`, and its text.
+pub fn texts() -> Vec<(PathBuf, String)> {
+    let src = root().join("src");
+    let read = |path: PathBuf| (path.strip_prefix(&src).unwrap().to_path_buf(), std::fs::read_to_string(&path).unwrap());
+    sources(&src).into_iter().map(read).collect()
+}
+
 /// Every source file with its module and its text before the unit tests.
 fn files() -> Vec<(String, PathBuf, String)> {
-    let src = root().join("src");
-    sources(&src)
+    texts()
         .into_iter()
-        .map(|path| {
-            let relative = path.strip_prefix(&src).unwrap().to_path_buf();
+        .map(|(relative, text)| {
             let module = relative.iter().next().unwrap().to_string_lossy().trim_end_matches(".rs").to_owned();
-            let text = std::fs::read_to_string(&path).unwrap();
             let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
             let code: String = code.lines().filter(|l| !l.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
             (module, relative, code)
@@ -78,6 +82,20 @@ fn every_module_is_listed() {
     for (module, path, _) in files() {
         assert!(MODULES.iter().any(|(name, ..)| *name == module), "{} belongs to no module of the list", path.display());
     }
+}
+
+/// docs/architecture.md shows the list: the same modules in the same order, with the same dots.
+#[test]
+fn the_page_shows_the_list() {
+    let page = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let table = page.split("| module | charter | tensors | ranks |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let mut shown = Vec::new();
+    for row in table.lines().skip(2) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let names = cells[1].split('`').skip(1).step_by(2).map(|name| name.trim_end_matches('/').to_owned());
+        shown.extend(names.map(|name| (name, cells[3] == "●", cells[4] == "●")));
+    }
+    assert_eq!(shown, MODULES.map(|(name, tensors, ranks)| (name.to_owned(), tensors, ranks)));
 }
 
 #[test]

@@ -65,8 +65,92 @@ fn predict_writes_logits_and_features() {
     let want = network.evaluate(&images);
     assert!(get("logits").allclose(&want.logits, 1e-4, 1e-5, false) && get("features").allclose(&want.features_bd, 1e-4, 1e-5, false));
     ssdkd(&arguments(&input, "7")).expect(2).says(&["tensor `fc.weight`: has shape [10, 128]; [7, 128] is needed"]);
+    for classes in ["0", "1000001", "99999999999999999999"] {
+        ssdkd(&arguments(&input, classes)).expect(2).says(&["--classes"]);
+    }
     weights::write(&input, &[("pictures".into(), images)], &[]).unwrap();
     ssdkd(&arguments(&input, "10")).expect(2).says(&["holds no tensor `images`"]);
+}
+
+/// Images that a network has no use for, and files that speak nonsense of themselves, are named; nothing panics.
+#[test]
+fn predict_refuses_what_it_cannot_see() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let vgg = ssdkd::models::build(ssdkd::config::ModelName::Vgg11, ssdkd::models::Shape { channels: 1, classes: 2 });
+    let dict = crate::networks::filled(vgg.blueprint(), 0).0.state_dict();
+    let predict = |weights: &str, input: &str| {
+        ssdkd(&["predict", "--model", "vgg11", "--weights", &path(weights), "--input", &path(input), "--out", &path("out.safetensors")])
+    };
+    for (classes, name) in [("2", "vgg"), ("-3", "negative"), ("5000000000", "huge"), ("many", "text")] {
+        weights::write(path(name).as_ref(), &dict, &[("classes", classes.into())]).unwrap();
+    }
+    let images = |name: &str, shape: &[i64]| weights::write(path(name).as_ref(), &[("images".into(), crate::fill::fill(1, shape))], &[]);
+    for (name, shape) in [("8", [2, 1, 8, 8]), ("7", [2, 1, 8, 7]), ("0", [2, 1, 0, 8]), ("none", [0, 1, 8, 8]), ("narrow", [1, 1, 64, 8])]
+    {
+        images(name, &shape).unwrap();
+    }
+    predict("vgg", "8").expect(0);
+    predict("vgg", "narrow").expect(0);
+    predict("vgg", "7").expect(2).says(&["7: `images` is [2, 1, 8, 7]; this network takes images of 8×8 pixels or more"]);
+    predict("vgg", "0").expect(2).says(&["0: `images` is [2, 1, 0, 8]: it holds no values"]);
+    predict("vgg", "none").expect(2).says(&["none: `images` is [0, 1, 8, 8]: it holds no values"]);
+    for (name, classes) in [("negative", "-3"), ("huge", "5000000000"), ("text", "many")] {
+        predict(name, "8").expect(2).says(&[format!("{name}: says of itself that it has `{classes}` classes").as_str(), "--classes"]);
+    }
+}
+
+/// A run's network as it is, with its text, whether a student or a teacher was trained; a folder without one is named.
+#[test]
+fn what_a_run_made_is_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, out) = (folder.path().display().to_string(), folder.path().join("out.safetensors"));
+    let export = || ssdkd(&["export", "--run-dir", &run, "--to", "safetensors", "--out", out.to_str().unwrap()]);
+    export().expect(2).says(&["holds neither student.safetensors nor teacher.safetensors"]);
+    let shipped = root().join("configs/fashion_mnist/teacher.safetensors");
+    let equals = |want: &std::path::Path| {
+        let (got, want) = (weights::read(&out).unwrap(), weights::read(want).unwrap());
+        assert_eq!(got.metadata, want.metadata);
+        assert_eq!(got.tensors.len(), want.tensors.len());
+        assert!(got.tensors.iter().zip(&want.tensors).all(|(a, b)| a.0 == b.0 && a.1.kind() == b.1.kind() && a.1.equal(&b.1)));
+    };
+    std::fs::copy(&shipped, folder.path().join("teacher.safetensors")).unwrap();
+    export().expect(0);
+    equals(&shipped);
+    let student = folder.path().join("student.safetensors");
+    weights::write(&student, &[("w".into(), crate::fill::fill(1, &[3]))], &[("model", "wrn16_1".into())]).unwrap();
+    export().expect(0);
+    equals(&student);
+}
+
+/// What is wrong with the arguments is said once, by however many ranks.
+#[test]
+fn usage_errors_and_help_are_printed_once() {
+    if !has_mpirun() {
+        return;
+    }
+    let out = ssdkd_on(3, &["train", "--nonsense"]).expect(2).says(&["--nonsense"]);
+    assert_eq!(out.stderr.matches("Usage:").count(), 1, "{}", out.stderr);
+    let out = ssdkd_on(3, &["train", "--help"]).expect(0);
+    assert_eq!(out.stdout.matches("Usage:").count(), 1, "{}", out.stdout);
+}
+
+/// What would not fit into memory is refused by its key before it is allocated.
+#[test]
+fn sizes_beyond_memory_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = small_fashion_mnist(folder.path(), 20).display().to_string();
+    let run = folder.path().join("run").display().to_string();
+    let train = |set: &str| {
+        let sets = ["--set", "parallel.logical_ranks=2", "--set", set];
+        ssdkd(&[&["train", "--config", DEMO, "--data-dir", &data, "--run-dir", &run][..], &sets].concat())
+    };
+    train("replay.capacity=1000000000000")
+        .expect(2)
+        .says(&["replay.capacity: 1000000000000 samples on this host need ", " GB of memory, "]);
+    train("generator.filters=65536")
+        .expect(2)
+        .says(&["generator.filters: 65536 filters, with 256 latent values, need ", " GB of memory, "]);
 }
 
 /// Pictures of a folder are named with class and confidence; real test images mostly rightly.

@@ -93,6 +93,21 @@ fn commands_name_files_that_exist() {
     }
 }
 
+/// Equations that comments cite are numbered so in docs/method.md, each once.
+#[test]
+fn cited_equations_have_their_number_on_the_page() {
+    let page = std::fs::read_to_string(root().join("docs/method.md")).unwrap();
+    let mut cited = std::collections::BTreeSet::new();
+    for (path, text) in crate::architecture::texts() {
+        for after in text.split("Eq. ").skip(1) {
+            let number: String = after.chars().take_while(char::is_ascii_digit).collect();
+            assert_eq!(page.matches(&format!("| ({number}) ")).count(), 1, "{}: Eq. {number}", path.display());
+            cited.insert(number);
+        }
+    }
+    assert!(cited.len() >= 6, "{cited:?}");
+}
+
 /// The table of exit codes says what the code does.
 #[test]
 fn exit_codes_are_as_documented() {

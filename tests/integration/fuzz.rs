@@ -7,7 +7,7 @@ use crate::launch::root;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use ssdkd::checkpoint::{Manifest, Position};
-use ssdkd::config::{DatasetName, load};
+use ssdkd::config::{Data, DatasetName, load};
 use ssdkd::data::{Split, source};
 use ssdkd::nn::{pickle, weights};
 use std::path::Path;
@@ -123,7 +123,7 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
 fn data_set_survives(name: DatasetName, file: &str, contents: &[Vec<u8>], others: &[(&str, Vec<u8>)]) {
     let folder = tempfile::tempdir().unwrap();
     others.iter().for_each(|(name, bytes)| std::fs::write(folder.path().join(name), bytes).unwrap());
-    let set = source(name, Some(folder.path()));
+    let set = source(name, &Data { dir: Some(folder.path().into()), allow_partial: true });
     survives(contents, |bytes| {
         std::fs::write(folder.path().join(file), bytes).unwrap();
         let _ = set.read(Split::Test);
@@ -193,7 +193,7 @@ fn configuration_files() {
     survives(&all, |bytes| {
         std::fs::write(&path, bytes).unwrap();
         if let Ok(loaded) = load(std::slice::from_ref(&path), &[]) {
-            let _ = ssdkd::config::check(&loaded.config);
+            let _ = ssdkd::config::check(&loaded.config, ssdkd::config::Job::Train);
         }
     });
     assert!(Path::new(&path).exists());

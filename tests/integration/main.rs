@@ -17,3 +17,4 @@ mod mpi;
 mod networks;
 mod refusals;
 mod slurm;
+mod training;

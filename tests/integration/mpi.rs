@@ -106,7 +106,8 @@ fn a_teacher_is_trained_on_two_ranks_and_used() {
     let run = folder.path().join("teacher").display().to_string();
     let arguments = ["teach", "--config", "configs/fashion_mnist/teacher.toml", "--run-dir", &run, "--data-dir", &data];
     let sets = ["--set", "teach.epochs=2", "--set", "teach.batch_size=64", "--set", "teacher.model=wrn16_1"];
-    ssdkd_on(2, &[&arguments[..], &sets[..]].concat()).expect(0);
+    let table = ssdkd_on(2, &[&arguments[..], &sets[..]].concat()).expect(0).stdout;
+    assert!(table.contains("teacher top-1 (wrn16_1)") && !table.contains("student"), "{table}");
     let weights = format!("{run}/teacher.safetensors");
     let sets = ["--set", "teacher.model=wrn16_1", "--set", &format!("teacher.weights={weights}")].map(str::to_owned);
     let student = folder.path().join("student");

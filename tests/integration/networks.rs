@@ -26,8 +26,8 @@ fn assert_state_dict(blueprint: &Blueprint, name: &str) {
     assert_eq!(got, want, "{name}");
 }
 
-/// The deterministic fill: entry i of the state_dict from v(i, ·), scaled by what the entry is.
-fn filled(blueprint: &std::rc::Rc<Blueprint>) -> (State, f64) {
+/// The deterministic fill: entry i of the state_dict from v(first + i, ·), scaled by what the entry is; and the sum of all values.
+pub fn filled(blueprint: &std::rc::Rc<Blueprint>, first: u64) -> (State, f64) {
     let state = State::empty(blueprint, Device::Cpu);
     let mut sum = 0.0;
     let dict: Vec<(String, Tensor)> = blueprint
@@ -35,7 +35,7 @@ fn filled(blueprint: &std::rc::Rc<Blueprint>) -> (State, f64) {
         .iter()
         .enumerate()
         .map(|(i, entry)| {
-            let v = || fill_f64(i as u64, &entry.shape);
+            let v = || fill_f64(first + i as u64, &entry.shape);
             let fan_in: i64 = entry.shape.iter().skip(1).product();
             let value = match entry.key.rsplit('.').next().unwrap() {
                 "num_batches_tracked" => return (entry.key.clone(), Tensor::from(0i64)),
@@ -66,7 +66,7 @@ fn check_classifier(name: &str, want: &Value) {
     let shape = Shape { channels: 3, classes: classes.parse().unwrap() };
     let network = models::build(ModelName::ALL.into_iter().find(|m| m.name() == model).unwrap(), shape);
     assert_state_dict(network.blueprint(), name);
-    let (state, sum) = filled(network.blueprint());
+    let (state, sum) = filled(network.blueprint(), 0);
     let number = |i: usize| want[i].as_f64().unwrap();
     close(&format!("{name} fill"), sum, number(0), sum);
 
@@ -118,7 +118,7 @@ fn generators_equal_the_published_ones() {
         let shape = GeneratorShape { latent, filters: 64, size: [32, 32], channels: 3, large: name.starts_with("large") };
         let generator = Generator::new(shape);
         assert_state_dict(generator.blueprint(), name);
-        let (state, sum) = filled(generator.blueprint());
+        let (state, sum) = filled(generator.blueprint(), 0);
         close(&format!("{name} fill"), sum, want[0].as_f64().unwrap(), sum);
         for (pass, at) in [(Pass::eval(), 1), (Pass::train(), 4)] {
             let mut pass = pass;
@@ -137,7 +137,7 @@ fn generators_equal_the_published_ones() {
 fn sizes_are_free() {
     for name in ModelName::ALL {
         let network = models::build(name, Shape { channels: 1, classes: 7 });
-        let (state, _) = filled(network.blueprint());
+        let (state, _) = filled(network.blueprint(), 0);
         for size in [28, 64] {
             let out = tch::no_grad(|| network.forward(&state, &input(&[2, 1, size, size]), &mut Pass::eval()));
             assert_eq!(out.logits.size(), [2, 7], "{name:?} at {size}");

@@ -307,7 +307,7 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 35] = [
+const RANGES: [(&str, &str, &str); 38] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
@@ -317,7 +317,10 @@ const RANGES: [(&str, &str, &str); 35] = [
     ("inversion.steps", "0", "0 is below 1"),
     ("inversion.batch_size", "1", "1 is below 2"),
     ("inversion.lr_generator", "0", "0 is not a positive number"),
+    ("inversion.lr_meta", "-1", "-1 is negative or not a number"),
     ("inversion.lr_latent", "-1", "-1 is negative or not a number"),
+    ("inversion.adam_beta1", "1", "1 is not between 0 and 1 (exclusive)"),
+    ("inversion.adam_beta2", "-0.1", "-0.1 is not between 0 and 1 (exclusive)"),
     ("inversion.statistics_weight", "-1", "-1 is negative or not a number"),
     ("inversion.task_weight", "-1", "-1 is negative or not a number"),
     ("inversion.adversarial_weight", "nan", "NaN is negative or not a number"),
@@ -351,7 +354,7 @@ fn every_range_is_checked() {
         RANGES.iter().chain(&[("parallel.threads", "0", "0 is below 1"), ("parallel.logical_ranks", "0", "0 is below 1")])
     {
         let loaded = config::load(&[], &[format!("{key}={value}")]).unwrap();
-        let text = config::check(&loaded.config).unwrap_err().to_string();
+        let text = config::check(&loaded.config, config::Job::Train).unwrap_err().to_string();
         assert!(text.contains(&format!("{key}: {says}")), "{key}={value}: {text}");
     }
     // And no check is missing from the table.

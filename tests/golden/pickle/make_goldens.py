@@ -301,6 +301,10 @@ def torchscript():
 def pickle_files():
     write("cifar_py3.pkl", pickle.dumps(batch(2), protocol=2))
     write("cifar_py2.pkl", py2_pickle(batch(2)))
+    hundred = batch(2)
+    del hundred[b"labels"]
+    hundred |= {b"coarse_labels": [4, 19], b"fine_labels": [77, 99]}
+    write("cifar100_py3.pkl", pickle.dumps(hundred, protocol=2))
     shared = [1, 2]
     misc = {
         "none": None,

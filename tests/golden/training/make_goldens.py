@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""Write training.safetensors: optimiser steps, a synthesis call with its meta step, and a slice of a student step, by PyTorch.
+
+Usage: python make_goldens.py
+
+Needs torch 2.11, numpy and safetensors. All arithmetic is f64 on inputs rounded to f32. Networks are written down anew from the
+published modules, random numbers from the paper on Philox; weights and images follow the deterministic fill of tests/common/fill.rs.
+"""
+
+import math
+import os
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)
+OUT = {}
+MASK = (1 << 64) - 1
+
+
+def fill(i, *shape):
+    """v(i, j) in [-1, 1), exact in f32."""
+    count = math.prod(shape)
+    z = (np.uint64(i << 32) + np.arange(count, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return torch.from_numpy(((z >> np.uint64(40)).astype(np.float64) - 2**23) / 2**23).reshape(shape)
+
+
+def single(t):
+    """Rounded to f32."""
+    return t.float().double()
+
+
+class Stream:
+    """Random numbers of one purpose, step and logical rank (None: of the whole job)."""
+
+    def __init__(self, seed, purpose, step, rank=None):
+        self.seed, self.step, self.lane = seed, step, purpose << 24 | (0xFFFFFF if rank is None else rank)
+
+    def bits(self, index):
+        low = 0xFFFFFFFF
+        c = [index >> 1, self.lane, self.step & low, self.step >> 32]
+        k = [self.seed & low, self.seed >> 32]
+        for _ in range(10):
+            a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+            c = [(b >> 32) ^ c[1] ^ k[0], b & low, (a >> 32) ^ c[3] ^ k[1], a & low]
+            k = [(k[0] + 0x9E3779B9) & low, (k[1] + 0xBB67AE85) & low]
+        return c[2] | c[3] << 32 if index & 1 else c[0] | c[1] << 32
+
+    def below(self, index, bound):
+        return self.bits(index) * bound >> 64
+
+    def normals(self, count):
+        unit = lambda i: (self.bits(i) >> 11) * 2.0**-53
+        out = []
+        for i in range(0, count + count % 2, 2):
+            radius, angle = math.sqrt(-2 * math.log(1 - unit(i))), math.tau * unit(i + 1)
+            out += [radius * math.cos(angle), radius * math.sin(angle)]
+        return single(torch.tensor(out[:count]))
+
+    def view(self, index, shift):
+        """Rows down, columns to the right, and whether to flip."""
+        down, right = (self.below(4 * index + part, 2 * shift + 1) - shift for part in (0, 1))
+        return down, right, self.bits(4 * index + 2) & 1 == 1
+
+
+def seen_through(images, views):
+    out = []
+    for image, (down, right, flip) in zip(images, views):
+        size, reach = image.shape[-1], 8
+        padded = F.pad(image, [reach] * 4)
+        moved = padded[:, reach + down : reach + down + size, reach + right : reach + right + size]
+        out.append(moved.flip(-1) if flip else moved)
+    return torch.stack(out)
+
+
+class Block(nn.Module):
+    def __init__(self, i, o, stride):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(i), nn.Conv2d(i, o, 3, stride, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(o), nn.Conv2d(o, o, 3, 1, 1, bias=False)
+        if i != o:
+            self.convShortcut = nn.Conv2d(i, o, 1, stride, bias=False)
+
+    def forward(self, x):
+        a = F.relu(self.bn1(x))
+        h = self.conv2(F.relu(self.bn2(self.conv1(a))))
+        return h + (self.convShortcut(a) if hasattr(self, "convShortcut") else x)
+
+
+class Wrn16x1(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        self.block1 = nn.Sequential(Block(16, 16, 1), Block(16, 16, 1))
+        self.block2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1))
+        self.block3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1))
+        self.bn1, self.fc = nn.BatchNorm2d(64), nn.Linear(64, classes)
+
+    def forward(self, x):
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(F.relu(self.bn1(x)).mean([2, 3]))
+
+
+class Generator(nn.Module):
+    def __init__(self, latent, filters, size, channels):
+        super().__init__()
+        self.shape, f = (2 * filters, size // 4, size // 4), filters
+        self.l1 = nn.Linear(latent, 2 * f * (size // 4) ** 2)
+        conv = lambda i, o, bias=False: nn.Conv2d(i, o, 3, 1, 1, bias=bias)
+        up, leaky = nn.Upsample(scale_factor=2), nn.LeakyReLU(0.2)
+        first = [nn.BatchNorm2d(2 * f), up, conv(2 * f, 2 * f), nn.BatchNorm2d(2 * f), leaky]
+        second = [up, conv(2 * f, f), nn.BatchNorm2d(f), leaky, conv(f, channels, True), nn.Sigmoid()]
+        self.conv_blocks = nn.Sequential(*first, *second)
+
+    def forward(self, z):
+        return self.conv_blocks(self.l1(z).view(-1, *self.shape))
+
+
+def filled(net, first):
+    """Entry i of the state_dict from v(first + i), scaled by what the entry is."""
+    for i, (key, t) in enumerate(net.state_dict().items()):
+        v, name = fill(first + i, *t.shape), key.rsplit(".")[-1]
+        if name == "num_batches_tracked":
+            continue
+        elif name in ("running_mean", "bias"):
+            v = v * 0.1
+        elif name == "running_var":
+            v = v * 0.5 + 1
+        elif t.dim() == 1:
+            v = v * 0.2 + 1
+        else:
+            v = v * math.sqrt(3 / math.prod(t.shape[1:]))
+        t.copy_(single(v))
+    return net
+
+
+def flat(tensors):
+    return torch.cat([t.reshape(-1) for t in tensors]).detach().clone()
+
+
+def kl(student, teacher, temperature):
+    log_q, log_p = ((x / temperature).log_softmax(1) for x in (student, teacher))
+    return (log_p.exp() * (log_p - log_q)).sum(1) * temperature**2
+
+
+def optimisers():
+    for name, make in (
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.0, momentum=0.9, weight_decay=0.05)),
+        ("adam", lambda p: torch.optim.Adam(p, lr=0.0, betas=(0.5, 0.999))),
+    ):
+        p = nn.Parameter(fill(1, 37).clone())
+        optimiser = make([p])
+        for step, lr in enumerate((0.2, 0.1, 0.05)):
+            p.grad = fill(2 + step, 37).clone()
+            optimiser.param_groups[0]["lr"] = lr
+            optimiser.step()
+            OUT[f"{name}.{step}"] = p.detach().clone()
+
+
+def synthesis():
+    seed, round_, rank, b, classes, latent, temperature = 7, 25, 1, 6, 3, 8, 4.0
+    mean, std, shift, lr_g, lr_z, momentum, steps = 0.25, 0.5, 2, 3e-3, 0.01, 0.9, 2
+    mean, std = single(torch.tensor(mean)), single(torch.tensor(std))
+    with torch.no_grad():
+        teacher = filled(Wrn16x1(1, classes), 0).eval()
+        student = filled(Wrn16x1(1, classes), 0).eval()
+        student.fc.weight.copy_(student.fc.weight * 0.5)
+        shared = filled(Generator(latent, 4, 8, 1), 100)
+        working = filled(Generator(latent, 4, 8, 1), 100).train()
+    for net in (teacher, student):
+        net.requires_grad_(False)
+
+    norms = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+    taps = {}
+    for i, norm in enumerate(norms):
+        norm.register_forward_hook(lambda _, x, __, i=i: taps.__setitem__(i, torch.var_mean(x[0], [0, 2, 3], correction=0)))
+    past = [(single(fill(300 + i, n.num_features) * 0.5 + 1), single(fill(350 + i, n.num_features) * 0.1)) for i, n in enumerate(norms)]
+    counts = torch.tensor([6.0, 3.0, 1.0])
+
+    z = Stream(seed, 3, round_, rank).normals(b * latent).view(b, latent).requires_grad_(True)
+    labels = torch.tensor([Stream(seed, 4, round_, rank).below(i, classes) for i in range(b)])
+    inner = torch.optim.Adam([{"params": working.parameters(), "lr": lr_g}, {"params": [z], "lr": lr_z}], betas=(0.5, 0.999))
+    meta, best = 0, None
+    for step in range(steps):
+        images = working(z)
+        views = [Stream(seed, 5, round_, rank).view(step * b + i, shift) for i in range(b)]
+        seen = (seen_through(images, views) - mean) / std
+        taps.clear()
+        logits = teacher(seen)
+        gap = 0
+        for i, n in enumerate(norms):
+            for now, then, target in zip(taps[i], past[i], (n.running_var, n.running_mean)):
+                gap = gap + (target - ((1 - momentum) * now + momentum * then)).norm()
+        top, predicted = logits.detach().softmax(1).max(1)
+        phi = (1 - counts[predicted] / counts.sum()) * (1 - top) ** 2
+        task = (phi * F.cross_entropy(logits, labels, reduction="none")).mean()
+        theirs = student(seen)
+        disagreement = ((theirs.argmax(1) == logits.argmax(1)) * kl(theirs, logits, 1.0)).mean()
+        loss = 10.0 * gap + 0.4 * task - 1.1 * disagreement
+        if best is None or loss < best[1]:
+            best = (images.detach().clone(), loss.detach(), step)
+        inner.zero_grad()
+        loss.backward()
+        meta = meta + flat(p.grad for p in working.parameters())
+        inner.step()
+    assert best[2] == steps - 1 and disagreement > 1e-3 and task > 1e-3, (best[1:], disagreement, task)
+    last = {k: [t.detach().clone() for t in v] for k, v in taps.items()}
+    OUT["meta_gradient"] = meta
+    OUT["terms"] = torch.stack([gap, task, disagreement, phi.mean()]).detach()
+    for at, name in ((0, "average.variance"), (1, "average.mean")):
+        OUT[name] = torch.cat([momentum * past[i][at] + (1 - momentum) * last[i][at] for i in range(len(norms))])
+
+    outer = torch.optim.Adam(shared.parameters(), lr=lr_g * steps, betas=(0.5, 0.999))
+    at = 0
+    for p in shared.parameters():
+        p.grad = (meta[at : at + p.numel()] / 2).view(p.shape)
+        at += p.numel()
+    outer.step()
+    OUT["generator"] = flat(shared.parameters())
+
+    with torch.no_grad():
+        kept, first = best[0], 1000
+        logits = teacher((kept - mean) / std)
+        views = [Stream(seed, 8, first + i).view(1, shift) for i in range(b)]
+        moved = teacher((seen_through(kept, views) - mean) / std)
+        OUT["images"], OUT["view_logits"] = kept, torch.stack([logits, moved], 1)
+        OUT["confidence"] = logits.softmax(1).max(1).values
+        OUT["delta"] = kl(student((kept - mean) / std), logits, temperature)
+
+
+def student_slice():
+    """For every parameter: norm of its gradient, and its product with a fill."""
+    with torch.no_grad():
+        student = filled(Wrn16x1(1, 3), 400).train()
+    images = single(fill(500, 5, 1, 8, 8) * 0.5 + 0.5)
+    views = [(0, 0, False), (2, -1, False), (-2, 2, True), (0, 1, True), (1, 1, False)]
+    weights, target = single(fill(501, 5) * 0.5 + 1), single(fill(502, 5, 3) * 3)
+    mean, std = single(torch.tensor(0.25)), single(torch.tensor(0.5))
+    loss = kl(student((seen_through(images, views) - mean) / std), target, 4.0)
+    ((loss * weights).sum() / 20).backward()
+    OUT["slice.loss"] = loss.detach()
+    gradients = [p.grad for p in student.parameters()]
+    OUT["slice.gradient"] = torch.stack([torch.stack([g.norm(), (g * fill(600 + i, *g.shape)).sum()]) for i, g in enumerate(gradients)])
+    statistics = [t for key, t in student.state_dict().items() if key.rsplit(".")[-1] in ("running_mean", "running_var")]
+    OUT["slice.statistics"] = flat(statistics)
+
+
+optimisers()
+synthesis()
+student_slice()
+path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "training.safetensors")
+save_file({name: t.contiguous() for name, t in OUT.items()}, path, metadata={"torch": torch.__version__})
