@@ -29,6 +29,10 @@ pub enum Error {
     #[error("{}", list(.0))]
     Config(Vec<Finding>),
 
+    /// The folder holds a run with other values than this one.
+    #[error("{}", list(.0))]
+    AnotherRun(Vec<Finding>),
+
     /// An input file that is missing, damaged or not what it should be.
     #[error("{}: {problem}", path.display())]
     File {
@@ -125,6 +129,10 @@ pub enum Error {
         /// Its exit code.
         code: i32,
     },
+
+    /// What is a refusal before anything was computed, and came later.
+    #[error("{0}")]
+    Late(Box<Error>),
 }
 
 fn list(findings: &[Finding]) -> String {
@@ -183,9 +191,16 @@ impl Error {
         self
     }
 
+    /// The same error, met after computing had begun: no refusal any more.
+    pub fn after_start(self) -> Self {
+        if self.exit_code() == 2 { Self::Late(Box::new(self)) } else { self }
+    }
+
     /// What the reader can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Late(error) => error.hint(),
+            Self::AnotherRun(_) => Some("name another --run-dir, go back to those settings, or start over with --fresh".into()),
             Self::Config(_) => Some("`ssdkd config show` prints every key with its value and origin; docs/config.md explains them".into()),
             Self::File { hint, .. } | Self::Tensor { hint, .. } | Self::Refused { hint, .. } | Self::Remote { hint, .. } => hint.clone(),
             Self::Io { action: "write" | "create", .. } => {
@@ -202,7 +217,7 @@ impl Error {
     /// Exit code of the process (docs/exit-codes.md): 2 refused before compute, 1 anything else.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Config(_) | Self::File { .. } | Self::Tensor { .. } | Self::Refused { .. } => 2,
+            Self::Config(_) | Self::AnotherRun(_) | Self::File { .. } | Self::Tensor { .. } | Self::Refused { .. } => 2,
             Self::Remote { code, .. } => *code,
             _ => 1,
         }
@@ -211,7 +226,10 @@ impl Error {
     /// Whether every rank has this error: it was agreed on, or follows from values all ranks share. The leading rank then prints
     /// it once; any other error is printed where it arose, and ends the job.
     pub fn is_known_to_all(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Remote { .. } | Self::NonFinite { .. })
+        match self {
+            Self::Late(error) => error.is_known_to_all(),
+            _ => matches!(self, Self::Config(_) | Self::AnotherRun(_) | Self::Remote { .. } | Self::NonFinite { .. }),
+        }
     }
 
     /// Message and hint as printed for a person.
@@ -232,6 +250,16 @@ mod tests {
         let error = Error::Config(vec![Finding::new("a.b", "must be positive"), Finding::new("c", "unknown")]);
         assert_eq!(error.to_string(), "2 settings are refused:\n  a.b: must be positive\n  c: unknown");
         assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn nothing_is_refused_after_the_start() {
+        let remote = Error::Remote { rank: 1, host: "h".into(), message: "m".into(), hint: None, code: 2 };
+        for error in [Error::refused("r"), Error::file("f", "p").with_hint("h"), Error::config("k", "p"), remote] {
+            let (text, hint, known) = (error.to_string(), error.hint(), error.is_known_to_all());
+            let late = error.after_start();
+            assert_eq!((late.exit_code(), late.to_string(), late.hint(), late.is_known_to_all()), (1, text, hint, known));
+        }
     }
 
     #[test]

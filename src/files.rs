@@ -28,6 +28,19 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
     })
 }
 
+/// Removes what a process that was killed in [`write`] has left in a folder.
+pub fn remove_parts(folder: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    let is_part = |name: &str| {
+        let process = name.strip_prefix('.').and_then(|n| n.strip_suffix(".part")?.rsplit_once('.'));
+        process.is_some_and(|(_, id)| id.parse::<u32>().is_ok())
+    };
+    for entry in entries.flatten().filter(|entry| is_part(&entry.file_name().to_string_lossy())) {
+        fs::remove_file(entry.path()).map_err(|e| Error::io("remove", entry.path(), &e))?;
+    }
+    Ok(())
+}
+
 /// Makes renames and new names in a folder durable.
 pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()

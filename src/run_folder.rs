@@ -4,9 +4,11 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::layout::Rank;
-use crate::metrics::{NetworkScore, Seconds};
+use crate::metrics::{NetworkScore, RoundRecord, Seconds, TimingRecord, header};
 use crate::parallel::{HEARTBEATS, host_name};
+use crate::replay::Moved;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -56,9 +58,12 @@ pub struct Status {
     /// The teacher's score, so that it is measured once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<NetworkScore>,
-    /// Hash of the values that fix the run's numbers.
+    /// What draws have sent between ranks up to the last checkpoint, over all launches.
     #[serde(default)]
-    pub config_hash: String,
+    pub moved: Moved,
+    /// The values that fix the run's numbers.
+    #[serde(default)]
+    pub identity: BTreeMap<String, String>,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
@@ -67,8 +72,8 @@ pub struct Status {
 impl Status {
     /// Of a run that has just begun.
     pub fn new() -> Self {
-        let (seconds, config_hash) = (Seconds::default(), String::new());
-        Self { state: State::Running, student_steps: 0, seconds, teacher: None, config_hash, cause: None }
+        let (seconds, moved, identity) = (Seconds::default(), Moved::default(), BTreeMap::new());
+        Self { state: State::Running, student_steps: 0, seconds, moved, identity, teacher: None, cause: None }
     }
 
     /// Reads a run folder's status.
@@ -139,6 +144,9 @@ impl RunFolder {
         for name in ["logs", "pictures"] {
             files::create_folder(&path.join(name)).map_err(unusable)?;
         }
+        for folder in [path.to_path_buf(), path.join("pictures"), path.join(EVIDENCE)] {
+            files::remove_parts(&folder)?;
+        }
         Ok(Self { path: path.into(), _lock: Some(lock) })
     }
 
@@ -168,20 +176,25 @@ impl RunFolder {
     }
 
     /// Cuts tables to the rounds before `round`: rows past a checkpoint belong to work that is done again. Rows that should be
-    /// there and are not are warned of.
+    /// there and are not are warned of. A header that a full disk has cut is written anew, and a row with it goes.
     pub fn cut_tables(&self, round: u64) -> Result<()> {
-        for name in ["metrics.csv", "timings.csv"] {
+        for (name, header) in [("metrics.csv", header::<RoundRecord>()), ("timings.csv", header::<TimingRecord>())] {
             let path = self.path.join(name);
-            let Ok(text) = fs::read_to_string(&path) else { continue };
-            let keep = |(i, line): &(usize, &str)| {
-                *i == 0 || line.split(',').next().and_then(|r| r.parse::<u64>().ok()).is_some_and(|r| r < round)
+            let text = match fs::read(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+                text => text.map_err(|e| Error::io("read", &path, &e))?,
             };
-            let kept: String = text.lines().enumerate().filter(keep).map(|(_, line)| format!("{line}\n")).collect();
-            let rows = kept.lines().count().saturating_sub(1) as u64;
-            if rows < round {
-                tracing::warn!("{} has {rows} of the {round} rounds before the checkpoint: the others were lost", path.display());
+            let (text, columns) = (String::from_utf8_lossy(&text), header.split(',').count());
+            let keep = |line: &&str| {
+                let mut cells = line.split(',');
+                cells.next().and_then(|r| r.parse::<u64>().ok()).is_some_and(|r| r < round) && cells.count() + 1 == columns
+            };
+            let kept: Vec<&str> = text.lines().filter(keep).collect();
+            if (kept.len() as u64) < round {
+                tracing::warn!("{} has {} of the {round} rounds before the checkpoint: the others were lost", path.display(), kept.len());
             }
-            files::write(&path, kept.as_bytes())?;
+            let lines = std::iter::once(header.as_str()).chain(kept);
+            files::write(&path, lines.map(|line| format!("{line}\n")).collect::<String>().as_bytes())?;
         }
         Ok(())
     }
@@ -305,8 +318,32 @@ mod tests {
     fn rows_past_a_checkpoint_are_cut() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunFolder::hold(folder.path(), false).unwrap();
-        fs::write(folder.path().join("metrics.csv"), "round,x\n0,1\n1,2\n2,3\n3,").unwrap();
+        let (path, header) = (folder.path().join("metrics.csv"), header::<RoundRecord>());
+        let row = |round: usize| format!("{round}{}", ",".repeat(header.split(',').count() - 1));
+        let whole = format!("{header}\n{}\n{}\n", row(0), row(1));
+        // Past the checkpoint, and torn.
+        fs::write(&path, format!("{whole}{}\n3,", row(2))).unwrap();
         run.cut_tables(2).unwrap();
-        assert_eq!(fs::read_to_string(folder.path().join("metrics.csv")).unwrap(), "round,x\n0,1\n1,2\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+        // A header that a full disk has cut, alone or with a row after it; and no file at all.
+        for torn in ["round,stud".to_owned(), format!("round,stud{}\n", row(0))] {
+            fs::write(&path, torn).unwrap();
+            run.cut_tables(1).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{header}\n"));
+        }
+        fs::remove_file(&path).unwrap();
+        run.cut_tables(1).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{header}\n"));
+    }
+
+    #[test]
+    fn halves_of_files_that_a_killed_run_left_are_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(RunFolder::hold(folder.path(), false).unwrap());
+        let (left, kept) = ([".state.json.123.part", "pictures/.round-00000.png.4.part"], [".mine.part", "state.json.1.part"]);
+        left.iter().chain(&kept).for_each(|name| fs::write(folder.path().join(name), "x").unwrap());
+        RunFolder::hold(folder.path(), false).unwrap();
+        assert!(left.iter().all(|name| !folder.path().join(name).exists()));
+        assert!(kept.iter().all(|name| folder.path().join(name).exists()));
     }
 }

@@ -6,12 +6,14 @@ use crate::nn::weights;
 use crate::parallel::made_progress;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use tch::Tensor;
 
 const NAME: &str = "manifest.json";
 /// Raised when the meaning of an entry changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What a checkpoint consists of and belongs to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,7 +46,17 @@ pub struct Position {
     /// Student steps since the start.
     pub student_steps: u64,
     /// Refused updates in a row.
-    pub refused_in_a_row: u32,
+    #[serde(default)]
+    pub refused: InARow,
+}
+
+/// Refused updates in a row, each kind for itself: a good one of the other kind says nothing about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InARow {
+    /// Of the generator.
+    pub generator: u32,
+    /// Of the student.
+    pub student: u32,
 }
 
 impl Position {
@@ -82,7 +94,7 @@ impl Manifest {
     /// Reads and checks a manifest.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(NAME);
-        let manifest = Self::parse(&files::read(&path)?).map_err(|problem| Error::file(&path, problem))?;
+        let manifest = Self::parse(&read_part(&path)?).map_err(|problem| Error::file(&path, problem))?;
         let name = manifest.position.name();
         if folder.file_name().is_some_and(|n| n.to_string_lossy() != name) {
             return Err(Error::file(&path, format!("belongs to checkpoint {name}: folders or manifests were swapped")));
@@ -110,7 +122,7 @@ impl Manifest {
         let wanted = |file: &&FileEntry| file.logical_ranks.is_empty() || file.logical_ranks.iter().any(|l| logical_ranks.contains(l));
         for file in self.files.iter().filter(wanted) {
             let path = folder.join(&file.name);
-            let bytes = files::read(&path)?;
+            let bytes = read_part(&path)?;
             if bytes.len() as u64 != file.bytes {
                 return Err(Error::file(&path, format!("has {} bytes; {} were written", bytes.len(), file.bytes)));
             }
@@ -122,6 +134,14 @@ impl Manifest {
         }
         Ok(entries)
     }
+}
+
+/// A file of a checkpoint. One that is gone is damage; one that cannot be read just now says nothing about the checkpoint.
+fn read_part(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::file(path, "no such file"),
+        _ => Error::io("read", path, &e),
+    })
 }
 
 #[cfg(test)]

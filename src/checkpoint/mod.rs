@@ -6,7 +6,7 @@
 
 mod manifest;
 
-pub use manifest::{FileEntry, Manifest, Position};
+pub use manifest::{FileEntry, InARow, Manifest, Position};
 
 use crate::config::Pack;
 use crate::error::{Error, Result};
@@ -14,11 +14,14 @@ use crate::files;
 use crate::nn::{Entries, weights};
 use crate::parallel::{PerRank, World, comm, made_progress};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 /// Folder of checkpoints in a run folder.
 const FOLDER: &str = "checkpoints";
+/// Prefix of a whole checkpoint.
+const FINISHED: &str = "at-";
 /// Prefix of a checkpoint in the making.
 const UNFINISHED: &str = ".unfinished-";
 /// Prefix of one that was stepped over.
@@ -54,13 +57,22 @@ impl Checkpoints {
     }
 
     /// Finished checkpoints, newest first.
-    pub fn list(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&self.folder).map(|all| all.filter_map(|e| Some(e.ok()?.path())).collect::<Vec<_>>());
-        let mut found = entries.unwrap_or_default();
-        found.retain(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("at-")));
+    pub fn list(&self) -> Result<Vec<PathBuf>> {
+        let mut found = self.named(FINISHED)?;
         found.sort();
         found.reverse();
-        found
+        Ok(found)
+    }
+
+    /// What the folder holds under a prefix; nothing where there is no folder.
+    fn named(&self, prefix: &str) -> Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.and_then(Iterator::collect::<std::io::Result<Vec<_>>>),
+        };
+        let entries = entries.map_err(|e| Error::io("read", &self.folder, &e))?;
+        let wanted = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(prefix);
+        Ok(entries.into_iter().filter(wanted).map(|entry| entry.path()).collect())
     }
 
     /// Writes a checkpoint. A collective: every rank writes the files of its logical ranks, then the leader the manifest.
@@ -145,7 +157,7 @@ impl Checkpoints {
 
     /// Removes all but the newest `keep`.
     pub fn prune(&self, keep: usize) -> Result<()> {
-        self.list().iter().skip(keep.max(1)).try_for_each(|old| files::remove_folder(old))
+        self.list()?.iter().skip(keep.max(1)).try_for_each(|old| files::remove_folder(old))
     }
 
     /// Removes all but the newest, and what faults left behind: the run has ended well.
@@ -156,27 +168,24 @@ impl Checkpoints {
     }
 
     fn remove_all(&self, prefix: &str) -> Result<()> {
-        let entries = fs::read_dir(&self.folder).map_err(|e| Error::io("read", &self.folder, &e))?;
-        let found = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
-        found.map(|entry| entry.path()).try_for_each(|path| files::remove_folder(&path))
+        self.named(prefix)?.iter().try_for_each(|path| files::remove_folder(path))
     }
 
     /// The newest whole checkpoint, or none if there is not one folder. A collective.
     ///
     /// # Errors
-    /// There are checkpoints, but none is whole.
+    /// There are checkpoints, but none is whole; or one that cannot be read just now, which may be whole.
     pub fn load_newest(&self, world: &World) -> Result<Option<Loaded>> {
-        // One list for all, as the leader sees it.
-        let names: Vec<String> = self.list().iter().filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect();
-        let text = if world.leads() { names.join("\n").into_bytes() } else { Vec::new() };
-        let listed = comm::all_gather_varied(world.comm(), &text)?.swap_remove(0);
-        let listed = String::from_utf8_lossy(&listed).into_owned();
+        let name_of = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let names: Vec<String> = world.from_leader(|| Ok(self.list()?.iter().map(name_of).collect()))?;
         let mut damage = Vec::new();
-        for name in listed.lines() {
-            match world.agree(self.load(world, &self.folder.join(name))) {
+        for name in &names {
+            let outcome = self.load(world, &self.folder.join(name));
+            world.agree(outcome.as_ref().err().filter(|error| !is_damage(error)).map_or(Ok(()), |trouble| Err(trouble.clone())))?;
+            match world.agree(outcome) {
                 Ok(loaded) => {
                     if world.leads() {
-                        self.set_damaged_aside(listed.lines().take(damage.len()));
+                        self.set_damaged_aside(&names[..damage.len()]);
                     }
                     return Ok(Some(loaded));
                 }
@@ -196,7 +205,7 @@ impl Checkpoints {
     }
 
     /// Checkpoints that were stepped over are neither counted nor tried again; they stay to be looked at until the run ends well.
-    fn set_damaged_aside<'a>(&self, names: impl Iterator<Item = &'a str>) {
+    fn set_damaged_aside(&self, names: &[String]) {
         for name in names {
             if let Err(error) = files::set_aside(&self.folder.join(name), DAMAGED) {
                 tracing::warn!("the damaged checkpoint {name} stays under its name: {error}");
@@ -217,17 +226,28 @@ impl Checkpoints {
     }
 }
 
+/// Whether an error is about what a checkpoint holds. Any other (a disk that does not answer, too many open files) says nothing
+/// against the checkpoint.
+fn is_damage(error: &Error) -> bool {
+    matches!(error, Error::File { .. } | Error::Tensor { .. })
+}
+
 /// M of the run in a folder, by its newest checkpoint that says so.
-pub fn logical_ranks(run_folder: &Path) -> Option<usize> {
-    let all = Checkpoints::new(run_folder, 1, Pack::LogicalRank).list();
-    all.iter().find_map(|folder| Some(Manifest::read(folder).ok()?.logical_ranks))
+pub fn logical_ranks(run_folder: &Path) -> Result<Option<usize>> {
+    for folder in Checkpoints::new(run_folder, 1, Pack::LogicalRank).list()? {
+        match Manifest::read(&folder) {
+            Err(error) if is_damage(&error) => {}
+            manifest => return Ok(Some(manifest?.logical_ranks)),
+        }
+    }
+    Ok(None)
 }
 
 /// Every entry of the newest whole checkpoint of a run folder, under `shared.` or the number of its logical rank: for
 /// inspection.
 pub fn read_all(run_folder: &Path) -> Result<(Manifest, Vec<(String, Tensor)>)> {
     let mut outcome = Err(Error::file(run_folder, "holds no checkpoint"));
-    for folder in Checkpoints::new(run_folder, 1, Pack::LogicalRank).list() {
+    for folder in Checkpoints::new(run_folder, 1, Pack::LogicalRank).list()? {
         outcome = Manifest::read(&folder).and_then(|manifest| {
             let all: Vec<usize> = (0..manifest.logical_ranks).collect();
             Ok((manifest.read_entries(&folder, &all)?, manifest)).map(|(entries, manifest)| (manifest, entries))
@@ -261,4 +281,54 @@ pub fn checksums(run_folder: &Path) -> Result<[(&'static str, String); 4]> {
         ("replay", of(&shards)),
         ("metrics", files::sha256(&metrics)[..32].to_owned()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::test_ranks::on_each_rank;
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::symlink;
+
+    /// A checkpoint of two logical ranks after so many student steps.
+    fn save(world: &World, checkpoints: &Checkpoints, student_steps: u64) {
+        let entries = || Entries::from_tensors([("x".to_owned(), Tensor::from_slice(&[student_steps as i64]))]);
+        let contents = Contents { shared: entries(), ranks: PerRank::build(world.hosted(), |_| entries()) };
+        let position = Position { student_steps, ..Position::default() };
+        checkpoints.save(world, contents, Manifest::new(position, 2, BTreeMap::new(), "v".into(), "m".into())).unwrap();
+    }
+
+    /// A file that leads back to itself cannot be opened, which is neither its absence nor its content.
+    #[test]
+    fn a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = || Checkpoints::new(folder.path(), 2, Pack::LogicalRank);
+        let errors = on_each_rank(2, 2, |world| {
+            (1..=2).for_each(|steps| save(world, &checkpoints(), steps));
+            let newest = checkpoints().list().unwrap().remove(0);
+            world.barrier().unwrap();
+            if world.leads() {
+                let file = newest.join("logical-rank-00001.safetensors");
+                fs::remove_file(&file).unwrap();
+                symlink(&file, &file).unwrap();
+            }
+            world.barrier().unwrap();
+            let error = checkpoints().load_newest(world).err().unwrap();
+            (error.exit_code(), error.to_string())
+        });
+        for (code, text) in errors {
+            assert!(code == 1 && text.contains("cannot read") && text.contains("logical-rank-00001"), "{code}: {text}");
+        }
+        let names: Vec<PathBuf> = checkpoints().list().unwrap();
+        assert_eq!(names.len(), 2, "both stay under their names: {names:?}");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_listed_is_no_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Checkpoints::new(folder.path(), 1, Pack::Rank).list().unwrap().is_empty());
+        fs::write(folder.path().join(FOLDER), "no folder").unwrap();
+        assert!(Checkpoints::new(folder.path(), 1, Pack::Rank).list().is_err());
+        assert!(logical_ranks(folder.path()).is_err());
+    }
 }

@@ -15,7 +15,7 @@ use crate::parallel::{Launch, World, end_job, host_name, set_threads, thread_cou
 use crate::report;
 use crate::run_folder::{RunFolder, State, Status};
 use crate::teacher::Teacher;
-use crate::train::{Keeper, Outlet, Run, train as run_all};
+use crate::train::{Keeper, Outlet, Run, same_run, train as run_all};
 use std::path::Path;
 
 /// Trains a student.
@@ -40,9 +40,8 @@ pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
 fn start(args: &RunArgs, timings: Timings, job: Job, method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>) -> Result<Outcome> {
     let launch = Launch::join()?;
     let Loaded { mut config, .. } = launch.agree(configured(&args.config, job))?;
-    let known = if args.fresh { None } else { checkpoint::logical_ranks(&args.run_dir) };
-    let known = launch.from_leader(known.unwrap_or(launch.ranks()) as u64)? as usize;
-    config.parallel.logical_ranks.get_or_insert(known);
+    let known = launch.from_leader(|| if args.fresh { Ok(None) } else { checkpoint::logical_ranks(&args.run_dir) })?;
+    config.parallel.logical_ranks.get_or_insert(known.unwrap_or(launch.ranks()));
     let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let (method, real) = launch.agree(method(&mut config))?;
@@ -55,55 +54,71 @@ fn start(args: &RunArgs, timings: Timings, job: Job, method: impl Fn(&mut Config
     let hold = || if world.leads() { RunFolder::hold(&args.run_dir, args.fresh) } else { Ok(RunFolder::at(&args.run_dir)) };
     let folder = world.agree(hold())?;
     let _watchdog = world.agree(world.watch(folder.path(), run.config.parallel.timeout_s))?;
-    let status = world.agree(known_status(folder.path()))?;
+    // What the folder holds is read by one rank: a shared disk may show it to the others at another moment.
+    let status = world.from_leader(|| known_status(folder.path()))?;
+    if let Some(status) = status.as_ref().filter(|status| !status.identity.is_empty()) {
+        same_run(&status.identity, &run.plan.identity)?;
+    }
     if status.as_ref().is_some_and(|s| s.state == State::Finished) {
         if world.leads() {
             println!("{} holds a finished run: nothing to do (start over with --fresh)", args.run_dir.display());
         }
         return Ok(Outcome::Done);
     }
-    let status = status.unwrap_or_default();
-    let another = !status.config_hash.is_empty() && status.config_hash != run.plan.config_hash;
-    let status = Status { state: State::Running, cause: None, config_hash: run.plan.config_hash.clone(), ..status };
+    let status = Status { state: State::Running, cause: None, identity: run.plan.identity.clone(), ..status.unwrap_or_default() };
+    run.moved_before = status.moved;
     let mut timings = timings;
     timings.resume(status.seconds);
     let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone()))?;
     let resumed = keeper.resume(&mut run, &world)?;
-    if another && !resumed {
-        return Err(another_run(folder.path()));
+    let outcome = to_the_end(&mut run, &world, &mut keeper, &folder, timings, resumed);
+    let summary = outcome.or_else(|error| fail(error, &world, &mut keeper, &folder))?;
+    if let (Some(summary), true) = (&summary, world.leads()) {
+        print(summary, args);
     }
-    world.agree(if world.leads() { prepare(&folder, &run, keeper.status_mut()) } else { Ok(()) })?;
+    Ok(if summary.is_some() { Outcome::Done } else { Outcome::Stopped })
+}
+
+/// From the first write into the folder to the last; `None`: stopped by a signal. A collective.
+fn to_the_end(
+    run: &mut Run,
+    world: &World,
+    keeper: &mut Keeper,
+    folder: &RunFolder,
+    timings: Timings,
+    resumed: bool,
+) -> Result<Option<Summary>> {
+    world.agree(if world.leads() { prepare(folder, run, keeper.status_mut()) } else { Ok(()) })?;
     let log = folder.log_of(world.rank());
     world.agree(logs::write_json_to(&log).map_err(|e| Error::io("write", &log, &e)))?;
-    announce(&run, &world, resumed);
-    let mut outlet = Outlet::open(folder.path(), &run, &world, timings)?;
-    match run_all(&mut run, &world, &mut keeper, &mut outlet) {
-        Ok(None) => {
+    announce(run, world, resumed);
+    let mut outlet = Outlet::open(folder.path(), run, world, timings)?;
+    let mut compute = || {
+        let summary = run_all(run, world, keeper, &mut outlet)?;
+        if summary.is_some() {
+            world.agree(if world.leads() { report::write(folder.path()) } else { Ok(()) })?;
+            keeper.finish(run, world)?;
+        } else {
             // All ranks are past their last write before the first one ends: its exit code makes mpirun kill the others.
             world.barrier()?;
-            Ok(Outcome::Stopped)
         }
-        Ok(Some(summary)) => {
-            world.agree(if world.leads() { report::write(folder.path()) } else { Ok(()) })?;
-            keeper.finish(&run, &world)?;
-            if world.leads() {
-                print(&summary, args);
-            }
-            Ok(Outcome::Done)
-        }
-        Err(error) => {
-            keeper.status_mut().state = State::Failed;
-            keeper.status_mut().cause = Some(error.to_string());
-            if world.leads() || !error.is_known_to_all() {
-                let _ = keeper.status_mut().write(folder.path());
-            }
-            if error.is_known_to_all() {
-                return Err(error);
-            }
-            eprintln!("{}", error.render().replacen("error:", &format!("error: rank {} on {}:", world.rank().0, host_name()), 1));
-            end_job(error.exit_code());
-        }
+        Ok(summary)
+    };
+    compute().map_err(Error::after_start)
+}
+
+/// Writes into the folder how the run has ended. An error of this rank alone is printed here, and ends the job.
+fn fail<T>(error: Error, world: &World, keeper: &mut Keeper, folder: &RunFolder) -> Result<T> {
+    keeper.status_mut().state = State::Failed;
+    keeper.status_mut().cause = Some(error.to_string());
+    if world.leads() || !error.is_known_to_all() {
+        let _ = keeper.status_mut().write(folder.path());
     }
+    if error.is_known_to_all() {
+        return Err(error);
+    }
+    eprintln!("{}", error.render().replacen("error:", &format!("error: rank {} on {}:", world.rank().0, host_name()), 1));
+    end_job(error.exit_code())
 }
 
 fn known_status(folder: &Path) -> Result<Option<Status>> {
@@ -116,12 +131,6 @@ fn prepare(folder: &RunFolder, run: &Run, status: &Status) -> Result<()> {
     status.write(folder.path())?;
     folder.write_config(&run.config)?;
     folder.cut_tables(run.cursor.round())
-}
-
-/// Begun with other values and stopped before its first checkpoint, which would have named them.
-fn another_run(folder: &Path) -> Error {
-    let problem = format!("{} holds the beginning of a run with other settings (its config.toml has them)", folder.display());
-    Error::refused(problem).with_hint("name another --run-dir, go back to those settings, or start over with --fresh")
 }
 
 fn teacher_hash(config: &Config, method: Method) -> Result<String> {

@@ -211,6 +211,8 @@ pub fn invert(
         loss.backward();
         let gradient = working.gradient();
         let _ = meta_gradient.g_add_(&gradient);
+        // A loss that is not finite spoils the sum even where its gradient is finite: the reduced one tells all ranks.
+        let _ = meta_gradient.narrow(0, 0, 1).g_add_(&(loss.detach() * 0.0));
         inner.step(working.parameters(), &gradient, k.lr_generator)?;
         latent_adam.step(&latent_bz.detach(), &latent_bz.grad(), k.lr_latent)?;
         let _ = latent_bz.grad().zero_();

@@ -7,7 +7,7 @@ mod tensorboard;
 mod timings;
 
 pub use progress::{Pace, Progress};
-pub use record::{RoundRecord, Sinks, TimingRecord, read_table};
+pub use record::{RoundRecord, Sinks, TimingRecord, header, read_table};
 pub use summary::{BufferSummary, NetworkScore, PICTURE_ROWS, Summary, version};
 pub use tensorboard::EventWriter;
 pub use timings::{Seconds, Timings, TimingsLayer};

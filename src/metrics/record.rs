@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// What one round came to. Holds nothing that depends on clock, number of ranks, host or folder: equal runs write equal
 /// `metrics.csv`. Losses are means over logical ranks (inversion) or over drawn rows (distillation).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RoundRecord {
     /// Round, from 0.
     pub round: u64,
@@ -44,7 +44,7 @@ pub struct RoundRecord {
 }
 
 /// Where a round's time went, and what it sent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimingRecord {
     /// Round, from 0.
     pub round: u64,
@@ -144,6 +144,13 @@ fn scalars(record: &RoundRecord) -> Vec<(String, f64)> {
     fields.into_iter().filter(|(name, _)| name != "round").filter_map(|(name, v)| Some((name, v.as_f64()?))).collect()
 }
 
+/// The first line of a table of such records.
+pub fn header<T: Serialize + Default>() -> String {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let text = writer.serialize(T::default()).ok().and_then(|()| writer.into_inner().ok()).unwrap_or_default();
+    String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned()
+}
+
 /// Reads a table of records.
 ///
 /// # Errors
@@ -186,6 +193,7 @@ mod tests {
         }
         let text = std::fs::read_to_string(folder.path().join("metrics.csv")).unwrap();
         assert_eq!((text.lines().count(), text.matches("round,").count()), (3, 1));
+        assert_eq!(text.lines().next().unwrap(), header::<RoundRecord>());
         let back: Vec<RoundRecord> = read_table(&folder.path().join("metrics.csv")).unwrap();
         assert_eq!(back, [record(0), record(1)]);
     }

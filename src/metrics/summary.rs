@@ -12,8 +12,8 @@ pub struct NetworkScore {
     pub top1: f64,
     /// Share of test images whose label is among the first five.
     pub top5: f64,
-    /// Cross entropy on the test split.
-    pub loss: f64,
+    /// Cross entropy on the test split; none, or not finite, where the network has come to nothing.
+    pub loss: Option<f64>,
     /// Largest top-1 of any evaluation. Chosen on the test split: quote `top1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top1_best: Option<f64>,
@@ -61,11 +61,12 @@ pub struct Summary {
     pub samples_synthesised: u64,
     /// Student steps done.
     pub student_steps: u64,
-    /// Bytes rank 0 sent to other ranks.
+    /// Bytes rank 0 sent to other ranks since the last start.
     pub bytes_sent: u64,
-    /// Rows rank 0 sent to other ranks, of all rows drawn.
-    pub rows_sent_away: u64,
-    /// Bytes rank 0 sent to other ranks per draw: masses, rows, losses on their way home. Since the last start.
+    /// Rows that were trained on by another rank than held them, over all launches.
+    #[serde(default)]
+    pub rows_moved: u64,
+    /// Bytes that all ranks together sent per draw, over all launches: masses, rows, losses on their way home.
     #[serde(default)]
     pub bytes_moved_per_draw: f64,
     /// The buffer, where the method has one.
@@ -89,4 +90,17 @@ impl Summary {
 /// Version and commit of this build.
 pub fn version() -> String {
     format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("SSDKD_COMMIT"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// JSON has no NaN.
+    #[test]
+    fn a_loss_that_is_not_finite_reads_back() {
+        let score = NetworkScore { model: "m".into(), top1: 0.1, top5: 0.5, loss: Some(f64::NAN), top1_best: None };
+        let text = serde_json::to_string(&score).unwrap();
+        assert_eq!(serde_json::from_str::<NetworkScore>(&text).unwrap(), NetworkScore { loss: None, ..score });
+    }
 }

@@ -3,6 +3,7 @@
 use super::comm::{Communicator, all_gather_varied};
 use super::world::{Launch, World, host_name};
 use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// An error on its way to the other ranks.
@@ -30,7 +31,20 @@ pub fn agree<T>(comm: &dyn Communicator, mine: Result<T>) -> Result<T> {
     }
 }
 
+/// The leading rank's value, or its error, on every rank: what lies on a shared disk is looked at once. A collective.
+pub fn from_leader<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, value: impl FnOnce() -> Result<T>) -> Result<T> {
+    let as_text = |value: T| serde_json::to_vec(&value).map_err(|e| Error::refused(e.to_string()));
+    let mine = if comm.rank().0 == 0 { value().and_then(as_text) } else { Ok(Vec::new()) };
+    let text = all_gather_varied(comm, &agree(comm, mine)?)?.swap_remove(0);
+    serde_json::from_slice(&text).map_err(|e| Error::Comm { operation: "word of the leading rank", problem: e.to_string() })
+}
+
 impl Launch {
+    /// [`from_leader`] among the ranks of the launch. A collective.
+    pub fn from_leader<T: Serialize + DeserializeOwned>(&self, value: impl FnOnce() -> Result<T>) -> Result<T> {
+        from_leader(self.comm(), value)
+    }
+
     /// [`agree`] among the ranks of the launch. A collective.
     pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
         agree(self.comm(), mine)
@@ -38,6 +52,11 @@ impl Launch {
 }
 
 impl World {
+    /// [`from_leader`] among the ranks of the job. A collective.
+    pub fn from_leader<T: Serialize + DeserializeOwned>(&self, value: impl FnOnce() -> Result<T>) -> Result<T> {
+        from_leader(self.comm(), value)
+    }
+
     /// [`agree`] among the ranks of the job. A collective.
     pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
         agree(self.comm(), mine)
@@ -59,6 +78,14 @@ mod tests {
         assert_eq!(texts[1], ("bad".into(), Some("do this".into()), 2));
         assert!(texts[0].0.starts_with("rank 1 on ") && texts[0].0.ends_with(": bad"), "{}", texts[0].0);
         assert_eq!((&texts[2].1, texts[2].2), (&Some("do this".into()), 2));
+    }
+
+    #[test]
+    fn the_leader_alone_looks_and_all_know() {
+        let look = |world: &World, wanted: Result<usize>| world.from_leader(|| if world.leads() { wanted } else { unreachable!() });
+        assert_eq!(on_each_rank(3, 3, |world| look(world, Ok(7)).unwrap()), [7, 7, 7]);
+        let errors = on_each_rank(2, 2, |world| look(world, Err(Error::refused("gone"))).unwrap_err().to_string());
+        assert!(errors.iter().all(|text| text.ends_with("gone")), "{errors:?}");
     }
 
     #[test]

@@ -81,6 +81,10 @@ impl World {
     /// all-gather returns the chunks. Bytes sent per rank: 2·4·n·(R−1)/R, those of a ring all-reduce, when each rank has one
     /// partial sum (M/R a power of two), else a multiple of the first half.
     pub fn reduce(&self, sum: TreeSum) -> Result<Tensor> {
+        self.reduce_in_buckets(sum, BUCKET)
+    }
+
+    fn reduce_in_buckets(&self, sum: TreeSum, bucket: usize) -> Result<Tensor> {
         let _span = tracing::debug_span!("communication", what = "reduce").entered();
         let layout = *self.layout();
         let mut nodes = sum.finish();
@@ -95,8 +99,8 @@ impl World {
         }
         let length = nodes[0].1.numel();
         let total = Tensor::empty([length as i64], (Kind::Float, nodes[0].1.device()));
-        for start in (0..length).step_by(BUCKET) {
-            self.reduce_bucket(&nodes, start, BUCKET.min(length - start), &total)?;
+        for start in (0..length).step_by(bucket) {
+            self.reduce_bucket(&nodes, start, bucket.min(length - start), &total)?;
         }
         Ok(total)
     }
@@ -164,7 +168,7 @@ pub fn check_sum(world: &World, length: usize) -> Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parallel::test_ranks::on_ranks;
+    use crate::parallel::test_ranks::{on_each_rank_by, on_ranks};
     use crate::test_fill::fill;
 
     #[test]
@@ -181,6 +185,47 @@ mod tests {
                 Vec::<f32>::try_from(world.reduce(sum).unwrap()).unwrap()
             });
             assert_eq!(got, expected, "{logical} logical ranks");
+        }
+    }
+
+    /// Buckets shorter than the data, the last one shorter still; shorter than the ranks are many; and with several partial sums a
+    /// rank (M = 6 on 2).
+    #[test]
+    fn the_length_of_a_bucket_changes_no_bit() {
+        let length = 103;
+        for bucket in [1usize, 3, 50, 102, 103, 104] {
+            for (logical, ranks) in [(4, [2, 4]), (6, [2, 3])] {
+                let want = by_hand((0..logical).map(|l| fill(l as u64, &[length])).collect());
+                let got = on_ranks(logical, &ranks, |world| {
+                    let mut sum = TreeSum::new(*world.layout());
+                    world.hosted().for_each(|rank| sum.add(rank, fill(rank.0 as u64, &[length])));
+                    Vec::<f32>::try_from(world.reduce_in_buckets(sum, bucket).unwrap()).unwrap()
+                });
+                assert_eq!(got, Vec::<f32>::try_from(&want).unwrap(), "{logical} logical ranks, buckets of {bucket}");
+            }
+        }
+    }
+
+    /// Whatever order the library adds in, M − 1 additions are off by no more than that many half units in the last place of the
+    /// largest partial sum.
+    #[test]
+    fn the_librarys_own_sum_is_right_to_rounding() {
+        for (logical, ranks) in [(4, 2), (6, 2), (6, 3), (4, 4)] {
+            let leaf = |l: usize| fill(l as u64, &[1001]);
+            let exact = (0..logical).map(|l| leaf(l).to_kind(Kind::Double)).reduce(|sum, x| sum + x).unwrap();
+            let magnitude = (0..logical).map(|l| leaf(l).to_kind(Kind::Double).abs()).reduce(|sum, x| sum + x).unwrap();
+            let bound = magnitude * ((logical - 1) as f64 * f64::from(f32::EPSILON) / 2.0);
+            let (exact, bound) = (Vec::<f64>::try_from(&exact).unwrap(), Vec::<f64>::try_from(&bound).unwrap());
+            let sums = on_each_rank_by(ReduceRule::Native, logical, ranks, |world| {
+                let mut sum = TreeSum::new(*world.layout());
+                world.hosted().for_each(|rank| sum.add(rank, leaf(rank.0)));
+                Vec::<f32>::try_from(world.reduce(sum).unwrap()).unwrap()
+            });
+            for sum in sums {
+                for ((got, want), bound) in sum.iter().zip(&exact).zip(&bound) {
+                    assert!((f64::from(*got) - want).abs() <= *bound, "{logical} on {ranks}: {got} for {want}");
+                }
+            }
         }
     }
 

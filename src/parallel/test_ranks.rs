@@ -8,6 +8,11 @@ use tch::Device;
 
 /// The body's value on each rank of a launch of `ranks`.
 pub(crate) fn on_each_rank<T: Send>(logical: usize, ranks: usize, body: impl Fn(&World) -> T + Sync) -> Vec<T> {
+    on_each_rank_by(ReduceRule::Deterministic, logical, ranks, body)
+}
+
+/// The same with a rule for sums.
+pub(crate) fn on_each_rank_by<T: Send>(rule: ReduceRule, logical: usize, ranks: usize, body: impl Fn(&World) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let handles: Vec<_> = Threads::group(ranks)
             .into_iter()
@@ -15,7 +20,7 @@ pub(crate) fn on_each_rank<T: Send>(logical: usize, ranks: usize, body: impl Fn(
                 let body = &body;
                 scope.spawn(move || {
                     let launch = Launch::over(Box::new(comm)).unwrap();
-                    let world = launch.into_world(Layout::new(logical, ranks).unwrap(), ReduceRule::Deterministic, Device::Cpu);
+                    let world = launch.into_world(Layout::new(logical, ranks).unwrap(), rule, Device::Cpu);
                     body(&world)
                 })
             })

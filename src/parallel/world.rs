@@ -78,13 +78,6 @@ impl Launch {
         &self.comm
     }
 
-    /// The leading rank's number, on every rank. A collective; 8 bytes a rank.
-    pub fn from_leader(&self, mine: u64) -> Result<u64> {
-        let mut all = vec![0u8; 8 * self.ranks()];
-        self.comm.all_gather(&mine.to_le_bytes(), &mut all)?;
-        Ok(all.first_chunk::<8>().map_or(mine, |first| u64::from_le_bytes(*first)))
-    }
-
     /// The job with its logical ranks laid out.
     pub fn into_world(self, layout: Layout, reduce: ReduceRule, device: Device) -> World {
         World { layout, comm: self.comm, local: self.local, hosts: self.hosts, reduce, device }
@@ -255,13 +248,17 @@ fn allowed_cores() -> Vec<u8> {
 /// Sets libtorch's threads: as configured, else OMP_NUM_THREADS, else the host's cores shared by its ranks.
 ///
 /// # Errors
-/// OMP_NUM_THREADS that is not a number.
+/// OMP_NUM_THREADS that is not a number of threads.
 pub fn set_threads(configured: Option<usize>, local: Local) -> Result<()> {
     let threads = match (configured, std::env::var("OMP_NUM_THREADS")) {
         (Some(threads), _) => threads,
-        (None, Ok(text)) => text.split(',').next().unwrap_or_default().trim().parse().map_err(|_| {
-            Error::refused(format!("OMP_NUM_THREADS = `{text}` is not a number")).with_hint("set it to cores ÷ ranks, or unset it")
-        })?,
+        (None, Ok(text)) => {
+            let threads = text.split(',').next().and_then(|first| first.trim().parse().ok()).filter(|&threads: &usize| threads > 0);
+            threads.ok_or_else(|| {
+                Error::refused(format!("OMP_NUM_THREADS = `{text}` is not a number of threads"))
+                    .with_hint("set it to cores ÷ ranks, or unset it")
+            })?
+        }
         (None, Err(_)) => (local.cores / local.ranks).max(1),
     };
     tch::set_num_threads(threads as i32);

@@ -28,6 +28,7 @@ use crate::nn::room_for;
 use crate::parallel::{PerRank, World};
 use crate::rng::{Key, Purpose};
 use exchange::{pack, unpack};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -83,8 +84,8 @@ pub struct Draw {
     route: Option<Route>,
 }
 
-/// What draws have sent from this process to others.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What draws have sent between processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
     /// Number of draws.
     pub draws: u64,

@@ -3,14 +3,15 @@
 use super::state::Run;
 use crate::checkpoint::{Checkpoints, Manifest, Position};
 use crate::config::{self, OnFailure, StopSignal};
-use crate::error::{Error, Result};
+use crate::error::{Error, Finding, Result};
 use crate::files;
 use crate::layout::LogicalRank;
 use crate::metrics::{Timings, version};
-use crate::nn::weights;
+use crate::nn::{shim, weights};
 use crate::parallel::{PerRank, World, thread_count};
 use crate::run_folder::{EVIDENCE, State, Status};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -160,6 +161,7 @@ impl Keeper {
         self.status.state = state;
         self.status.student_steps = run.cursor.student_steps();
         self.status.seconds = self.timings.seconds();
+        self.status.moved = run.moved_by_all(world)?;
         world.agree(if world.leads() { self.status.write(&self.folder) } else { Ok(()) })
     }
 
@@ -168,11 +170,16 @@ impl Keeper {
     /// # Errors
     /// No whole checkpoint among those there, or one of a run with other numbers, naming each key that differs.
     pub fn resume(&mut self, run: &mut Run, world: &World) -> Result<bool> {
-        let Some(loaded) = self.checkpoints.load_newest(world)? else { return Ok(false) };
-        world.agree(same_run(&loaded.manifest, run))?;
+        let Some(loaded) = self.checkpoints.load_newest(world)? else {
+            let steps = self.status.student_steps;
+            // Seconds are written with a checkpoint and never without one.
+            return if self.status.seconds.total == 0.0 { Ok(false) } else { Err(checkpoints_gone(&self.folder, steps)) };
+        };
+        same_run(&loaded.manifest.identity, &run.plan.identity)?;
         world.agree(run.restore(&loaded))?;
         self.on_disk = Some(loaded.manifest.position);
         let (was, is) = (loaded.manifest.machine, machine(world));
+        let (was, is) = (format!("{was}, ssdkd {}", loaded.manifest.version), format!("{is}, ssdkd {}", version()));
         if was != is && world.leads() {
             tracing::warn!(
                 "this run was computed on [{was}], it goes on on [{is}]: its last bits may differ from those of an undisturbed run"
@@ -182,23 +189,32 @@ impl Keeper {
     }
 }
 
-/// What the bits of a run depend on besides its configuration.
-fn machine(world: &World) -> String {
-    let device = if world.device().is_cuda() { "CUDA" } else { "CPU" };
-    format!("{device}, {}, {} threads", crate::nn::shim::cpu_capability(), thread_count())
+/// Known to all: every rank has the leader's status and list.
+fn checkpoints_gone(folder: &Path, steps: u64) -> Error {
+    let problem = format!("{} says that {steps} student steps are saved, but holds no checkpoint", folder.display());
+    Error::refused(problem).with_hint("put its folder `checkpoints` back, or start over with --fresh")
 }
 
-fn same_run(manifest: &Manifest, run: &Run) -> Result<()> {
-    let (then, now) = (&manifest.identity, &run.plan.identity);
-    let keys: std::collections::BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+/// What the bits of a run depend on besides its configuration and the version of ssdkd.
+fn machine(world: &World) -> String {
+    let device = if world.device().is_cuda() { "CUDA" } else { "CPU" };
+    format!("{device}, {}, {} threads, libtorch {}", shim::cpu_capability(), thread_count(), shim::torch_version())
+}
+
+/// Whether a folder's run has the values of this one.
+///
+/// # Errors
+/// Every key that differs. All ranks have the same values, and so the same error.
+pub fn same_run(then: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Result<()> {
+    let keys: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
     let shown = |value: Option<&String>| value.map_or("nothing".to_owned(), String::clone);
     let findings: Vec<_> = keys
         .into_iter()
         .filter(|key| then.get(*key) != now.get(*key))
         .map(|key| {
             let (was, is) = (shown(then.get(key)), shown(now.get(key)));
-            crate::error::Finding::new(key.as_str(), format!("was {was} when this run began, is {is} now: it would be another run"))
+            Finding::new(key.as_str(), format!("was {was} when this run began, is {is} now: it would be another run"))
         })
         .collect();
-    if findings.is_empty() { Ok(()) } else { Err(Error::Config(findings)) }
+    if findings.is_empty() { Ok(()) } else { Err(Error::AnotherRun(findings)) }
 }

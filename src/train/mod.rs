@@ -5,8 +5,8 @@ mod keeper;
 mod state;
 mod step;
 
-pub use guard::{Guard, Verdict};
-pub use keeper::{Keeper, Next};
+pub use guard::{Guard, Of, Verdict};
+pub use keeper::{Keeper, Next, same_run};
 pub use state::{Cursor, Run};
 pub use step::round;
 
@@ -69,11 +69,11 @@ impl Outlet {
     }
 
     fn student_score(&self, model: &str) -> NetworkScore {
-        let of = |value: fn(&RoundRecord) -> Option<f64>| self.last.as_ref().and_then(value).unwrap_or_default();
+        let of = |value: fn(&RoundRecord) -> Option<f64>| self.last.as_ref().and_then(value);
         NetworkScore {
             model: model.into(),
-            top1: of(|r| r.student_top1),
-            top5: of(|r| r.student_top5),
+            top1: of(|r| r.student_top1).unwrap_or_default(),
+            top5: of(|r| r.student_top5).unwrap_or_default(),
             loss: of(|r| r.student_loss),
             top1_best: self.best_top1,
         }
@@ -170,6 +170,7 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
         }),
         None => None,
     };
+    let moved = run.moved_by_all(world)?;
     let summary = Summary {
         method: run.method.name.into(),
         dataset: run.config.dataset.name().into(),
@@ -184,8 +185,8 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
         samples_synthesised: run.samples_synthesised(),
         student_steps: run.cursor.student_steps(),
         bytes_sent: world.meter().total_bytes(),
-        rows_sent_away: run.moved.rows,
-        bytes_moved_per_draw: run.moved.bytes as f64 / run.moved.draws.max(1) as f64,
+        rows_moved: moved.rows,
+        bytes_moved_per_draw: moved.bytes as f64 / moved.draws.max(1) as f64,
         buffer,
         config_hash: run.plan.config_hash.clone(),
         seed: run.config.seed,
@@ -212,7 +213,7 @@ impl Run {
             model: self.config.teacher.model.name().into(),
             top1: score.counts.top1(),
             top5: score.counts.top5(),
-            loss: score.loss,
+            loss: Some(score.loss),
             top1_best: None,
         });
         Ok(keeper.status_mut().teacher.clone())

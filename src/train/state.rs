@@ -18,7 +18,7 @@ use crate::parallel::{PerRank, World};
 use crate::replay::{Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::Purpose;
 use crate::teacher::Teacher;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A training run as one process holds it.
 pub struct Run {
@@ -52,6 +52,8 @@ pub struct Run {
     pub sums: PerRank<RoundSums>,
     /// What draws have sent from this process since its start.
     pub moved: Moved,
+    /// What they had sent from all processes in earlier launches.
+    pub moved_before: Moved,
 }
 
 /// Position of a run.
@@ -103,24 +105,29 @@ pub struct RoundSums {
     terms: Tensor,
     /// Weighted and unweighted loss over all rows.
     losses: Tensor,
+    /// Inversions and rows summed up: those that were applied.
+    counts: [u64; 2],
 }
 
 impl RoundSums {
-    fn new(device: tch::Device) -> Self {
+    fn new(device: Device) -> Self {
         let zeros = |n: i64| Tensor::zeros([n], (Kind::Double, device));
-        Self { terms: zeros(4), losses: zeros(2) }
+        Self { terms: zeros(4), losses: zeros(2), counts: [0; 2] }
     }
 
-    pub(super) fn inverted(&mut self, terms: &Tensor) {
-        self.terms = terms.shallow_clone();
+    pub(super) fn inverted(&mut self, terms: Tensor) {
+        (self.terms, self.counts[0]) = (terms, 1);
     }
 
-    pub(super) fn distilled(&mut self, sums: &Tensor) {
+    pub(super) fn distilled(&mut self, sums: &Tensor, rows: usize) {
         let _ = self.losses.g_add_(sums);
+        self.counts[1] += rows as u64;
     }
 
-    fn bits(&self) -> [u64; 6] {
-        let values = Vec::<f64>::try_from(Tensor::cat(&[&self.terms, &self.losses], 0)).unwrap_or_default();
+    /// Terms, losses, counts: all f64.
+    fn bits(&self) -> [u64; 8] {
+        let mut values = Vec::<f64>::try_from(Tensor::cat(&[&self.terms, &self.losses], 0)).unwrap_or_default();
+        values.extend(self.counts.map(|n| n as f64));
         std::array::from_fn(|i| values.get(i).copied().unwrap_or_default().to_bits())
     }
 }
@@ -129,13 +136,18 @@ impl Stateful for RoundSums {
     fn save(&self, into: &mut Entries) {
         into.tensor("terms", &self.terms);
         into.tensor("losses", &self.losses);
+        into.numbers("counts", &self.counts);
     }
 
     fn load(&mut self, from: &Entries) -> Result<()> {
         // `terms` may be shared with what a step returned: a tensor of its own is filled.
         self.terms = self.terms.zeros_like();
         from.copy_tensor("terms", &self.terms)?;
-        from.copy_tensor("losses", &self.losses)
+        from.copy_tensor("losses", &self.losses)?;
+        let counts = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
+        from.copy_tensor("counts", &counts)?;
+        self.counts = [0, 1].map(|i| counts.int64_value(&[i]) as u64);
+        Ok(())
     }
 }
 
@@ -172,6 +184,7 @@ impl Run {
             guard: Guard::new(config.train.max_nonfinite_steps),
             cursor: Cursor::default(),
             moved: Moved::default(),
+            moved_before: Moved::default(),
             teacher,
             student,
             generator,
@@ -287,11 +300,9 @@ impl Run {
         }
     }
 
-    pub(super) fn insert(&mut self, born: PerRank<Samples>, verdict: Verdict) -> Result<()> {
-        match (verdict, self.memory.replay_mut()) {
-            (Verdict::Apply, Some(replay)) => replay.insert(born, self.cursor.round),
-            _ => Ok(()),
-        }
+    pub(super) fn insert(&mut self, born: PerRank<Samples>) -> Result<()> {
+        let round = self.cursor.round;
+        self.memory.replay_mut().map_or(Ok(()), |replay| replay.insert(born, round))
     }
 
     pub(super) fn update_student(&mut self, payload: &Tensor, verdict: Verdict) -> Result<()> {
@@ -305,10 +316,23 @@ impl Run {
         }
     }
 
+    /// What draws have sent from all processes, over all launches. A collective; 16 bytes a rank.
+    pub fn moved_by_all(&self, world: &World) -> Result<Moved> {
+        let Moved { draws, rows, bytes } = self.moved;
+        let mut all = vec![0u8; 16 * world.layout().ranks()];
+        world.comm().all_gather([rows, bytes].map(u64::to_le_bytes).as_flattened(), &mut all)?;
+        let words: Vec<u64> = all.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        let mut total = self.moved_before;
+        // Every process counts every draw.
+        total += Moved { draws, ..Moved::default() };
+        words.chunks_exact(2).for_each(|of| total += Moved { draws: 0, rows: of[0], bytes: of[1] });
+        Ok(total)
+    }
+
     /// Where the run is, for a checkpoint.
     pub fn position(&self) -> Position {
         let Cursor { round, inverted, steps_left, student_steps } = self.cursor;
-        Position { round, inverted, steps_left, student_steps, refused_in_a_row: self.guard.in_a_row() }
+        Position { round, inverted, steps_left, student_steps, refused: self.guard.in_a_row() }
     }
 
     /// Everything a restart needs, by owner.
@@ -344,9 +368,9 @@ impl Run {
                 entries.load("replay", replay.shard_mut(rank))?;
             }
         }
-        let Position { round, inverted, steps_left, student_steps, refused_in_a_row } = loaded.manifest.position;
+        let Position { round, inverted, steps_left, student_steps, refused } = loaded.manifest.position;
         self.cursor = Cursor { round, inverted, steps_left, student_steps };
-        self.guard.resume(refused_in_a_row);
+        self.guard.resume(refused);
         Ok(())
     }
 
@@ -358,14 +382,14 @@ impl Run {
     /// Closes the round: sums of all logical ranks in their order, and a score when one is due. A collective.
     pub(super) fn record(&mut self, world: &World) -> Result<RoundRecord> {
         let mine = PerRank::build(world.hosted(), |rank| self.sums.get(rank).bits());
-        let all: Vec<[f64; 6]> = world.gather(&mine)?.into_iter().map(|bits| bits.map(f64::from_bits)).collect();
+        let all: Vec<[f64; 8]> = world.gather(&mine)?.into_iter().map(|bits| bits.map(f64::from_bits)).collect();
         for rank in world.hosted() {
             *self.sums.get_mut(rank) = RoundSums::new(world.device());
         }
         let sum = |i: usize| all.iter().map(|v| v[i]).sum::<f64>();
-        let mean_over_ranks = |i: usize| self.synthesises().then(|| sum(i) / all.len() as f64);
-        let rows = (self.steps_this_round() as usize * self.batch_size()) as f64;
-        let mean_over_rows = |i: usize| (rows > 0.0).then(|| sum(i) / rows);
+        // What was refused is in neither sum nor count.
+        let mean = |i: usize, count: f64| (count > 0.0).then(|| sum(i) / count);
+        let (mean_over_ranks, mean_over_rows) = (|i| mean(i, sum(6)), |i| mean(i, sum(7)));
         let counts = self.class_counts(world)?;
         let round = self.cursor.round;
         let last = round + 1 == self.config.train.rounds;

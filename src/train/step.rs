@@ -1,6 +1,6 @@
 //! One round, top to bottom.
 
-use super::guard::Verdict;
+use super::guard::{Of, Verdict};
 use super::keeper::{Keeper, Next};
 use super::state::Run;
 use crate::distill;
@@ -40,40 +40,45 @@ fn invert(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
     let class_counts_k = run.class_counts(world)?;
     run.reset_generator_when_due();
     let averages = run.averages_now();
-    let (mut meta_gradient, mut born) = (TreeSum::new(*world.layout()), PerRank::default());
+    let (mut meta_gradient, mut born, mut terms) = (TreeSum::new(*world.layout()), PerRank::default(), PerRank::default());
     for rank in world.hosted() {
         let _span = tracing::debug_span!("inversion").entered();
         let batch = run.synthesise(rank, &class_counts_k)?;
         meta_gradient.add(rank, batch.meta_gradient);
-        run.sums.get_mut(rank).inverted(&batch.terms);
+        terms.set(rank, batch.terms);
         born.set(rank, batch.samples);
     }
     let meta_gradient = world.reduce(meta_gradient)?;
-    let verdict = run.guard.judge("the generator's gradient", &meta_gradient, run.cursor.student_steps());
+    let verdict = run.guard.judge(Of::Generator, &meta_gradient, run.cursor.student_steps());
     let verdict = verdict.map_err(|error| keeper.keep_evidence(world, error, &born, Samples::tensors))?;
     run.update_generator(&meta_gradient, averages, verdict)?;
-    run.insert(born, verdict)
+    if verdict == Verdict::Apply {
+        run.insert(born)?;
+        terms.into_iter_ordered().for_each(|(rank, terms)| run.sums.get_mut(rank).inverted(terms));
+    }
+    Ok(())
 }
 
 /// One student step on a global draw.
 fn distil(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
     let (batch, criterion) = (run.batch_size(), run.method.criterion);
     let mut draw = run.memory.draw(world, batch, run.cursor.student_steps())?;
-    let (mut payload, mut loss) = (TreeSum::new(*world.layout()), PerRank::default());
+    let (mut payload, mut loss, mut sums) = (TreeSum::new(*world.layout()), PerRank::default(), PerRank::default());
     for rank in world.hosted() {
         let _span = tracing::debug_span!("distillation").entered();
         let rows = draw.rows.get(rank);
         let out = distill::backward(&mut run.student, run.teacher.as_ref(), &run.normalise, rows, criterion, batch);
         payload.add(rank, out.payload);
-        run.sums.get_mut(rank).distilled(&out.sums);
+        sums.set(rank, out.sums);
         loss.set(rank, out.loss_b);
     }
     let payload = world.reduce(payload)?;
-    let verdict = run.guard.judge("the student's gradient", &payload, run.cursor.student_steps());
+    let verdict = run.guard.judge(Of::Student, &payload, run.cursor.student_steps());
     let verdict = verdict.map_err(|error| keeper.keep_evidence(world, error, &draw.rows, Rows::tensors))?;
     run.update_student(&payload, verdict)?;
     if verdict == Verdict::Apply {
         run.memory.write_back(world, &mut draw, &loss)?;
+        sums.into_iter_ordered().for_each(|(rank, sums)| run.sums.get_mut(rank).distilled(&sums, loss.get(rank).numel()));
     }
     run.moved += draw.moved;
     Ok(())

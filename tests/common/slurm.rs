@@ -37,27 +37,27 @@ pub struct Slurm {
 }
 
 impl Slurm {
-    /// Starts them and waits until the node takes jobs.
+    /// Starts them and waits until the node takes jobs; daemons that are here and do not start fail the test.
     ///
     /// # Errors
-    /// Why there can be no Slurm here.
+    /// A program that is not installed.
     pub fn start() -> Result<Self, String> {
         for program in ["munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "mpirun"] {
             let found = path().split(':').any(|folder| Path::new(folder).join(program).is_file());
             found.then_some(()).ok_or(format!("{program} is not on PATH (launch/setup.sh --tests installs it)"))?;
         }
-        let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
-        configure(folder.path()).map_err(|e| e.to_string())?;
+        let folder = tempfile::tempdir().unwrap();
+        configure(folder.path()).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", SUPERVISOR, "sh"]).arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let supervisor = surroundings(&mut command, folder.path()).process_group(0).spawn().map_err(|e| e.to_string())?;
+        let supervisor = surroundings(&mut command, folder.path()).process_group(0).spawn().unwrap();
         let slurm = Self { folder, supervisor };
         let began = Instant::now();
         while slurm.call("sinfo", &["--noheader", "--format=%t"]).stdout.trim() != "idle" {
             if began.elapsed() > Duration::from_secs(60) {
                 let read = |name: &str| fs::read_to_string(slurm.folder.path().join(name)).unwrap_or_default();
                 let said: Vec<String> = ["munged.out", "munge.log", "slurmctld.out", "slurmd.out"].map(read).into();
-                return Err(format!("Slurm's daemons do not start on this machine:\n{}", said.concat()));
+                panic!("Slurm's daemons do not start on this machine:\n{}", said.concat());
             }
             std::thread::sleep(Duration::from_millis(200));
         }

@@ -2,7 +2,8 @@
 //! checkpoint loads, the run goes on, and it ends with the checksums of a run that nothing happened to.
 
 use crate::launch::{Outcome, has_mpirun, mpirun, root, run, small_fashion_mnist, ssdkd, tiny};
-use ssdkd::checkpoint::{checksums, read_all};
+use ssdkd::checkpoint::{InARow, checksums, read_all};
+use ssdkd::metrics::{RoundRecord, read_table};
 use ssdkd::nn::weights;
 use ssdkd::run_folder::{State, Status};
 use std::path::{Path, PathBuf};
@@ -141,9 +142,16 @@ fn a_rank_that_stops_is_named_by_the_watchdog() {
     assert_eq!(out.stderr.matches("error: rank").count(), 1, "{}", out.stderr);
     assert_eq!(saved_steps(&run), 1);
     ends_undisturbed(&run, launch(2, &arguments, None));
+    // What draws have moved adds up over the launches, as the numbers of ranks were the same.
+    let [report, undisturbed] = [&run, &reference().run]
+        .map(|run| -> serde_json::Value { serde_json::from_slice(&std::fs::read(run.join("report.json")).unwrap()).unwrap() });
+    for key in ["rows_moved", "bytes_moved_per_draw"] {
+        assert!(report[key].is_number() && report[key] == undisturbed[key], "{key}: {} and {}", report[key], undisturbed[key]);
+    }
 }
 
-/// Every signal, to a rank and to mpirun: exit code 75, state `stopped`, and the run goes on on another number of ranks.
+/// Every signal to a rank, and USR1 and USR2 to mpirun, which passes them on: exit code 75, state `stopped`, and the run goes on on
+/// another number of ranks. After TERM mpirun leaves its ranks a second or two: the run is stopped or dead, and goes on too.
 #[test]
 fn a_signal_stops_the_run_behind_a_checkpoint() {
     if !has_mpirun() {
@@ -159,12 +167,55 @@ fn a_signal_stops_the_run_behind_a_checkpoint() {
         assert!(total > seconds, "{total} s after {seconds} s: seconds add up");
         seconds = total;
     }
-    let running = Running::start(mpirun(2, &with(&arguments, &["checkpoint.every_steps=1"])));
-    until("a checkpoint of this launch", || is_past(&run, 3));
-    running.signal(libc::SIGUSR1);
-    assert_eq!(running.end(), 75);
-    assert_eq!(state(&run), State::Stopped);
+    for (signal, steps) in [(libc::SIGUSR1, 4), (libc::SIGUSR2, 5)] {
+        let running = Running::held(2, &arguments, "stop 1 distillation 1");
+        running.signal(signal);
+        running.let_go();
+        assert_eq!(running.end(), 75, "signal {signal}");
+        assert_eq!((state(&run), saved_steps(&run)), (State::Stopped, steps), "signal {signal}");
+    }
     ends_undisturbed(&run, launch(1, &arguments, None));
+}
+
+#[test]
+fn a_term_to_mpirun_leaves_a_run_that_goes_on() {
+    if !has_mpirun() {
+        return;
+    }
+    let (_folder, run, arguments) = scene(&[]);
+    let running = Running::held(2, &arguments, "stop 1 distillation 3");
+    running.signal(libc::SIGTERM);
+    running.let_go();
+    assert_eq!(running.end(), 1);
+    assert_eq!(ssdkd(&["inspect", "--status", run.to_str().unwrap()]).expect(0).stdout, "stopped\n");
+    let saved = saved_steps(&run);
+    let last = launch(1, &arguments, None);
+    assert!(last.stderr.contains(&format!("resumed at step {saved}")), "{}", last.stderr);
+    ends_undisturbed(&run, last);
+}
+
+/// An error after the last round is one of the run: batch files must not take it for a stop.
+#[test]
+fn results_that_cannot_be_written_are_a_failure() {
+    let (_folder, target, arguments) = scene(&[]);
+    std::fs::create_dir_all(target.join("report.html")).unwrap();
+    let out = ssdkd(&arguments).expect(1);
+    assert!(out.stderr.contains("cannot write ") && out.stderr.contains("report.html"), "{}", out.stderr);
+    assert_eq!(ssdkd(&["inspect", "--status", target.to_str().unwrap()]).expect(0).stdout, "failed\n");
+    std::fs::remove_dir(target.join("report.html")).unwrap();
+    ends_undisturbed(&target, ssdkd(&arguments));
+}
+
+/// Signals that the configuration leaves out do what they do to any process.
+#[test]
+fn only_the_signals_of_the_configuration_stop_a_run() {
+    let (_folder, run, arguments) = scene(&["checkpoint.signals=[\"usr2\"]"]);
+    for (fault, code, left) in [("usr1 0 distillation 5", -1, State::Running), ("usr2 0 distillation 1", 75, State::Stopped)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
+        command.args(&arguments).env(FAULT, fault);
+        crate::launch::run(command, DEADLINE).expect(code);
+        assert_eq!(state(&run), left, "{fault}");
+    }
 }
 
 /// Damaged files are named, the checkpoint before is used; with none left, the run refuses.
@@ -222,6 +273,14 @@ fn damaged_checkpoints_are_named_and_stepped_over() {
     let out = launch(2, &arguments(&reference().data, &run, &[]), None).expect(2);
     out.says(&["no checkpoint is whole", "manifest.json", "start over with --fresh"]);
     assert_eq!(checkpoints(&run).len(), 2, "what could not be read stays to be looked at");
+
+    // Nothing at all is not the beginning of a run either.
+    let run = copy(&stopped, &folder.path().join("gone"));
+    std::fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    let metrics = std::fs::read(run.join("metrics.csv")).unwrap();
+    let out = launch(2, &arguments(&reference().data, &run, &[]), None).expect(2);
+    out.says(&["says that 4 student steps are saved, but holds no checkpoint", "put its folder `checkpoints` back", "--fresh"]);
+    assert!(std::fs::read(run.join("metrics.csv")).unwrap() == metrics);
 }
 
 fn copy(from: &Path, to: &Path) -> PathBuf {
@@ -258,6 +317,9 @@ fn a_full_disk_costs_only_the_checkpoint_that_did_not_fit() {
     assert_eq!((saved_steps(&run), state(&run)), (kept, State::Failed));
     let names = std::fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     assert!(names.into_iter().all(|name| name.starts_with("at-")), "what was given up takes no room");
+    let out = launch(2, &with(&arguments, &["checkpoint.on_failure=end"]), None).expect(1);
+    assert!(out.stderr.contains("No space left on device") && !out.stderr.contains("the run goes on"), "{}", out.stderr);
+    assert_eq!((saved_steps(&run), state(&run)), (kept, State::Failed));
     std::fs::remove_file(disk.0.join("ballast")).unwrap();
     let last = launch(2, &arguments, None);
     assert!(last.stderr.contains(&format!("resumed at step {kept}")), "{}", last.stderr);
@@ -324,7 +386,17 @@ fn a_folder_is_never_written_over() {
     let before = std::fs::read(finished.join("report.json")).unwrap();
     let out = ssdkd(&arguments(&reference().data, &finished, &[])).expect(0);
     assert!(out.stdout.contains("holds a finished run: nothing to do (start over with --fresh)"), "{}", out.stdout);
+    let out = ssdkd(&arguments(&reference().data, &finished, &["seed=5"])).expect(2);
+    out.says(&["seed: was 0 when this run began, is 5 now", "start over with --fresh"]);
     assert!(std::fs::read(finished.join("report.json")).unwrap() == before);
+
+    // Begun, and dead before its first checkpoint.
+    let begun = folder.path().join("begun");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
+    command.args(arguments(&reference().data, &begun, &[])).env(FAULT, "kill 0 inversion 1");
+    run(command, DEADLINE).expect(-1);
+    let out = launch(2, &arguments(&reference().data, &begun, &["seed=5"]), None).expect(2);
+    out.says(&["seed: was 0 when this run began, is 5 now", "start over with --fresh"]);
 
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
     command.args(&begin).env(FAULT, "usr1 0 distillation 1");
@@ -345,8 +417,12 @@ fn a_folder_is_never_written_over() {
     let moved = replaced(&with(&begin, &free), "configs/fashion_mnist/demo.toml", &config.display().to_string());
     let moved = replaced(&moved, &reference().data.display().to_string(), &data.display().to_string());
     let moved = replaced(&moved, "parallel.logical_ranks=4", "parallel.threads=1");
+    // Another number of threads is allowed and said.
+    let other = copy(&stopped, &folder.path().join("threads"));
+    let out = ssdkd(&arguments(&reference().data, &other, &["parallel.threads=2"])).expect(0);
+    out.says(&["this run was computed on [CPU, ", " 1 threads, libtorch ", ", it goes on on [CPU, ", " 2 threads, libtorch ", "ssdkd "]);
     let last = ssdkd(&moved);
-    assert!(last.stderr.contains("resumed at step 1"), "{}", last.stderr);
+    assert!(last.stderr.contains("resumed at step 1") && !last.stderr.contains("was computed on"), "{}", last.stderr);
     ends_undisturbed(&stopped, last);
     let fresh = [begin.clone(), vec!["--fresh".into()]].concat();
     let out = ssdkd(&with(&fresh, &["train.rounds=2"])).expect(0);
@@ -380,6 +456,32 @@ fn a_batch_that_is_not_finite_is_refused_everywhere_and_saved() {
     for (key, tensor) in entries.iter().filter(|(key, _)| key.starts_with("shared.student.")) {
         assert_eq!(tensor.isfinite().all().int64_value(&[]), 1, "{key}");
     }
+}
+
+/// An adversarial loss that overflows as soon as it takes part, after the warm-up: good student steps between such inversions, and a
+/// stop and a resume, excuse none of them.
+#[test]
+fn an_inversion_that_is_never_finite_ends_the_run() {
+    if !has_mpirun() {
+        return;
+    }
+    let (_folder, run, arguments) = scene(&["inversion.adversarial_weight=3e38", "train.max_nonfinite_steps=3"]);
+    launch(2, &arguments, Some("usr1 1 distillation 5")).expect(75);
+    assert_eq!(read_all(&run).unwrap().0.position.refused, InARow { generator: 2, student: 0 });
+    let out = launch(2, &arguments, None).expect(1);
+    out.says(&["the generator's gradient was not finite 3 times in a row, last at step 4", "the offending batch is in the run folder"]);
+    assert_eq!(state(&run), State::Failed);
+    for rank in 0..2 {
+        let file = weights::read(&run.join(format!("nonfinite/rank-{rank:05}.safetensors"))).unwrap();
+        for logical in [2 * rank, 2 * rank + 1] {
+            let images = file.tensors.iter().find(|(key, _)| *key == format!("{logical}.images")).unwrap();
+            assert_eq!(images.1.size(), [16, 1, 32, 32]);
+        }
+    }
+    // What was refused is in no mean: there is none for those inversions, and the student's are of its good steps.
+    let rows: Vec<RoundRecord> = read_table(&run.join("metrics.csv")).unwrap();
+    let losses: Vec<_> = rows.iter().map(|row| (row.loss_statistics.is_some(), row.loss_student.is_some_and(f64::is_finite))).collect();
+    assert_eq!(losses, [(true, false), (false, true), (false, true)]);
 }
 
 /// A short form of the soak.
@@ -469,6 +571,23 @@ impl Running {
         // Between fork and exec a child is still mpirun itself, and killing it then tries mpirun.
         let is_rank = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "ssdkd");
         processes.filter(|pid| parent(pid) == Some(self.pid()) && is_rank(pid)).collect()
+    }
+
+    /// Started with a fault that stops a rank, which it has done: however fast the machine is, the run is in the middle.
+    fn held(ranks: usize, arguments: &[String], fault: &str) -> Self {
+        let mut command = mpirun(ranks, arguments);
+        command.env(FAULT, fault);
+        let running = Self::start(command);
+        let stopped = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| text.contains("State:\tT"));
+        until("a rank to stop", || running.ranks().iter().any(stopped));
+        running
+    }
+
+    fn let_go(&self) {
+        for rank in self.ranks() {
+            // SAFETY: a signal to a process that this test started.
+            unsafe { libc::kill(rank, libc::SIGCONT) };
+        }
     }
 
     fn end(self) -> i32 {

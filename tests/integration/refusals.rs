@@ -237,7 +237,13 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
         Refusal {
             situation: "OMP_NUM_THREADS that is no number",
             set_up: SetUp::Environment(vec![("OMP_NUM_THREADS", "all")]),
-            message: "OMP_NUM_THREADS = `all` is not a number",
+            message: "OMP_NUM_THREADS = `all` is not a number of threads",
+            way_out: "set it to cores ÷ ranks, or unset it",
+        },
+        Refusal {
+            situation: "OMP_NUM_THREADS that is zero",
+            set_up: SetUp::Environment(vec![("OMP_NUM_THREADS", "0")]),
+            message: "OMP_NUM_THREADS = `0` is not a number of threads",
             way_out: "set it to cores ÷ ranks, or unset it",
         },
     ];
