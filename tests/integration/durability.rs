@@ -465,7 +465,7 @@ fn an_inversion_that_is_never_finite_ends_the_run() {
     if !has_mpirun() {
         return;
     }
-    let (_folder, run, arguments) = scene(&["inversion.adversarial_weight=3e38", "train.max_nonfinite_steps=3"]);
+    let (_folder, run, arguments) = scene(&["inversion.adversarial_weight=1e300", "train.max_nonfinite_steps=3"]);
     launch(2, &arguments, Some("usr1 1 distillation 5")).expect(75);
     assert_eq!(read_all(&run).unwrap().0.position.refused, InARow { generator: 2, student: 0 });
     let out = launch(2, &arguments, None).expect(1);
