@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::parallel::Local;
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
-use tch::Device;
+
+pub use tch::Device;
 
 /// What became of opening the CUDA side of libtorch.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use crate::bench::{Balance, DrawTimes, Measured, Peers, SIZES, balance, draw_times, sampler};
 use crate::cli::{BenchAction, BenchReplayArgs};
 use crate::config::ReduceRule;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::parallel::Launch;
@@ -59,7 +60,7 @@ fn ranks(args: &BenchReplayArgs) -> Result<()> {
     // At least four logical ranks, so that one, two and four ranks do the same work.
     let logical = launch.ranks() * 4usize.div_ceil(launch.ranks());
     let layout = launch.agree(Layout::new(logical, launch.ranks()))?;
-    let world = launch.into_world(layout, ReduceRule::Deterministic, tch::Device::Cpu);
+    let world = launch.into_world(layout, ReduceRule::Deterministic, Device::Cpu);
     let times = draw_times(&world, args.n.first().copied().unwrap_or(SIZES[0]), BATCH, DRAWS)?;
     if !world.leads() {
         return Ok(());

@@ -1,7 +1,7 @@
 //! `ssdkd doctor`: what was found, which versions, what is missing and how to get it.
 
 use crate::config::ReduceRule;
-use crate::device::{CudaLibrary, gpu_count, load_cuda, open};
+use crate::device::{CudaLibrary, Device, gpu_count, load_cuda, open};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::nn::shim;
@@ -14,7 +14,7 @@ pub fn run() -> Result<()> {
     let local = launch.local();
     let conformance = conformance::run(launch.comm());
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
-    let world = launch.into_world(layout, ReduceRule::Deterministic, tch::Device::Cpu);
+    let world = launch.into_world(layout, ReduceRule::Deterministic, Device::Cpu);
     let sum = check_sum(&world, 1000 * world.layout().ranks());
     let well = conformance.clone().and(sum.clone().map(|_| ()));
     if !world.leads() {
