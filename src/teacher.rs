@@ -23,10 +23,7 @@ impl Teacher {
     pub fn load(model: ModelName, path: &Path, shape: Shape, device: Device) -> Result<Self> {
         let network = models::build(model, shape);
         let file = weights::read(path)?;
-        // Before anything is allocated: a wrong class count may ask for more than there is.
-        network.blueprint().check(&file.tensors, path)?;
-        let state = State::empty(network.blueprint(), device);
-        state.load_state_dict(&file.tensors, path)?;
+        let state = State::from_state_dict(network.blueprint(), &file.tensors, path, device)?;
         Ok(Self::new(network, state))
     }
 

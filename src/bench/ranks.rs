@@ -82,13 +82,9 @@ pub fn draw_times(world: &World, capacity: usize, batch: usize, draws: u64) -> R
         bytes_expected += cost.bytes;
         messages_expected += cost.messages;
     }
-    let mine = PerRank::build(world.hosted(), |rank| {
-        // Counts belong to the process: its first logical rank carries them.
-        let counts = if layout.hosted(world.rank()).next() == Some(rank) { [bytes, messages] } else { [0, 0] };
-        let nanoseconds = parts.each_ref().map(|part| (median(part.clone()) * 1e3) as u64);
-        [nanoseconds[0], nanoseconds[1], nanoseconds[2], nanoseconds[3], counts[0], counts[1]]
-    });
-    let all = world.gather(&mine)?;
+    let nanoseconds = parts.map(|part| (median(part) * 1e3) as u64);
+    let all = world.gather(&PerRank::build(world.hosted(), |_| nanoseconds))?;
+    let [bytes, messages] = world.sum([bytes, messages])?;
     let slowest = |part: usize| all.iter().map(|each| each[part]).max().unwrap_or_default() as f64 / 1e3;
     let per_draw = |sum: u64| sum as f64 / draws.max(1) as f64;
     Ok(DrawTimes {
@@ -100,9 +96,9 @@ pub fn draw_times(world: &World, capacity: usize, batch: usize, draws: u64) -> R
         look_up_us: slowest(1),
         exchange_us: slowest(2),
         home_us: slowest(3),
-        bytes: per_draw(all.iter().map(|each| each[4]).sum()),
+        bytes: per_draw(bytes),
         bytes_expected: per_draw(bytes_expected as u64),
-        messages: per_draw(all.iter().map(|each| each[5]).sum()),
+        messages: per_draw(messages),
         messages_expected: per_draw(messages_expected as u64),
         rows_moved: per_draw(rows as u64),
     })

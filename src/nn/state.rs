@@ -335,18 +335,19 @@ impl State {
         self.blueprint.entries.iter().zip(&self.views).map(|(e, t)| (e.key.clone(), t.detach())).collect()
     }
 
-    /// Fills this state from a state_dict that fits.
+    /// A network's state from a state_dict that fits; `path` is where that lies.
     ///
     /// # Errors
-    /// As [`Blueprint::check`], before anything is written.
-    pub fn load_state_dict(&self, dict: &[(String, Tensor)], path: &std::path::Path) -> Result<()> {
-        self.blueprint.check(dict, path)?;
+    /// As [`Blueprint::check`], before anything is allocated: a wrong class count may ask for more than there is.
+    pub fn from_state_dict(blueprint: &Rc<Blueprint>, dict: &[(String, Tensor)], path: &std::path::Path, device: Device) -> Result<Self> {
+        blueprint.check(dict, path)?;
+        let state = Self::empty(blueprint, device);
         let given: std::collections::BTreeMap<&str, &Tensor> = dict.iter().map(|(k, t)| (k.as_str(), t)).collect();
-        for (entry, view) in self.blueprint.entries.iter().zip(&self.views) {
+        for (entry, view) in blueprint.entries.iter().zip(&state.views) {
             if let Some(tensor) = given.get(entry.key.as_str()) {
                 tch::no_grad(|| view.shallow_clone().copy_(tensor));
             }
         }
-        Ok(())
+        Ok(state)
     }
 }

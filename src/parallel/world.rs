@@ -162,6 +162,14 @@ impl World {
         Ok((0..self.layout.logical_ranks()).map(|_| std::array::from_fn(|_| words.next().unwrap_or_default())).collect())
     }
 
+    /// Sums over the processes, on each of them. A collective; 8·W·(R−1) bytes sent.
+    pub fn sum<const W: usize>(&self, mine: [u64; W]) -> Result<[u64; W]> {
+        let mut all = vec![0u8; 8 * W * self.layout.ranks()];
+        self.comm.all_gather(mine.map(u64::to_le_bytes).as_flattened(), &mut all)?;
+        let words = all.as_chunks::<8>().0;
+        Ok(std::array::from_fn(|i| words.iter().skip(i).step_by(W).map(|b| u64::from_le_bytes(*b)).sum()))
+    }
+
     /// Vectors of every logical rank, in order, on every rank; all of one length. A collective.
     pub fn gather_vectors(&self, mine: &PerRank<Vec<u64>>) -> Result<Vec<Vec<u64>>> {
         let width = self.hosted().next().map_or(0, |l| mine.get(l).len());

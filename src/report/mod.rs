@@ -224,7 +224,7 @@ mod tests {
         let mut value = serde_json::json!({
             "method": "m", "dataset": "d", "class_names": [], "ranks": 1, "logical_ranks": 1, "threads": 1, "device": "cpu",
             "student": score, "seconds": Seconds::default(), "samples_synthesised": 0, "student_steps": 9, "bytes_sent": 0,
-            "rows_sent_away": 0, "config_hash": "", "seed": 0, "version": "",
+            "rows_moved": 0, "config_hash": "", "seed": 0, "version": "",
         });
         if let Some(classes) = classes {
             value["teacher"] = score;

@@ -144,9 +144,8 @@ impl Stateful for RoundSums {
         self.terms = self.terms.zeros_like();
         from.copy_tensor("terms", &self.terms)?;
         from.copy_tensor("losses", &self.losses)?;
-        let counts = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
-        from.copy_tensor("counts", &counts)?;
-        self.counts = [0, 1].map(|i| counts.int64_value(&[i]) as u64);
+        let counts = from.read_numbers("counts")?;
+        self.counts = [0, 1].map(|i| counts.get(i).copied().unwrap_or_default());
         Ok(())
     }
 }
@@ -318,14 +317,10 @@ impl Run {
 
     /// What draws have sent from all processes, over all launches. A collective; 16 bytes a rank.
     pub fn moved_by_all(&self, world: &World) -> Result<Moved> {
-        let Moved { draws, rows, bytes } = self.moved;
-        let mut all = vec![0u8; 16 * world.layout().ranks()];
-        world.comm().all_gather([rows, bytes].map(u64::to_le_bytes).as_flattened(), &mut all)?;
-        let words: Vec<u64> = all.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        let [rows, bytes] = world.sum([self.moved.rows, self.moved.bytes])?;
         let mut total = self.moved_before;
         // Every process counts every draw.
-        total += Moved { draws, ..Moved::default() };
-        words.chunks_exact(2).for_each(|of| total += Moved { draws: 0, rows: of[0], bytes: of[1] });
+        total += Moved { draws: self.moved.draws, rows, bytes };
         Ok(total)
     }
 

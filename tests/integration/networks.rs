@@ -28,7 +28,6 @@ fn assert_state_dict(blueprint: &Blueprint, name: &str) {
 
 /// The deterministic fill: entry i of the state_dict from v(first + i, ·), scaled by what the entry is; and the sum of all values.
 pub fn filled(blueprint: &std::rc::Rc<Blueprint>, first: u64) -> (State, f64) {
-    let state = State::empty(blueprint, Device::Cpu);
     let mut sum = 0.0;
     let dict: Vec<(String, Tensor)> = blueprint
         .entries()
@@ -48,7 +47,7 @@ pub fn filled(blueprint: &std::rc::Rc<Blueprint>, first: u64) -> (State, f64) {
             (entry.key.clone(), value.to_kind(Kind::Float))
         })
         .collect();
-    state.load_state_dict(&dict, Path::new("the fill")).unwrap();
+    let state = State::from_state_dict(blueprint, &dict, Path::new("the fill"), Device::Cpu).unwrap();
     (state, sum)
 }
 
