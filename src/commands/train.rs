@@ -3,7 +3,7 @@
 use super::{Outcome, configured};
 use crate::checkpoint;
 use crate::cli::RunArgs;
-use crate::config::{Config, Job, Loaded, Plan};
+use crate::config::{self, Config, Job, Loaded, Plan};
 use crate::data::{self, Dataset, Split};
 use crate::error::{Error, Result};
 use crate::files;
@@ -39,7 +39,11 @@ pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
 /// Everything up to the first round can be refused; from there on an error of one rank ends the job.
 fn start(args: &RunArgs, timings: Timings, job: Job, method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>) -> Result<Outcome> {
     let launch = Launch::join()?;
-    let Loaded { mut config, .. } = launch.agree(configured(&args.config, job))?;
+    let loaded = configured(&args.config, job);
+    let timeout_s = loaded.as_ref().map_or_else(|_| config::Parallel::default().timeout_s, |l| l.config.parallel.timeout_s);
+    let watchdog = launch.watch(timeout_s);
+    let Loaded { mut config, .. } = launch.agree(loaded)?;
+    let watchdog = launch.agree(watchdog)?;
     let known = launch.from_leader(|| if args.fresh { Ok(None) } else { checkpoint::logical_ranks(&args.run_dir) })?;
     config.parallel.logical_ranks.get_or_insert(known.unwrap_or(launch.ranks()));
     let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
@@ -53,7 +57,8 @@ fn start(args: &RunArgs, timings: Timings, job: Job, method: impl Fn(&mut Config
 
     let hold = || if world.leads() { RunFolder::hold(&args.run_dir, args.fresh) } else { Ok(RunFolder::at(&args.run_dir)) };
     let folder = world.agree(hold())?;
-    let _watchdog = world.agree(world.watch(folder.path(), run.config.parallel.timeout_s))?;
+    drop(watchdog);
+    let _watchdog = world.agree(world.watch(folder.path(), timeout_s))?;
     // What the folder holds is read by one rank: a shared disk may show it to the others at another moment.
     let status = world.from_leader(|| known_status(folder.path()))?;
     if let Some(status) = status.as_ref().filter(|status| !status.identity.is_empty()) {
@@ -143,6 +148,7 @@ fn teacher_hash(config: &Config, method: Method) -> Result<String> {
 
 fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teacher>> {
     let (Memory::Replay, Some(path)) = (method.memory, &config.teacher.weights) else { return Ok(None) };
+    let _span = tracing::debug_span!("loading").entered();
     let facts = data::facts(config.dataset);
     let shape = Shape { channels: facts.channels, classes: facts.classes };
     let teacher = Teacher::load(config.teacher.model, path, shape, world.device())?;

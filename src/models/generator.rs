@@ -1,4 +1,4 @@
-//! Generators: latent vectors in, images in (0, 1) out (DCGAN-like, as in zju-vipa/Fast-Datafree `generator.py`).
+//! Generators: latent values in, images in (0, 1) out (DCGAN-like, as in zju-vipa/Fast-Datafree `generator.py`).
 
 use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Linear, Pass, Scope, Slot, State};
 use std::rc::Rc;
@@ -83,5 +83,45 @@ impl Generator {
     /// Weight and bias of the first linear layer and of the first batch-norm: what a reset draws anew.
     pub fn first_layers(&self) -> [(Slot, Slot); 2] {
         [self.l1.slots(), self.bn0.slots()]
+    }
+}
+
+/// `DeepGenerator` of the published code, for large images: latent maps in, and four up-samplings.
+pub struct DeepGenerator {
+    blueprint: Rc<Blueprint>,
+    blocks: [(Conv2d, BatchNorm2d); 5],
+    last: Conv2d,
+}
+
+impl DeepGenerator {
+    /// For `shape.size` (divisible by 32) and `shape.latent` channels of z; `shape.large` has no meaning here.
+    pub fn new(shape: GeneratorShape) -> Self {
+        let GeneratorShape { latent, filters, size: [h, w], channels, .. } = shape;
+        let root = Scope::default();
+        // Part of the published state_dict, though no forward pass uses it.
+        Linear::declare(root.child("l1").child(0), latent, filters * (h / 32) * (w / 32), None);
+        let names = root.child("conv_blocks");
+        let widths = [latent, 2 * filters, 2 * filters, filters, filters, filters];
+        let blocks = std::array::from_fn(|i| {
+            let conv = Conv2d::declare(names.child(4 * i), ConvShape::three(widths[i], widths[i + 1]), false, ConvInit::Default);
+            (conv, BatchNorm2d::declare(names.child(4 * i + 1), widths[i + 1]))
+        });
+        let last = Conv2d::declare(names.child(19), ConvShape::three(filters, channels), true, ConvInit::Default);
+        Self { blueprint: root.blueprint(), blocks, last }
+    }
+
+    /// `latent_bchw`, `[b, z, h/16, w/16]` → images `[b, c, h, w]` in (0, 1), not normalised.
+    pub fn forward(&self, state: &State, latent_bchw: &Tensor, pass: &mut Pass) -> Tensor {
+        let mut x = latent_bchw.shallow_clone();
+        for (i, (conv, norm)) in self.blocks.iter().enumerate() {
+            let y = if i == 0 { conv.forward(state, &x) } else { conv.forward_upsampled(state, &x) };
+            x = norm.forward(state, &y, pass, Activation::Leaky(SLOPE));
+        }
+        self.last.forward(state, &x).sigmoid()
+    }
+
+    /// Its state_dict.
+    pub fn blueprint(&self) -> &Rc<Blueprint> {
+        &self.blueprint
     }
 }

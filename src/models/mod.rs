@@ -8,7 +8,7 @@ mod resnet;
 mod vgg;
 mod wide_resnet;
 
-pub use generator::{Generator, GeneratorShape};
+pub use generator::{DeepGenerator, Generator, GeneratorShape};
 
 use crate::config::ModelName;
 use crate::nn::{Blueprint, Pass, State};

@@ -5,12 +5,13 @@
 //! files in the run folder, which all ranks share: MPI belongs to the main thread and may be the very thing that hangs. Clocks of
 //! different hosts are never compared: a rank is alive as long as its heartbeat *changes*.
 
-use super::world::World;
+use super::world::{Launch, World};
 use crate::error::{Error, Result};
 use crate::files;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -180,7 +181,18 @@ impl Vigil {
 pub struct Watchdog {
     end: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    heartbeat: PathBuf,
+    heartbeat: Option<PathBuf>,
+}
+
+impl Launch {
+    /// Starts this rank's watchdog for the time before a run folder is held: there are no heartbeats yet, so it ends a start-up that
+    /// hangs without knowing for whom it waits. `timeout_s` 0 and a rank that is alone need none.
+    ///
+    /// # Errors
+    /// The operating system has no thread left.
+    pub fn watch(&self, timeout_s: u64) -> Result<Option<Watchdog>> {
+        Watchdog::start(self.rank().0, self.hosts().to_vec(), self.pulse(), Heartbeats::None, timeout_s)
+    }
 }
 
 impl World {
@@ -190,25 +202,53 @@ impl World {
     /// # Errors
     /// The folder cannot be written, or the operating system has no thread left.
     pub fn watch(&self, run_folder: &Path, timeout_s: u64) -> Result<Option<Watchdog>> {
-        let ranks = self.layout().ranks();
-        if timeout_s == 0 || ranks == 1 {
+        let folder = run_folder.join(HEARTBEATS);
+        if timeout_s > 0 && self.layout().ranks() > 1 {
+            files::create_folder(&folder)?;
+        }
+        let paths = (0..self.layout().ranks()).map(|r| folder.join(format!("rank-{r:05}"))).collect();
+        Watchdog::start(self.rank().0, self.hosts().to_vec(), self.pulse(), Heartbeats::Files(paths), timeout_s)
+    }
+}
+
+/// What a watchdog knows of the other ranks.
+enum Heartbeats {
+    /// Nothing: then all are taken to be where this rank is.
+    None,
+    /// A file for each rank.
+    Files(Vec<PathBuf>),
+}
+
+impl Heartbeats {
+    fn read(&self, mine: Beat, ranks: usize) -> Vec<Option<Beat>> {
+        match self {
+            Self::None => vec![Some(mine); ranks],
+            Self::Files(paths) => paths.iter().map(|path| Beat::read(path)).collect(),
+        }
+    }
+}
+
+impl Watchdog {
+    fn start(rank: usize, hosts: Vec<String>, pulse: Arc<Pulse>, heartbeats: Heartbeats, timeout_s: u64) -> Result<Option<Self>> {
+        if timeout_s == 0 || hosts.len() == 1 {
             return Ok(None);
         }
-        files::create_folder(&run_folder.join(HEARTBEATS))?;
         let timeout = Duration::from_secs(timeout_s);
         let period = (timeout / 20).max(Duration::from_secs(1));
-        let paths: Vec<PathBuf> = (0..ranks).map(|r| run_folder.join(HEARTBEATS).join(format!("rank-{r:05}"))).collect();
-        let (rank, hosts, pulse) = (self.rank().0, self.hosts().to_vec(), self.pulse());
-        let heartbeat = paths[rank].clone();
+        let heartbeat = if let Heartbeats::Files(paths) = &heartbeats { Some(paths[rank].clone()) } else { None };
+        let own = heartbeat.clone();
         let (end, ended) = channel();
         let body = move || {
             let (began, mut vigil) = (Instant::now(), Vigil::new(rank, timeout, period));
             loop {
                 let (mine, inside) = pulse.beat();
-                mine.write(&paths[rank]);
-                let peers = || paths.iter().map(|path| Beat::read(path)).collect();
+                own.iter().for_each(|path| mine.write(path));
+                let peers = || heartbeats.read(mine, hosts.len());
                 if let (Some(hang), Some(operation)) = (vigil.look(began.elapsed(), mine, inside.is_some(), peers), inside) {
-                    give_up(&hang, operation, &hosts, rank, timeout, period);
+                    // Rank 0 would speak for all; where nobody knows who is late it may be the late one itself.
+                    let blind = own.is_none();
+                    let text = if blind { blind_message(&hang, operation, &hosts[rank], rank, timeout) } else { message(&hang, operation, &hosts, rank, timeout) };
+                    give_up(hang.speaks || blind && rank == 1, &text, period);
                 }
                 match ended.recv_timeout(period) {
                     Err(RecvTimeoutError::Timeout) => {}
@@ -220,7 +260,7 @@ impl World {
             .name("watchdog".into())
             .spawn(body)
             .map_err(|e| Error::refused(format!("cannot start the watchdog's thread: {e}")))?;
-        Ok(Some(Watchdog { end: Some(end), thread: Some(thread), heartbeat }))
+        Ok(Some(Self { end: Some(end), thread: Some(thread), heartbeat }))
     }
 }
 
@@ -230,22 +270,33 @@ impl Drop for Watchdog {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = fs::remove_file(&self.heartbeat);
-        // Goes with the last one.
-        let _ = self.heartbeat.parent().map(fs::remove_dir);
+        if let Some(heartbeat) = &self.heartbeat {
+            let _ = fs::remove_file(heartbeat);
+            // Goes with the last one.
+            let _ = heartbeat.parent().map(fs::remove_dir);
+        }
     }
 }
 
 /// Ends this process at once: the main thread hangs, so nothing can be unwound, and MPI may be called from there alone.
-fn give_up(hang: &Hang, operation: Operation, hosts: &[String], rank: usize, timeout: Duration, period: Duration) -> ! {
-    if hang.speaks {
-        eprintln!("{}", message(hang, operation, hosts, rank, timeout));
+fn give_up(speaks: bool, text: &str, period: Duration) -> ! {
+    if speaks {
+        eprintln!("{text}");
     } else {
         // The one that speaks ends the job; where the launcher lets the others live, they follow.
         std::thread::sleep(3 * period);
     }
     // SAFETY: ends the process without running anything else of it.
     unsafe { libc::_exit(1) }
+}
+
+fn blind_message(hang: &Hang, operation: Operation, host: &str, rank: usize, timeout: Duration) -> String {
+    let (what, number, seconds) = (operation.name(), hang.collective, timeout.as_secs());
+    format!(
+        "error: rank {rank} on {host} waited for {seconds} s in {what} number {number} of the start-up for a rank that did not come\n\
+         hint: a process may be stopped, out of memory, or on a host that is down or does not see the files; start the same command \
+         again, and raise parallel.timeout_s (now {seconds}) if reading the data may take that long"
+    )
 }
 
 fn message(hang: &Hang, operation: Operation, hosts: &[String], rank: usize, timeout: Duration) -> String {

@@ -78,6 +78,15 @@ impl Launch {
         &self.comm
     }
 
+    /// Host of every rank.
+    pub(super) fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    pub(super) fn pulse(&self) -> Arc<Pulse> {
+        self.comm.pulse.clone()
+    }
+
     /// The job with its logical ranks laid out.
     pub fn into_world(self, layout: Layout, reduce: ReduceRule, device: Device) -> World {
         World { layout, comm: self.comm, local: self.local, hosts: self.hosts, reduce, device }

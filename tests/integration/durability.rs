@@ -128,6 +128,63 @@ fn a_rank_that_dies_costs_only_the_steps_since_the_last_checkpoint() {
     ends_undisturbed(&run, last);
 }
 
+/// Rank 0 is stopped on its way to a collective in which rank 1 waits when it is killed.
+#[test]
+fn a_rank_killed_inside_a_collective_costs_nothing_that_was_saved() {
+    if !has_mpirun() {
+        return;
+    }
+    // A heartbeat a second: one that stands still says that its rank waits.
+    let (_folder, run, arguments) = scene(&["parallel.timeout_s=60"]);
+    let running = Running::held(2, &arguments, "stop 0 distillation 3");
+    let heartbeat = || std::fs::read_to_string(run.join("heartbeats/rank-00001")).unwrap_or_default();
+    let mut before = String::new();
+    until("rank 1 to wait", || {
+        let same = !before.is_empty() && heartbeat() == before;
+        before = heartbeat();
+        std::thread::sleep(Duration::from_secs(7));
+        same
+    });
+    let saved = saved_steps(&run);
+    let waiting = running.ranks().into_iter().find(|&rank| !is_stopped(rank)).unwrap();
+    // SAFETY: a signal to a process that this test started.
+    assert_eq!(unsafe { libc::kill(waiting, libc::SIGKILL) }, 0);
+    assert_ne!(running.end(), 0);
+    assert_eq!((saved_steps(&run), state(&run)), (saved, State::Running));
+    ends_undisturbed(&run, launch(2, &arguments, None));
+}
+
+/// The operating system kills rank 0 half-way through the largest file of a checkpoint: it may write no more than 64 KiB to a file.
+#[test]
+fn a_rank_killed_in_the_middle_of_a_file_leaves_the_checkpoint_before() {
+    if !has_mpirun() {
+        return;
+    }
+    let (_folder, run, arguments) = scene(&[]);
+    let running = Running::held(2, &arguments, "stop 0 distillation 3");
+    let saved = saved_steps(&run);
+    let most = 64 << 10;
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    for rank in running.ranks() {
+        // SAFETY: limits a process that this test started.
+        assert_eq!(unsafe { libc::prlimit(rank, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) }, 0);
+    }
+    running.let_go();
+    let (code, words) = running.end_with_words();
+    assert!(code != 0 && words.contains("signal 25"), "{code}: {words}");
+    let torn = walk(&run.join("checkpoints")).into_iter().filter(|file| std::fs::metadata(file).unwrap().len() == most);
+    assert!(torn.count() > 0, "no file was cut off");
+    assert_eq!((saved_steps(&run), state(&run)), (saved, State::Running));
+    ends_undisturbed(&run, launch(2, &arguments, None));
+    assert_eq!(std::fs::read_dir(run.join("checkpoints")).unwrap().count(), 1, "what was torn is gone");
+}
+
+/// All files below a folder.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
 /// A collective that waits for a stopped rank ends with that rank's name instead of hanging.
 #[test]
 fn a_rank_that_stops_is_named_by_the_watchdog() {
@@ -148,6 +205,19 @@ fn a_rank_that_stops_is_named_by_the_watchdog() {
     for key in ["rows_moved", "bytes_moved_per_draw"] {
         assert!(report[key].is_number() && report[key] == undisturbed[key], "{key}: {} and {}", report[key], undisturbed[key]);
     }
+}
+
+/// Before the folder is held nobody knows who is late, but the launch ends.
+#[test]
+fn a_rank_that_stops_in_the_start_up_does_not_hang_the_launch() {
+    if !has_mpirun() {
+        return;
+    }
+    let (_folder, run, arguments) = scene(&["parallel.timeout_s=8"]);
+    let out = launch(2, &arguments, Some("stop 1 loading 1")).expect(1);
+    assert!(out.stderr.contains("error: rank 0 on ") && out.stderr.contains(" of the start-up for a rank that did not come"), "{}", out.stderr);
+    assert!(!run.exists() && out.seconds < 40.0, "{} s", out.seconds);
+    ends_undisturbed(&run, launch(2, &arguments, None));
 }
 
 /// Every signal to a rank, and USR1 and USR2 to mpirun, which passes them on: exit code 75, state `stopped`, and the run goes on on
@@ -402,7 +472,7 @@ fn a_folder_is_never_written_over() {
     command.args(&begin).env(FAULT, "usr1 0 distillation 1");
     run(command, DEADLINE).expect(75);
     let out = ssdkd(&with(&begin, &["train.rounds=5", "student.lr=0.2"])).expect(2);
-    out.says(&["2 settings are refused", "train.rounds: was 4 when this run began, is 5 now", "student.lr: was 0.4"]);
+    out.says(&["2 settings are refused", "train.rounds: was 4 when this run began, is 5 now", "student.lr: was 0.3"]);
     assert_eq!((state(&stopped), saved_steps(&stopped)), (State::Stopped, 1));
 
     // What may differ does, M comes from the checkpoint when it is left out, and --fresh starts over.
@@ -578,8 +648,7 @@ impl Running {
         let mut command = mpirun(ranks, arguments);
         command.env(FAULT, fault);
         let running = Self::start(command);
-        let stopped = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| text.contains("State:\tT"));
-        until("a rank to stop", || running.ranks().iter().any(stopped));
+        until("a rank to stop", || running.ranks().into_iter().any(is_stopped));
         running
     }
 
@@ -622,6 +691,10 @@ impl Drop for Running {
             let _ = child.wait();
         }
     }
+}
+
+fn is_stopped(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| text.contains("State:\tT"))
 }
 
 #[track_caller]

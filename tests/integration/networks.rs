@@ -5,10 +5,11 @@ use crate::fill::{fill, fill_f64};
 use serde_json::Value;
 use ssdkd::config::ModelName;
 use ssdkd::losses::StatisticsAverage;
-use ssdkd::models::{self, Generator, GeneratorShape, Shape};
+use ssdkd::models::{self, DeepGenerator, Generator, GeneratorShape, Shape};
 use ssdkd::nn::{Blueprint, Pass, State};
 use ssdkd::teacher::Teacher;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 fn golden() -> PathBuf {
@@ -27,7 +28,7 @@ fn assert_state_dict(blueprint: &Blueprint, name: &str) {
 }
 
 /// The deterministic fill: entry i of the state_dict from v(first + i, ·), scaled by what the entry is; and the sum of all values.
-pub fn filled(blueprint: &std::rc::Rc<Blueprint>, first: u64) -> (State, f64) {
+pub fn filled(blueprint: &Rc<Blueprint>, first: u64) -> (State, f64) {
     let mut sum = 0.0;
     let dict: Vec<(String, Tensor)> = blueprint
         .entries()
@@ -112,22 +113,34 @@ fn classifiers_equal_the_published_ones() {
 #[test]
 fn generators_equal_the_published_ones() {
     let golden = json("networks.json");
-    for (name, want) in golden["generators"].as_object().unwrap() {
+    let generators = golden["generators"].as_object().unwrap();
+    assert_eq!(generators.len(), 5);
+    for (name, want) in generators {
         let latent = name.rsplit("nz").next().unwrap().parse().unwrap();
         let shape = GeneratorShape { latent, filters: 64, size: [32, 32], channels: 3, large: name.starts_with("large") };
-        let generator = Generator::new(shape);
-        assert_state_dict(generator.blueprint(), name);
-        let (state, sum) = filled(generator.blueprint(), 0);
-        close(&format!("{name} fill"), sum, want[0].as_f64().unwrap(), sum);
-        for (pass, at) in [(Pass::eval(), 1), (Pass::train(), 4)] {
-            let mut pass = pass;
-            let images = tch::no_grad(|| generator.forward(&state, &input(&[4, latent]), &mut pass));
-            for c in 0..3 {
-                close(&format!("{name} pixel"), images.double_value(&[0, c, 0, 0]), want[at][c as usize].as_f64().unwrap(), 1.0);
-            }
-            close(&format!("{name} last"), images.double_value(&[3, 2, 31, 31]), want[at + 1].as_f64().unwrap(), 1.0);
-            close(&format!("{name} mean"), images.mean(Kind::Double).double_value(&[]), want[at + 2].as_f64().unwrap(), 1.0);
+        if name.starts_with("deep") {
+            let generator = DeepGenerator::new(GeneratorShape { size: [224, 224], ..shape });
+            let z = input(&[2, latent, 14, 14]);
+            check_generator(name, want, generator.blueprint(), |state, pass| generator.forward(state, &z, pass));
+        } else {
+            let generator = Generator::new(shape);
+            let z = input(&[4, latent]);
+            check_generator(name, want, generator.blueprint(), |state, pass| generator.forward(state, &z, pass));
         }
+    }
+}
+
+fn check_generator(name: &str, want: &Value, blueprint: &Rc<Blueprint>, forward: impl Fn(&State, &mut Pass) -> Tensor) {
+    assert_state_dict(blueprint, name);
+    let (state, sum) = filled(blueprint, 0);
+    close(&format!("{name} fill"), sum, want[0].as_f64().unwrap(), sum);
+    for (mut pass, at) in [(Pass::eval(), 1), (Pass::train(), 4)] {
+        let images = tch::no_grad(|| forward(&state, &mut pass));
+        for c in 0..3 {
+            close(&format!("{name} pixel"), images.double_value(&[0, c, 0, 0]), want[at][c as usize].as_f64().unwrap(), 1.0);
+        }
+        close(&format!("{name} last"), images.reshape([-1]).double_value(&[-1]), want[at + 1].as_f64().unwrap(), 1.0);
+        close(&format!("{name} mean"), images.mean(Kind::Double).double_value(&[]), want[at + 2].as_f64().unwrap(), 1.0);
     }
 }
 
