@@ -9,11 +9,6 @@ pub fn per_sample(values: &Tensor) -> Tensor {
     if values.dim() == 1 { values.shallow_clone() } else { values.flatten(1, -1).mean_dim(1, false, Kind::Float) }
 }
 
-/// Values per category, averaged over pixels: `[b, k, …]` → `[b, k]`.
-pub fn pooled(values: &Tensor) -> Tensor {
-    if values.dim() == 2 { values.shallow_clone() } else { values.flatten(2, -1).mean_dim(2, false, Kind::Float) }
-}
-
 /// One target per image, given to every pixel where logits are dense.
 pub fn spread(targets_b: &Tensor, logits: &Tensor) -> Tensor {
     match logits.size()[..] {

@@ -191,8 +191,6 @@ pub struct Inversion {
     pub steps: u64,
     /// Images that one logical rank makes a round.
     pub batch_size: usize,
-    /// Which image is pushed to which of the labels drawn for a batch.
-    pub labels: Labels,
     /// Adam learning rate of the generator's inner steps.
     pub lr_generator: f64,
     /// Adam learning rate of the meta step, which moves the shared generator once a round. 0: `inversion.lr_generator` ×
@@ -216,16 +214,6 @@ pub struct Inversion {
     pub view_shift: i64,
     /// Rounds after the warm-up at which the generator's first linear layer and first batch-norm are drawn anew; 0 never.
     pub reset_after_rounds: u64,
-}
-
-/// Ways to give the labels of a batch to its images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Labels {
-    /// As they were drawn.
-    Random,
-    /// To the images that are nearest to them before the first inner step.
-    Matched,
 }
 
 /// `phi.*`
@@ -538,7 +526,6 @@ impl Default for Inversion {
         Self {
             steps: 5,
             batch_size: 64,
-            labels: Labels::Random,
             lr_generator: 3e-3,
             lr_meta: 0.0,
             lr_latent: 0.01,

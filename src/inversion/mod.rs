@@ -1,8 +1,6 @@
 //! Data inversion: a generator is pushed, for a few steps, to make images on which the teacher's batch-norm statistics, its
 //! labels and the student's disagreement say "useful". Knows nothing of ranks: it works for one logical rank.
 
-mod labels;
-
 use crate::config;
 use crate::data::{Facts, Normalise, View, apply_views, to_bytes, to_unit};
 use crate::error::Result;
@@ -182,7 +180,7 @@ pub fn invert(
     let latent_bz = Tensor::from_slice(&latent).view([b as i64, -1]).to_device(device).set_requires_grad(true);
     let mut latent_adam = Adam::new(&latent_bz, k.adam_beta1, k.adam_beta2);
     let labels: Vec<i64> = (0..b as u64).map(|i| key(Purpose::Labels).below(i, settings.classes as u64) as i64).collect();
-    let mut targets_b = Tensor::from_slice(&labels).to_device(device);
+    let targets_b = Tensor::from_slice(&labels).to_device(device);
     let modulation = Modulation::new(&settings.phi, call.class_counts_k, device);
 
     let mut meta_gradient = working.parameters().zeros_like();
@@ -196,9 +194,6 @@ pub fn invert(
 
         let (teacher_logits, taps) = networks.teacher.tapped(&seen_bchw);
         let statistics = networks.teacher.statistics_gap(&taps, average);
-        if step == 0 && k.labels == config::Labels::Matched {
-            targets_b = Tensor::from_slice(&labels::matched(&labels, &teacher_logits)).to_device(device);
-        }
         let targets = task::spread(&targets_b, &teacher_logits);
         let phi = modulation.weights(&teacher_logits, &targets);
         let weighted = (&phi * cross_entropy(&teacher_logits, &targets)).mean(Kind::Float);
