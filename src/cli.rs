@@ -170,6 +170,34 @@ pub enum ConfigAction {
 pub enum BenchAction {
     /// The prioritised sampler: cycles of sample(256) and update(256) per second on one thread, without images.
     Replay(BenchReplayArgs),
+    /// An inversion step and a distillation step of a pair: time, arithmetic, memory.
+    Step(BenchStepArgs),
+}
+
+/// How to measure steps.
+#[derive(Debug, Args)]
+pub struct BenchStepArgs {
+    /// The teacher's architecture.
+    #[arg(long, value_name = "NAME", default_value = "wrn40_2", help = architecture())]
+    pub teacher: String,
+    /// The student's architecture.
+    #[arg(long, value_name = "NAME", default_value = "wrn16_1", help = architecture())]
+    pub student: String,
+    /// Data set whose classes and image size are used; no file is read.
+    #[arg(long, value_name = "NAME", default_value = "cifar10")]
+    pub dataset: String,
+    /// Images of a step.
+    #[arg(long, value_name = "B", default_value_t = 128)]
+    pub batch: usize,
+    /// Threads; left out: OMP_NUM_THREADS, else all cores.
+    #[arg(long, value_name = "T")]
+    pub threads: Option<usize>,
+    /// Measure plain PyTorch too, in turns with ours, in this Python.
+    #[arg(long, value_name = "PYTHON")]
+    pub against: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How to measure the replay buffer.

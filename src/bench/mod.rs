@@ -1,12 +1,16 @@
-//! Measurements of the replay buffer, as `ssdkd bench replay` and `cargo bench` print them.
+//! Measurements, as `ssdkd bench` and `cargo bench` print them.
 
 mod balance;
+mod peers;
 mod ranks;
 mod sampler;
+mod step;
 
 pub use balance::{Balance, balance};
 pub use ranks::{DrawTimes, draw_times};
-pub use sampler::{Measured, Peers, SIZES, Speeds, sampler};
+pub use peers::Peers;
+pub use sampler::{Measured, SIZES, Speeds, sampler, sampler_peers};
+pub use step::{Peaks, StepReport, StepSettings, StepTimes, Work, steps};
 
 /// The middle one of some measurements.
 fn median(mut values: Vec<f64>) -> f64 {

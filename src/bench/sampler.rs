@@ -1,15 +1,13 @@
 //! Cycles of the sampler alone: sample(256) and update(256), indices only, one thread, beside what others do in the same time.
 
-use super::median;
+use super::{Peers, median};
 use crate::error::{Error, Result};
 use crate::layout::LogicalRank;
 use crate::replay::{Found, Masses, Priorities, fill_targets};
 use crate::rng::{Key, Purpose};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// Sizes N that are measured unless others are asked for.
 pub const SIZES: [usize; 4] = [5_000, 50_000, 1_000_000, 10_000_000];
@@ -111,6 +109,12 @@ fn thread_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
+/// Starts other samplers in `python`; tells what is missing in lines for the reader.
+pub fn sampler_peers(python: &Path) -> (Option<Peers>, Vec<String>) {
+    let numbers = [BATCH.to_string(), ALPHA.to_string(), BETA.to_string(), EPSILON.to_string(), TURN_SECONDS.to_string()];
+    Peers::start(python, PEERS, &numbers, 1)
+}
+
 /// Speeds at these sizes, each contender's turns between those of the others.
 pub fn sampler(sizes: &[usize], mut peers: Option<&mut Peers>) -> Result<Vec<Measured>> {
     sizes.iter().map(|&n| at_size(n, peers.as_deref_mut())).collect()
@@ -121,7 +125,7 @@ fn at_size(n: usize, mut peers: Option<&mut Peers>) -> Result<Measured> {
         return Err(Error::refused("a buffer of 0 samples cannot be measured").with_hint("give --n a size of 1 or more"));
     }
     if let Some(peers) = &mut peers {
-        peers.resize(n);
+        peers.tell(&format!("size {n}"));
     }
     let mut ours = Sampler::new(n)?;
     let mut turns = Vec::new();
@@ -136,74 +140,6 @@ fn at_size(n: usize, mut peers: Option<&mut Peers>) -> Result<Measured> {
     let mut speed_of = |name: &str| others.remove(name).map(median);
     let peers = Speeds { torchrl_sampler: speed_of("torchrl_sampler"), cpprb: speed_of("cpprb") };
     Ok(Measured { n, cycles_per_second: median(turns), peers })
-}
-
-/// A Python process with other samplers. What it cannot do is a note, never an error.
-pub struct Peers {
-    process: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-    /// Samplers that answer.
-    names: Vec<String>,
-}
-
-/// What the process says of itself: samplers, and why one is missing.
-#[derive(Deserialize)]
-struct Greeting {
-    ready: Vec<String>,
-    missing: BTreeMap<String, String>,
-}
-
-impl Peers {
-    /// Starts `python`; tells what is missing in lines for the reader.
-    pub fn start(python: &Path) -> (Option<Self>, Vec<String>) {
-        let spawned = Command::new(python)
-            .args(["-c", PEERS, &BATCH.to_string(), &ALPHA.to_string(), &BETA.to_string(), &EPSILON.to_string(), &TURN_SECONDS.to_string()])
-            .env("OMP_NUM_THREADS", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        let mut process = match spawned {
-            Ok(process) => process,
-            Err(error) => return (None, vec![format!("{} cannot be started ({error}): no other sampler is measured", python.display())]),
-        };
-        let (Some(to), Some(from)) = (process.stdin.take(), process.stdout.take()) else { return (None, Vec::new()) };
-        let mut peers = Self { process, to, from: BufReader::new(from), names: Vec::new() };
-        let Some(greeting) = peers.ask("hello").and_then(|line| serde_json::from_str::<Greeting>(&line).ok()) else {
-            return (None, vec![format!("{} does not run Python: no other sampler is measured", python.display())]);
-        };
-        peers.names = greeting.ready;
-        let notes = greeting.missing.iter().map(|(name, why)| format!("{name} is not measured: {why}")).collect();
-        (Some(peers), notes)
-    }
-
-    /// A line for a line; none when the process has ended.
-    fn ask(&mut self, line: &str) -> Option<String> {
-        writeln!(self.to, "{line}").and_then(|()| self.to.flush()).ok()?;
-        let mut answer = String::new();
-        (self.from.read_line(&mut answer).ok()? > 0).then(|| answer.trim().to_owned())
-    }
-
-    fn resize(&mut self, n: usize) {
-        if self.ask(&format!("size {n}")).is_none() {
-            self.names.clear();
-        }
-    }
-
-    /// One turn of each.
-    fn turns(&mut self) -> Vec<(String, f64)> {
-        let names = self.names.clone();
-        names.into_iter().filter_map(|name| Some((name.clone(), self.ask(&name)?.parse().ok()?))).collect()
-    }
-}
-
-impl Drop for Peers {
-    fn drop(&mut self) {
-        // It may be gone already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 #[cfg(test)]
@@ -225,13 +161,5 @@ mod tests {
             let priority = crate::losses::priority(found.weights[last_of(slot)] * sampler.losses[last_of(slot)], EPSILON, ALPHA);
             assert_eq!(sampler.priorities.mass(slot), Mass::of_priority(priority, 0).unwrap());
         }
-    }
-
-    #[test]
-    fn a_python_that_is_not_there_is_a_note() {
-        let (peers, notes) = Peers::start(Path::new("/nowhere/python3"));
-        assert!(peers.is_none() && notes.len() == 1 && notes[0].contains("/nowhere/python3"), "{notes:?}");
-        let (peers, notes) = Peers::start(Path::new("/bin/true"));
-        assert!(peers.is_none() && notes[0].contains("does not run Python"), "{notes:?}");
     }
 }

@@ -1,12 +1,12 @@
 //! `ssdkd bench`.
 
-use crate::bench::{Balance, DrawTimes, Measured, Peers, SIZES, balance, draw_times, sampler};
-use crate::cli::{BenchAction, BenchReplayArgs};
-use crate::config::ReduceRule;
+use crate::bench::{Balance, DrawTimes, Measured, SIZES, StepSettings, Work, balance, draw_times, sampler, sampler_peers, steps};
+use crate::cli::{BenchAction, BenchReplayArgs, BenchStepArgs};
+use crate::config::{ReduceRule, load};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::parallel::Launch;
+use crate::parallel::{Launch, set_threads};
 use serde::Serialize;
 
 /// Measures what was asked for.
@@ -15,6 +15,7 @@ pub fn run(action: &BenchAction) -> Result<()> {
         BenchAction::Replay(args) if args.ranks => ranks(args),
         BenchAction::Replay(args) if args.balance => shards(args),
         BenchAction::Replay(args) => samplers(args),
+        BenchAction::Step(args) => step(args),
     }
 }
 
@@ -25,7 +26,7 @@ fn json(value: &impl Serialize) -> Result<()> {
 
 fn samplers(args: &BenchReplayArgs) -> Result<()> {
     let sizes = if args.n.is_empty() { &SIZES[..] } else { &args.n };
-    let (mut peers, notes) = args.against.as_deref().map_or((None, Vec::new()), Peers::start);
+    let (mut peers, notes) = args.against.as_deref().map_or((None, Vec::new()), sampler_peers);
     notes.iter().for_each(|note| eprintln!("{note}"));
     let measured = sampler(sizes, peers.as_mut())?;
     if args.json {
@@ -80,5 +81,37 @@ fn ranks(args: &BenchReplayArgs) -> Result<()> {
     }
     println!("{:21} {:8.1} counted, {:.1} by the formula", "bytes a draw", times.bytes, times.bytes_expected);
     println!("{:21} {:8.2} counted, {:.2} by the formula", "messages a draw", times.messages, times.messages_expected);
+    Ok(())
+}
+
+fn step(args: &BenchStepArgs) -> Result<()> {
+    if args.batch < 2 {
+        return Err(Error::refused(format!("--batch {} is too small for batch statistics", args.batch)).with_hint("give 2 or more"));
+    }
+    set_threads(args.threads, Launch::join()?.local())?;
+    let names = [("teacher.model", &args.teacher), ("student.model", &args.student), ("dataset", &args.dataset)];
+    let config = load(&[], &names.map(|(key, name)| format!("{key}={name}")))?.config;
+    let (teacher, student) = (config.teacher.model, config.student.model);
+    let settings = StepSettings { teacher, student, dataset: config.dataset, batch: args.batch };
+    let (report, notes) = steps(settings, args.against.as_deref())?;
+    notes.iter().for_each(|note| eprintln!("{note}"));
+    if args.json {
+        return json(&report);
+    }
+    println!("{} -> {}, batch {}, {} threads, {}", report.teacher, report.student, report.batch, report.threads, report.dtype);
+    println!("{:38} {:>9} {:>9} {:>9} {:>8} {:>16}", "step", "ms", "images/s", "GFLOP/s", "MB", "PyTorch, ms");
+    for s in &report.steps {
+        let name = match s.work {
+            Work::Inversion => "inversion",
+            Work::Distillation => "distillation",
+            Work::DistillationStored => "distillation with stored teacher views",
+        };
+        let peer = s.peer_ms.zip(s.ratio).map_or("–".into(), |(ms, ratio)| format!("{ms:.0} ({ratio:.2} ×)"));
+        println!("{name:38} {:>9.1} {:>9.0} {:>9.0} {:>8.0} {peer:>16}", s.ms, s.images_per_second, s.gflop_per_second, s.allocated_mb);
+    }
+    println!("best rates here: {:.0} GFLOP/s in a matrix product, {:.0} in a 3×3 convolution", report.peaks.matrix_product, report.peaks.convolution);
+    if let Some(difference) = report.loss_difference {
+        println!("largest relative difference of a loss term: {difference:.1e}");
+    }
     Ok(())
 }

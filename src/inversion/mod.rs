@@ -158,10 +158,7 @@ impl crate::nn::Stateful for MetaGenerator {
     }
 }
 
-/// Runs the inner loop: `inversion.steps` steps on a copy of the generator and on fresh latent vectors z and labels y.
-///
-/// Each step minimises L_G = λ_bn·L_BN + λ_task·mean φ(x)·CE(f_t(x), y) − λ_adv·L_adv (SSD-KD Eq. 2, written out in
-/// docs/method.md) by one Adam step on generator and z. The images kept are those of the step with the lowest loss.
+/// A synthesis call: the inner loop, then a look at the images it made.
 pub fn invert(
     settings: &Settings,
     networks: &Networks<'_>,
@@ -169,6 +166,39 @@ pub fn invert(
     average: &mut StatisticsAverage,
     call: &Call<'_>,
 ) -> Result<Batch> {
+    let Descent { images_bchw, meta_gradient, terms, taps } = descend(settings, networks, generator, average, call)?;
+    average.update(&taps);
+    let samples = assess(settings, networks, &images_bchw, call.first_id);
+    if samples.delta.iter().any(|delta| !delta.is_finite()) {
+        // No rank may take such samples in: the reduced gradient tells all of them.
+        let _ = meta_gradient.shallow_clone().fill_(f64::NAN);
+    }
+    Ok(Batch { meta_gradient, samples, terms })
+}
+
+/// What the inner loop ends with.
+pub struct Descent {
+    /// Images of the step with the lowest loss, `[b, c, h, w]` in (0, 1).
+    pub images_bchw: Tensor,
+    /// Gradient of the generator, summed over the steps, flat.
+    pub meta_gradient: Tensor,
+    /// Loss terms of the last step, unweighted: statistics, task, adversarial, mean φ; f64 `[4]`.
+    pub terms: Tensor,
+    /// Batch-norm statistics of the last step.
+    pub taps: Vec<InputStatistics>,
+}
+
+/// Runs the inner loop: `inversion.steps` steps on a copy of the generator and on fresh latent vectors z and labels y.
+///
+/// Each step minimises L_G = λ_bn·L_BN + λ_task·mean φ(x)·CE(f_t(x), y) − λ_adv·L_adv (SSD-KD Eq. 2, written out in
+/// docs/method.md) by one Adam step on generator and z. The images kept are those of the step with the lowest loss.
+pub fn descend(
+    settings: &Settings,
+    networks: &Networks<'_>,
+    generator: &mut MetaGenerator,
+    average: &StatisticsAverage,
+    call: &Call<'_>,
+) -> Result<Descent> {
     let MetaGenerator { network, state, working, inner, .. } = generator;
     let (k, device) = (&settings.inversion, state.parameters().device());
     let key = |purpose| Key::of(settings.seed, purpose, call.round, call.rank);
@@ -185,7 +215,7 @@ pub fn invert(
 
     let mut meta_gradient = working.parameters().zeros_like();
     let mut best: Option<(Tensor, Tensor)> = None;
-    let mut last: Option<(Vec<InputStatistics>, Tensor)> = None;
+    let (mut last_taps, mut last_terms) = (Vec::new(), Tensor::zeros([4], (Kind::Double, device)));
     for step in 0..k.steps {
         let images_bchw = network.forward(working, &latent_bz, &mut Pass::train());
         let views: Vec<View> =
@@ -217,24 +247,11 @@ pub fn invert(
         latent_adam.step(&latent_bz.detach(), &latent_bz.grad(), k.lr_latent)?;
         let _ = latent_bz.grad().zero_();
         let terms = [statistics, weighted, disagreement, phi.mean(Kind::Float)].map(|t| t.detach().to_kind(Kind::Double));
-        last = Some((taps, Tensor::stack(&terms, 0)));
+        (last_taps, last_terms) = (taps, Tensor::stack(&terms, 0));
         made_progress();
     }
-
-    let terms = match last {
-        Some((taps, terms)) => {
-            average.update(&taps);
-            terms
-        }
-        None => Tensor::zeros([4], (Kind::Double, device)),
-    };
-    let images = best.map(|(images, _)| images).unwrap_or_default();
-    let samples = assess(settings, networks, &images, call.first_id);
-    if samples.delta.iter().any(|delta| !delta.is_finite()) {
-        // No rank may take such samples in: the reduced gradient tells all of them.
-        let _ = meta_gradient.fill_(f64::NAN);
-    }
-    Ok(Batch { meta_gradient, samples, terms })
+    let images_bchw = best.map(|(images, _)| images).unwrap_or_default();
+    Ok(Descent { images_bchw, meta_gradient, terms: last_terms, taps: last_taps })
 }
 
 /// The images with the lower loss, chosen where the tensors live: no value is read back. The first step always counts, and a

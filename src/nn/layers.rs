@@ -1,5 +1,6 @@
 //! Layers as PyTorch defines them. A layer declares its entries once and is then a pure function of (state, input).
 
+use super::count::computed;
 use super::shim;
 use super::state::{Init, Role, Scope, Slot, State};
 use tch::{Device, Kind, Tensor};
@@ -149,7 +150,9 @@ impl Conv2d {
     /// `x_bchw` → `[b, output, h/stride, w/stride]`.
     pub fn forward(&self, state: &State, x_bchw: &Tensor) -> Tensor {
         let bias = self.bias.map(|slot| state.at(slot));
-        x_bchw.conv2d(state.at(self.weight), bias, self.stride, self.padding, 1i64, 1)
+        let y = x_bchw.conv2d(state.at(self.weight), bias, self.stride, self.padding, 1i64, 1);
+        computed(&y, state.at(self.weight));
+        y
     }
 
     /// The convolution (3×3, stride 1) of the nearest-neighbour ×2 up-sampling of `x_bchw`, without making that.
@@ -161,7 +164,9 @@ impl Conv2d {
         let spread = Tensor::from_slice(&[0f32, 0., 1., 0., 1., 1., 1., 1., 0., 1., 0., 0.]).view([4, 3]).to_device(weight.device());
         let kernel = spread.matmul(weight).matmul(&spread.transpose(0, 1)).transpose(0, 1);
         let bias = self.bias.map(|slot| state.at(slot));
-        x_bchw.conv_transpose2d(&kernel, bias, 2i64, 1i64, 0i64, 1, 1i64)
+        let y = x_bchw.conv_transpose2d(&kernel, bias, 2i64, 1i64, 0i64, 1, 1i64);
+        computed(&y, weight);
+        y
     }
 }
 
@@ -185,7 +190,9 @@ impl Linear {
 
     /// `[b, input]` → `[b, output]`.
     pub fn forward(&self, state: &State, x: &Tensor) -> Tensor {
-        x.linear(state.at(self.weight), Some(state.at(self.bias)))
+        let y = x.linear(state.at(self.weight), Some(state.at(self.bias)));
+        computed(&y, state.at(self.weight));
+        y
     }
 
     /// Where weight and bias lie.

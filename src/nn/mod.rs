@@ -1,5 +1,6 @@
 //! Building blocks of networks: state in flat buffers, layers, optimisers, and what libtorch needs a shim for.
 
+mod count;
 mod layers;
 mod optim;
 pub mod pickle;
@@ -9,6 +10,7 @@ mod state;
 mod stateful;
 pub mod weights;
 
+pub use count::multiplications;
 pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass};
 pub use optim::{Adam, Sgd, cosine};
 pub use room::room_for;

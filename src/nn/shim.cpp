@@ -11,6 +11,9 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
 
+#include <c10/core/CPUAllocator.h>
+
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -297,6 +300,18 @@ struct TrainedBatchNorm : public torch::autograd::Function<TrainedBatchNorm> {
   }
 };
 
+// The allocator that was there, and how much it was asked for.
+struct CountingAllocator final : public c10::Allocator {
+  c10::Allocator* inner = nullptr;
+  std::atomic<uint64_t> bytes{0};
+  c10::DataPtr allocate(size_t size) override {
+    bytes.fetch_add(size, std::memory_order_relaxed);
+    return inner->allocate(size);
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return inner->raw_deleter(); }
+  void copy_data(void* to, const void* from, std::size_t size) const override { default_copy_data(to, from, size); }
+};
+
 template <typename F>
 char* guarded(const F& body) {
   try {
@@ -318,6 +333,19 @@ void ssdkd_free(char* text) { std::free(text); }
 // Makes `grad` the gradient buffer of the leaf `parameter`: backward passes add into it.
 char* ssdkd_bind_gradient(Tensor* parameter, Tensor* grad) {
   return guarded([&] { parameter->mutable_grad() = *grad; });
+}
+
+// Bytes that libtorch has asked for on the CPU since the first call.
+char* ssdkd_allocated_bytes(uint64_t* bytes) {
+  return guarded([&] {
+    static CountingAllocator* counting = [] {
+      auto* allocator = new CountingAllocator;
+      allocator->inner = c10::GetCPUAllocator();
+      c10::SetCPUAllocator(allocator, 255);
+      return allocator;
+    }();
+    *bytes = counting->bytes.load(std::memory_order_relaxed);
+  });
 }
 
 // outputs: y, or y, mean, variance when `statistics`.

@@ -8,6 +8,7 @@ use torch_sys::C_tensor;
 unsafe extern "C" {
     fn ssdkd_free(text: *mut c_char);
     fn ssdkd_bind_gradient(parameter: *mut C_tensor, grad: *mut C_tensor) -> *mut c_char;
+    fn ssdkd_allocated_bytes(bytes: *mut u64) -> *mut c_char;
     fn ssdkd_frozen_batch_norm(
         x: *mut C_tensor,
         a: *mut C_tensor,
@@ -80,6 +81,14 @@ fn raw(tensor: &Tensor) -> *mut C_tensor {
 pub(super) fn bind_gradient(parameter: &Tensor, grad: &Tensor) -> Result<()> {
     // SAFETY: both pointers are live for the call.
     check("binding gradients", unsafe { ssdkd_bind_gradient(raw(parameter), raw(grad)) })
+}
+
+/// Bytes that libtorch has asked for on the CPU since the first call; asking makes it count from then on.
+pub fn allocated_bytes() -> Result<u64> {
+    let mut bytes = 0;
+    // SAFETY: writes one number.
+    check("counting allocations", unsafe { ssdkd_allocated_bytes(&raw mut bytes) })?;
+    Ok(bytes)
 }
 
 /// `activation(a·x + b)` with constant `a_f`, `b_f`, in one pass, differentiable in `x`.

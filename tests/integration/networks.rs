@@ -6,7 +6,7 @@ use serde_json::Value;
 use ssdkd::config::ModelName;
 use ssdkd::losses::StatisticsAverage;
 use ssdkd::models::{self, DeepGenerator, Generator, GeneratorShape, Shape};
-use ssdkd::nn::{Blueprint, Pass, State};
+use ssdkd::nn::{Blueprint, Pass, State, multiplications};
 use ssdkd::teacher::Teacher;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -142,6 +142,28 @@ fn check_generator(name: &str, want: &Value, blueprint: &Rc<Blueprint>, forward:
         close(&format!("{name} last"), images.reshape([-1]).double_value(&[-1]), want[at + 1].as_f64().unwrap(), 1.0);
         close(&format!("{name} mean"), images.mean(Kind::Double).double_value(&[]), want[at + 2].as_f64().unwrap(), 1.0);
     }
+}
+
+/// Multiply-accumulates of one 32×32 image in three channels, ten classes, as counted from the PyTorch modules' layers.
+#[test]
+fn arithmetic_is_counted_as_the_published_networks_need_it() {
+    let count = |body: &dyn Fn() -> Tensor| tch::no_grad(|| multiplications(body).1);
+    for (name, macs) in [
+        (ModelName::Resnet18, 555_422_720),
+        (ModelName::Resnet34, 1_159_402_496),
+        (ModelName::Vgg11, 209_392_640),
+        (ModelName::Wrn16x1, 26_657_408),
+        (ModelName::Wrn16x2, 101_106_944),
+        (ModelName::Wrn40x1, 83_280_512),
+        (ModelName::Wrn40x2, 327_599_360),
+    ] {
+        let network = models::build(name, Shape { channels: 3, classes: 10 });
+        let (state, _) = filled(network.blueprint(), 0);
+        assert_eq!(count(&|| network.forward(&state, &input(&[1, 3, 32, 32]), &mut Pass::eval()).logits), macs, "{name:?}");
+    }
+    let generator = Generator::new(GeneratorShape { latent: 256, filters: 64, size: [32, 32], channels: 3, large: false });
+    let (state, _) = filled(generator.blueprint(), 0);
+    assert_eq!(count(&|| generator.forward(&state, &input(&[1, 256]), &mut Pass::eval())), 117_112_832);
 }
 
 /// Other class counts, channels and image sizes: nothing is fixed in code.

@@ -1,0 +1,355 @@
+//! One step of inversion and one of distillation: time, arithmetic and memory, beside the same in plain PyTorch.
+
+use super::{Peers, median};
+use crate::config::{self, DatasetName, ModelName};
+use crate::data::{self, Facts, Normalise, View, to_bytes, to_unit};
+use crate::distill::{Criterion, Student, backward};
+use crate::error::{Error, Result};
+use crate::inversion::{Call, MetaGenerator, Networks, Settings, descend};
+use crate::layout::LogicalRank;
+use crate::losses::StatisticsAverage;
+use crate::models::{self, Network, Shape};
+use crate::nn::{Pass, State, multiplications, shim, weights};
+use crate::parallel::thread_count;
+use crate::replay::{Rows, Target};
+use crate::rng::{Key, Purpose};
+use crate::teacher::Teacher;
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// Runs inside the Python that `--against` names.
+const PEERS: &str = include_str!("../../tests/benches/step_peers.py");
+
+const SEED: u64 = 1;
+const RANK: LogicalRank = LogicalRank(0);
+/// Inner steps of one turn.
+const STEPS: u64 = 2;
+/// Both contenders' turns. A result is the median turn.
+const TURNS: usize = 7;
+const TEMPERATURE: f64 = 20.0;
+/// Learning rate of the distillation steps: small, so that every turn does the same work on nearly the same numbers.
+const LR: f64 = 1e-4;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSettings {
+    /// The teacher's architecture.
+    pub teacher: ModelName,
+    /// The student's.
+    pub student: ModelName,
+    /// Classes, channels and size of the images.
+    pub dataset: DatasetName,
+    /// Images of a step.
+    pub batch: usize,
+}
+
+/// Kinds of steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// Generator, views, teacher with statistics, student, losses, backward, two Adam steps.
+    Inversion,
+    /// Views, teacher, student forward and backward, SGD.
+    Distillation,
+    /// The same with the teacher's stored logits.
+    DistillationStored,
+}
+
+/// One kind of step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepTimes {
+    /// Which.
+    pub work: Work,
+    /// Milliseconds, median turn.
+    pub ms: f64,
+    /// Images per second.
+    pub images_per_second: f64,
+    /// 10⁹ floating-point operations of its convolutions and linear layers, forward and backward, as the plain form counts them.
+    pub gflop: f64,
+    /// Those per second.
+    pub gflop_per_second: f64,
+    /// Megabytes that libtorch asks for in one step.
+    pub allocated_mb: f64,
+    /// Milliseconds of plain PyTorch, in turn with ours; its distillation step always has a teacher forward.
+    pub peer_ms: Option<f64>,
+    /// How many times faster ours is.
+    pub ratio: Option<f64>,
+}
+
+/// What this machine's libtorch reaches at best, 10⁹ operations per second.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Peaks {
+    /// Product of two 2048×2048 matrices.
+    pub matrix_product: f64,
+    /// 3×3 convolution, 64 → 64 channels, 128 images of 32×32.
+    pub convolution: f64,
+}
+
+/// Everything measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepReport {
+    /// The pair.
+    pub teacher: &'static str,
+    /// The pair.
+    pub student: &'static str,
+    /// Images of a step.
+    pub batch: usize,
+    /// Threads of libtorch, ours and the peer's.
+    pub threads: usize,
+    /// Element type.
+    pub dtype: &'static str,
+    /// Each kind of step.
+    pub steps: Vec<StepTimes>,
+    /// Best rates.
+    pub peaks: Peaks,
+    /// Largest relative difference between our loss terms and the peer's.
+    pub loss_difference: Option<f64>,
+}
+
+/// All that the steps need.
+struct Bench {
+    settings: Settings,
+    facts: Facts,
+    normalise: Normalise,
+    teacher: Teacher,
+    student: Student,
+    generator: MetaGenerator,
+    average: StatisticsAverage,
+    asks_teacher: Rows,
+    stored: Rows,
+}
+
+fn normals(index: u64, shape: &[i64]) -> Tensor {
+    let count = shape.iter().product::<i64>() as usize;
+    Tensor::from_slice(&Key::global(SEED, Purpose::Latent, 1000 + index).normals(count)).view(shape)
+}
+
+impl Bench {
+    fn new(of: StepSettings) -> Result<Self> {
+        let facts = data::facts(of.dataset);
+        let shape = Shape { channels: facts.channels, classes: facts.classes };
+        let network = |name, purpose| {
+            let network = models::build(name, shape);
+            let state = State::initialised(network.blueprint(), SEED, purpose, Device::Cpu);
+            (network, state)
+        };
+        let (teacher, teacher_state) = network(of.teacher, Purpose::StudentInit);
+        let (student, student_state) = network(of.student, Purpose::GeneratorInit);
+        let teacher = Teacher::new(teacher, teacher_state);
+        let inversion = config::Inversion { steps: STEPS, batch_size: of.batch, statistics_momentum: 0.0, ..Default::default() };
+        let generator = MetaGenerator::new(&config::Generator::default(), &inversion, &facts, SEED, Device::Cpu)?;
+        let normalise = Normalise::new(&facts, Device::Cpu);
+        let rows = |target: fn(Tensor) -> Target| {
+            let [h, w] = facts.size;
+            let images_bchw = to_bytes(&normals(0, &[of.batch as i64, facts.channels, h, w]).sigmoid());
+            let key = Key::global(SEED, Purpose::DrawView, 0);
+            let views = (0..of.batch as u64).map(|i| View::draw(&key, i, 4, true)).collect();
+            let logits = teacher.evaluate(&normalise.apply(&to_unit(&images_bchw))).logits;
+            Rows {
+                ids_b: Tensor::arange(of.batch as i64, (Kind::Int64, Device::Cpu)),
+                weights_b: normals(1, &[of.batch as i64]).sigmoid(),
+                target: target(logits),
+                images_bchw,
+                views,
+            }
+        };
+        let (asks_teacher, stored) = (rows(|_| Target::AskTeacher), rows(Target::Logits));
+        let settings = Settings {
+            inversion,
+            phi: config::Phi::default(),
+            distill: config::Distill { temperature: TEMPERATURE, teacher_views: 0, ..Default::default() },
+            image_dtype: config::ImageDtype::Uint8,
+            seed: SEED,
+            classes: facts.classes,
+        };
+        Ok(Self {
+            average: StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu),
+            student: Student::new(student, student_state, 0.9, 1e-4)?,
+            settings,
+            facts,
+            normalise,
+            teacher,
+            generator,
+            asks_teacher,
+            stored,
+        })
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        vec![0; self.facts.classes as usize]
+    }
+
+    /// Runs a turn and gives its loss terms.
+    fn work(&mut self, work: Work) -> Result<Vec<f64>> {
+        let (steps, class_counts_k) = (self.stored.views.len(), self.counts());
+        let read = |t: &Tensor| Vec::<f64>::try_from(t).map_err(|e| Error::refused(e.to_string()));
+        let rows = match work {
+            Work::Inversion => {
+                let networks = Networks { teacher: &self.teacher, student: self.student.frozen(), normalise: &self.normalise };
+                let call = Call { round: 0, rank: RANK, adversarial: true, class_counts_k: &class_counts_k, first_id: 0 };
+                return read(&descend(&self.settings, &networks, &mut self.generator, &self.average, &call)?.terms);
+            }
+            Work::Distillation => &self.asks_teacher,
+            Work::DistillationStored => &self.stored,
+        };
+        let criterion = Criterion::Distillation { temperature: TEMPERATURE };
+        let slice = backward(&mut self.student, Some(&self.teacher), &self.normalise, rows, criterion, steps);
+        self.student.apply(&slice.payload, 1, LR)?;
+        Ok(vec![slice.sums.double_value(&[0]) / steps as f64])
+    }
+
+    fn steps_in(work: Work) -> f64 {
+        if work == Work::Inversion { STEPS as f64 } else { 1.0 }
+    }
+
+    /// Seconds of a step, over one turn.
+    fn turn(&mut self, work: Work) -> Result<f64> {
+        let began = Instant::now();
+        self.work(work)?;
+        Ok(began.elapsed().as_secs_f64() / Self::steps_in(work))
+    }
+
+    /// 10⁹ operations of a step: a multiplication and an addition each; a backward pass costs a forward for the input's gradient and
+    /// one for the weights'.
+    fn gflop(&self, work: Work) -> f64 {
+        let images = self.normalise.apply(&to_unit(&self.stored.images_bchw));
+        let latent = normals(2, &[images.size()[0], self.generator.network.shape().latent]);
+        let count = |body: &dyn Fn() -> Tensor| tch::no_grad(|| multiplications(body).1) as f64;
+        let of = |(network, state): (&dyn Network, &State)| count(&|| network.forward(state, &images, &mut Pass::eval()).logits);
+        let (teacher, student) = (of(self.teacher.parts()), of(self.student.frozen()));
+        let generator = count(&|| self.generator.network.forward(&self.generator.state, &latent, &mut Pass::eval()));
+        let forwards = match work {
+            Work::Inversion => 2.0 * teacher + 2.0 * student + 3.0 * generator,
+            Work::Distillation => teacher + 3.0 * student,
+            Work::DistillationStored => 3.0 * student,
+        };
+        2e-9 * forwards
+    }
+
+    /// What the peer computes with: the same numbers.
+    fn write(&self, path: &Path) -> Result<()> {
+        let (_, teacher) = self.teacher.parts();
+        let parts = [("teacher", teacher), ("student", self.student.state()), ("generator", &self.generator.state)];
+        let mut tensors: Vec<(String, Tensor)> = parts
+            .into_iter()
+            .flat_map(|(name, state)| state.state_dict().into_iter().map(move |(key, tensor)| (format!("{name}.{key}"), tensor.detach())))
+            .filter(|(key, _)| !key.ends_with("num_batches_tracked"))
+            .collect();
+        let (b, z) = (self.settings.inversion.batch_size, self.generator.network.shape().latent);
+        let key = |purpose| Key::of(SEED, purpose, 0, RANK);
+        let latent = Tensor::from_slice(&key(Purpose::Latent).normals(b * z as usize)).view([b as i64, z]);
+        let labels: Vec<i64> = (0..b as u64).map(|i| key(Purpose::Labels).below(i, self.settings.classes as u64) as i64).collect();
+        let as_tensor = |views: &[View]| {
+            let numbers: Vec<i64> = views.iter().flat_map(|v| [v.down, v.right, i64::from(v.flip)]).collect();
+            Tensor::from_slice(&numbers).view([-1, 3])
+        };
+        let shift = self.settings.inversion.view_shift;
+        let of_steps: Vec<View> = (0..STEPS * b as u64).map(|i| View::draw(&key(Purpose::InversionView), i, shift, true)).collect();
+        tensors.extend([
+            ("latent".into(), latent),
+            ("labels".into(), Tensor::from_slice(&labels)),
+            ("inversion_views".into(), as_tensor(&of_steps).view([STEPS as i64, -1, 3])),
+            ("images".into(), to_unit(&self.stored.images_bchw)),
+            ("views".into(), as_tensor(&self.stored.views)),
+            ("weights".into(), self.stored.weights_b.shallow_clone()),
+        ]);
+        weights::write(path, &tensors, &[])
+    }
+
+    fn spec(&self, of: StepSettings) -> String {
+        let k = &self.settings.inversion;
+        serde_json::json!({
+            "teacher": of.teacher.name(), "student": of.student.name(), "size": self.facts.size, "mean": self.facts.mean, "std": self.facts.std,
+            "steps": STEPS, "lr_generator": k.lr_generator, "lr_latent": k.lr_latent, "statistics_weight": k.statistics_weight,
+            "task_weight": k.task_weight, "adversarial_weight": k.adversarial_weight, "temperature": TEMPERATURE, "lr": LR,
+        })
+        .to_string()
+    }
+}
+
+/// Measures the three kinds of steps, each turn between those of plain PyTorch in `against`; notes say what could not be measured.
+pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Vec<String>)> {
+    let mut bench = Bench::new(of)?;
+    let folder = std::env::temp_dir().join(format!("ssdkd-bench-{}", std::process::id()));
+    let (mut peers, notes) = match against {
+        None => (None, Vec::new()),
+        Some(python) => {
+            crate::files::create_folder(&folder)?;
+            let file = folder.join("numbers.safetensors");
+            bench.write(&file)?;
+            Peers::start(python, PEERS, &[file.display().to_string(), bench.spec(of)], thread_count())
+        }
+    };
+    let theirs: Option<Vec<f64>> = peers.as_mut().and_then(|peers| serde_json::from_str(&peers.tell("losses")?).ok());
+    let ours = [bench.work(Work::Inversion)?, bench.work(Work::Distillation)?].concat();
+    let difference = |theirs: Vec<f64>| ours.iter().zip(theirs).map(|(a, b)| (a - b).abs() / b.abs().max(1e-12)).fold(0.0, f64::max);
+    let loss_difference = theirs.map(difference);
+    bench.work(Work::DistillationStored)?;
+
+    let mut turns: [Vec<f64>; 3] = Default::default();
+    let mut others: [Vec<f64>; 2] = Default::default();
+    for _ in 0..TURNS {
+        for (work, turns) in [Work::Inversion, Work::Distillation, Work::DistillationStored].into_iter().zip(&mut turns) {
+            turns.push(bench.turn(work)?);
+        }
+        for (name, seconds) in peers.iter_mut().flat_map(Peers::turns) {
+            others[usize::from(name != "inversion")].push(seconds);
+        }
+    }
+    let others = others.map(|turns| (!turns.is_empty()).then(|| median(turns)));
+    let [inversion, distillation, stored] = turns.map(median);
+    let mut found = Vec::new();
+    for (work, seconds, peer) in
+        [(Work::Inversion, inversion, others[0]), (Work::Distillation, distillation, others[1]), (Work::DistillationStored, stored, others[1])]
+    {
+        let before = shim::allocated_bytes()?;
+        bench.work(work)?;
+        let allocated = (shim::allocated_bytes()? - before) as f64 / Bench::steps_in(work);
+        let gflop = bench.gflop(work);
+        found.push(StepTimes {
+            work,
+            ms: 1e3 * seconds,
+            images_per_second: of.batch as f64 / seconds,
+            gflop,
+            gflop_per_second: gflop / seconds,
+            allocated_mb: allocated / 1e6,
+            peer_ms: peer.map(|seconds| 1e3 * seconds),
+            ratio: peer.map(|peer| peer / seconds),
+        });
+    }
+    drop(peers);
+    let _ = std::fs::remove_dir_all(&folder);
+    let report = StepReport {
+        teacher: of.teacher.name(),
+        student: of.student.name(),
+        batch: of.batch,
+        threads: thread_count(),
+        dtype: "f32",
+        steps: found,
+        peaks: peaks(),
+        loss_difference,
+    };
+    Ok((report, notes))
+}
+
+fn peaks() -> Peaks {
+    let rate = |gflop: f64, body: &dyn Fn() -> Tensor| {
+        drop(body());
+        let turns = (0..TURNS).map(|_| {
+            let began = Instant::now();
+            drop(body());
+            gflop / began.elapsed().as_secs_f64()
+        });
+        median(turns.collect())
+    };
+    let (n, images) = (2048i64, 128i64);
+    let (a, b) = (normals(3, &[n, n]), normals(4, &[n, n]));
+    let (x, weight) = (normals(5, &[images, 64, 32, 32]), normals(6, &[64, 64, 3, 3]));
+    let of_convolution = 2e-9 * (images * 32 * 32 * 64 * 64 * 9) as f64;
+    Peaks {
+        matrix_product: rate(2e-9 * (n * n * n) as f64, &|| a.matmul(&b)),
+        convolution: rate(of_convolution, &|| x.conv2d::<&Tensor>(&weight, None, 1, 1, 1, 1)),
+    }
+}

@@ -1,0 +1,22 @@
+//! Counts what a pass computes, for benchmarks.
+
+use std::cell::Cell;
+use tch::Tensor;
+
+thread_local! {
+    static MULTIPLICATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// One layer has given `output_bc`, `[b, output, …]`, by `weight`, `[output, …]`.
+pub(super) fn computed(output_bc: &Tensor, weight: &Tensor) {
+    let per_output = weight.numel() as u64 / weight.size()[0].max(1) as u64;
+    MULTIPLICATIONS.with(|count| count.set(count.get() + output_bc.numel() as u64 * per_output));
+}
+
+/// What `body` gives, and the multiply-accumulates of the convolutions and linear layers of its forward passes on this thread. A
+/// convolution of an up-sampled map counts as what it is equal to, nine per input channel and output value.
+pub fn multiplications<T>(body: impl FnOnce() -> T) -> (T, u64) {
+    let before = MULTIPLICATIONS.get();
+    let value = body();
+    (value, MULTIPLICATIONS.get() - before)
+}
