@@ -45,6 +45,7 @@ pub mod inversion;
 pub mod layout;
 pub mod logs;
 pub mod losses;
+pub mod memory;
 pub mod methods;
 pub mod metrics;
 pub mod models;

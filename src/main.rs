@@ -1,7 +1,7 @@
 //! Parse, start logs, run, one error, exit code.
 
 use clap::Parser;
-use ssdkd::{cli::Cli, commands, logs, parallel::Launch};
+use ssdkd::{cli::Cli, commands, logs, memory, parallel::Launch};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -9,6 +9,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(usage) => return explain(&usage),
     };
+    memory::keep_freed();
     let timings = logs::start();
     match commands::run(cli.command, timings) {
         Ok(outcome) => ExitCode::from(outcome.exit_code()),

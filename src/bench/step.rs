@@ -181,6 +181,14 @@ impl Bench {
         vec![0; self.facts.classes as usize]
     }
 
+    /// Loss terms of one inner step and of a distillation step. After more than one, Adam has turned rounding into steps.
+    fn losses(&mut self) -> Result<Vec<f64>> {
+        let steps = std::mem::replace(&mut self.settings.inversion.steps, 1);
+        let inversion = self.work(Work::Inversion);
+        self.settings.inversion.steps = steps;
+        Ok([inversion?, self.work(Work::Distillation)?].concat())
+    }
+
     /// Runs a turn and gives its loss terms.
     fn work(&mut self, work: Work) -> Result<Vec<f64>> {
         let (steps, class_counts_k) = (self.stored.views.len(), self.counts());
@@ -283,7 +291,7 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
         }
     };
     let theirs: Option<Vec<f64>> = peers.as_mut().and_then(|peers| serde_json::from_str(&peers.tell("losses")?).ok());
-    let ours = [bench.work(Work::Inversion)?, bench.work(Work::Distillation)?].concat();
+    let ours = bench.losses()?;
     let difference = |theirs: Vec<f64>| ours.iter().zip(theirs).map(|(a, b)| (a - b).abs() / b.abs().max(1e-12)).fold(0.0, f64::max);
     let loss_difference = theirs.map(difference);
     bench.work(Work::DistillationStored)?;
@@ -301,9 +309,11 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
     let others = others.map(|turns| (!turns.is_empty()).then(|| median(turns)));
     let [inversion, distillation, stored] = turns.map(median);
     let mut found = Vec::new();
-    for (work, seconds, peer) in
-        [(Work::Inversion, inversion, others[0]), (Work::Distillation, distillation, others[1]), (Work::DistillationStored, stored, others[1])]
-    {
+    for (work, seconds, peer) in [
+        (Work::Inversion, inversion, others[0]),
+        (Work::Distillation, distillation, others[1]),
+        (Work::DistillationStored, stored, others[1]),
+    ] {
         let before = shim::allocated_bytes()?;
         bench.work(work)?;
         let allocated = (shim::allocated_bytes()? - before) as f64 / Bench::steps_in(work);

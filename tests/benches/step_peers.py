@@ -106,7 +106,7 @@ def views_of(x, views):
     columns = torch.arange(w)[None].expand(b, -1)
     columns = torch.where(views[:, 2:] == 1, w - 1 - columns, columns) + views[:, 1:2] + reach
     padded = F.pad(x, (reach, reach, reach, reach))
-    return padded[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def normalised(x):
@@ -118,14 +118,14 @@ def kl(student, teacher, T):
     return F.kl_div(q, p, reduction="none").sum(1) * T * T
 
 
-def inversion():
+def inversion(steps=SPEC["steps"]):
     """The inner loop on a copy of the generator; the terms of its last step."""
     generator = {k: v.detach().clone().requires_grad_(v.requires_grad) for k, v in GENERATOR.items()}
     z = DATA["latent"].clone().requires_grad_(True)
     trained = [v for v in generator.values() if v.requires_grad]
     optimiser = torch.optim.Adam([{"params": trained}, {"params": [z], "lr": SPEC["lr_latent"]}], lr=SPEC["lr_generator"], betas=(0.5, 0.999))
     summed, best, kept = [torch.zeros_like(v) for v in trained], None, None
-    for step in range(SPEC["steps"]):
+    for step in range(steps):
         images = generate(generator, z)
         seen = normalised(views_of(images, DATA["inversion_views"][step]))
         taps = []
@@ -192,7 +192,7 @@ for line in sys.stdin:
     if request == "hello":
         answer = hello()
     elif request == "losses":
-        answer = inversion() + [distillation()]
+        answer = inversion(1) + [distillation()]
     else:
         answer = turn(*STEPS[request])
     print(json.dumps(answer), file=answers, flush=True)
