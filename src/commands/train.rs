@@ -11,11 +11,11 @@ use crate::logs;
 use crate::methods::{Memory, Method};
 use crate::metrics::{Summary, Timings};
 use crate::models::Shape;
-use crate::parallel::{Launch, World, set_threads, thread_count};
+use crate::parallel::{Launch, World, set_threads};
 use crate::report;
 use crate::run_folder::{RunFolder, State, Status};
 use crate::teacher::Teacher;
-use crate::train::{Keeper, Outlet, Run, fail, same_run, train as run_all};
+use crate::train::{Keeper, Outlet, Run, announce, fail, same_run, train as run_all};
 use std::path::Path;
 
 /// Trains a student.
@@ -136,27 +136,4 @@ fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teac
     let teacher = Teacher::load(config.teacher.model, path, shape, world.device())?;
     teacher.needs_batch_norm(path)?;
     Ok(Some(teacher))
-}
-
-fn announce(run: &Run, world: &World, resumed: bool) {
-    if !world.leads() {
-        return;
-    }
-    if resumed {
-        eprintln!("resumed at step {}", run.cursor.student_steps());
-    }
-    for warning in &run.plan.warnings {
-        tracing::warn!("{warning}");
-    }
-    tracing::info!(
-        method = run.method.name,
-        ranks = world.layout().ranks(),
-        logical_ranks = world.layout().logical_ranks(),
-        threads = thread_count(),
-        device = ?world.device(),
-        rounds = run.config.train.rounds,
-        student_steps = run.plan.total_steps,
-        transport = world.comm().name(),
-        "start"
-    );
 }

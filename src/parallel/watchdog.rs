@@ -247,11 +247,7 @@ impl Watchdog {
                 if let (Some(hang), Some(operation)) = (vigil.look(began.elapsed(), mine, inside.is_some(), peers), inside) {
                     // Rank 0 would speak for all; where nobody knows who is late it may be the late one itself.
                     let blind = own.is_none();
-                    let text = if blind {
-                        blind_message(&hang, operation, &hosts[rank], rank, timeout)
-                    } else {
-                        message(&hang, operation, &hosts, rank, timeout)
-                    };
+                    let text = if blind { blind_message(&hang, operation, &hosts[rank], rank, timeout) } else { message(&hang, operation, &hosts, rank, timeout) };
                     give_up(hang.speaks || blind && rank == 1, &text, period);
                 }
                 match ended.recv_timeout(period) {

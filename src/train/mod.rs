@@ -81,6 +81,30 @@ impl Outlet {
     }
 }
 
+/// Says what is about to run, and what about it is probably not meant.
+pub fn announce(run: &Run, world: &World, resumed: bool) {
+    if !world.leads() {
+        return;
+    }
+    if resumed {
+        eprintln!("resumed at step {}", run.cursor.student_steps());
+    }
+    for warning in &run.plan.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        method = run.method.name,
+        ranks = world.layout().ranks(),
+        logical_ranks = world.layout().logical_ranks(),
+        threads = parallel::thread_count(),
+        device = ?world.device(),
+        rounds = run.config.train.rounds,
+        student_steps = run.plan.total_steps,
+        transport = world.comm().name(),
+        "start"
+    );
+}
+
 /// Runs all rounds and writes the results; [`Keeper::finish`] closes the run. `None`: a signal stopped it, everything is saved. A
 /// collective.
 pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Outlet) -> Result<Option<Summary>> {

@@ -215,11 +215,7 @@ fn a_rank_that_stops_in_the_start_up_does_not_hang_the_launch() {
     }
     let (_folder, run, arguments) = scene(&["parallel.timeout_s=8"]);
     let out = launch(2, &arguments, Some("stop 1 loading 1")).expect(1);
-    assert!(
-        out.stderr.contains("error: rank 0 on ") && out.stderr.contains(" of the start-up for a rank that did not come"),
-        "{}",
-        out.stderr
-    );
+    assert!(out.stderr.contains("error: rank 0 on ") && out.stderr.contains(" of the start-up for a rank that did not come"), "{}", out.stderr);
     assert!(!run.exists() && out.seconds < 40.0, "{} s", out.seconds);
     ends_undisturbed(&run, launch(2, &arguments, None));
 }
