@@ -1,4 +1,4 @@
-# Sourced by the scripts that start mpirun.
+# Sourced by the other scripts.
 # shellcheck shell=bash
 
 # cores: those this process may use. nproc alone would take OMP_NUM_THREADS for their number.
@@ -14,4 +14,10 @@ mpirun_options() {
     # Open MPI counts cores where there may be two threads in each, so that it would refuse ranks there is room for.
     options+=(--bind-to none --oversubscribe --mca mpi_yield_when_idle $(( $1 > $(cores) )))
     [ "$(id -u)" -ne 0 ] || options+=(--allow-run-as-root)
+}
+
+# rustup_first: puts rustup's folder first on PATH, if there is one, so that its Rust wins over a distribution's older one.
+rustup_first() {
+    local bin=${CARGO_HOME:-$HOME/.cargo}/bin
+    [ ! -d "$bin" ] || export PATH="$bin:$PATH"
 }

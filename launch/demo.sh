@@ -3,6 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 launch/setup.sh
-export PATH=$PATH:$HOME/.cargo/bin
+# shellcheck source=launch/common.sh
+. launch/common.sh
+rustup_first
 cargo build --release --locked
 launch/mpirun.sh 2 target/release/ssdkd train --config configs/fashion_mnist/demo.toml --run-dir runs/demo "$@"

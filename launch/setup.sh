@@ -8,6 +8,9 @@
 # Used instead when given: LIBTORCH=DIR or LIBTORCH_USE_PYTORCH=1 (libtorch/PyTorch 2.11), and any MPI whose mpicc is on PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/common.sh
+. launch/common.sh
+rustup_first
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
@@ -35,23 +38,27 @@ if [ -z "${LIBTORCH:-}${LIBTORCH_USE_PYTORCH:-}" ]; then
     has python3 || packages+=(python3)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 fi
-has_rust() { has cargo || has rustup || [ -e "$HOME/.cargo/env" ]; }
-has_rust || has curl || packages+=(curl ca-certificates)
+needed=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
+rust_version() { rustc --version 2>/dev/null | cut -d' ' -f2; }
+rust_will_do() { has cargo && has rustc && [ "$(printf '%s\n' "$needed" "$(rust_version)" | sort -V | head -n1)" = "$needed" ]; }
+rust_will_do || has rustup || has curl || packages+=(curl ca-certificates)
 if [ $with_tests = yes ]; then
-    has chromium || packages+=(chromium fonts-dejavu-core)
     has slurmctld && has slurmd && has sbatch || packages+=(slurm-wlm)
     has munged || packages+=(munge)
 fi
 
+# can_install: whether packages can be installed without asking anybody.
+can_install() { has apt-get && { [ "$(id -u)" -eq 0 ] || { has sudo && sudo -n true 2>/dev/null; }; }; }
+apt() {
+    local root=()
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
+    ${root[@]+"${root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" >/dev/null
+}
 if [ ${#packages[@]} -gt 0 ]; then
-    root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        if has sudo && sudo -n true 2>/dev/null; then root=(sudo); else root=(none); fi
-    fi
-    if has apt-get && [ "${root[0]:-}" != none ]; then
+    if can_install; then
         say "installing ${packages[*]}"
-        "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq
-        "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+        apt update
+        apt install -y --no-install-recommends "${packages[@]}"
     else
         cat >&2 <<TEXT
 setup: error: missing: ${packages[*]}. Install them, then run this again:
@@ -63,30 +70,63 @@ TEXT
     fi
 fi
 
+# A browser only takes the picture of one test, and Ubuntu has it as a snap only, which a container cannot run: never fatal.
+has_browser() {
+    local name
+    for name in chromium chromium-browser google-chrome; do
+        if has $name && $name --version >/dev/null 2>&1; then return; fi
+    done
+    return 1
+}
+# browser_package: whether apt knows of a chromium that is no stub for a snap.
+browser_package() {
+    LC_ALL=C apt-cache policy chromium 2>/dev/null | grep 'Candidate:' | grep -qv 'none\|snap' &&
+        ! LC_ALL=C apt-cache depends chromium 2>/dev/null | grep -q snapd
+}
+install_browser() {
+    can_install || return
+    compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || apt update || return
+    browser_package || return
+    say "installing chromium fonts-dejavu-core"
+    apt update && apt install -y --no-install-recommends chromium fonts-dejavu-core
+}
+if [ $with_tests = yes ] && ! has_browser && ! install_browser; then
+    say "no browser here, and no chromium to be had from apt: the test that looks at the report will be skipped"
+fi
+
 # ---- Rust ------------------------------------------------------------------------------------------------------------
-# shellcheck disable=SC1091
-has_rust || {
-    say "installing Rust for this user with rustup's own installer"
+if ! rust_will_do && ! has rustup; then
+    found=$(rust_version) || true
+    say "installing Rust for this user with rustup's own installer (found ${found:-none}, $needed or newer is needed)"
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --quiet --profile default ||
         die "Rust could not be installed: install it with rustup, or load your site's rust module, then run this again"
-}
-has cargo || { [ -e "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; } || true
-if ! has cargo && has rustup; then rustup default stable; fi
-has cargo || die "cargo is not on PATH: install Rust with rustup, or load your site's rust module, then run this again"
-needed=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
-found=$(rustc --version | cut -d' ' -f2)
-[ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n1)" = "$needed" ] ||
-    die "Rust $needed or newer is needed, found $found: run rustup update stable"
+    rustup_first
+fi
+if ! rust_version >/dev/null && has rustup; then rustup default stable; fi
+rust_will_do || die "Rust $needed or newer is needed, found $(rust_version || echo none): run rustup update stable, then this again"
 
 # ---- libtorch --------------------------------------------------------------------------------------------------------
+# libtorch_version DIR: what a libtorch, or the PyTorch it is part of, says of itself; nothing where it does not.
+libtorch_version() {
+    if [ -r "$1/build-version" ]; then
+        cut -d+ -f1 "$1/build-version"
+    elif [ -r "$1/version.py" ]; then
+        sed -n "s/^__version__ *= *['\"]\([^'\"+]*\).*/\1/p" "$1/version.py"
+    fi
+}
 if [ -n "${LIBTORCH_USE_PYTORCH:-}" ]; then
     version=$(python3 -c 'import torch; print(torch.__version__.split("+")[0])' 2>/dev/null) ||
         die "LIBTORCH_USE_PYTORCH is set, but python3 cannot import torch: activate the environment that has it"
     [ "$version" = 2.11.0 ] || die "PyTorch $version found; 2.11.0 is needed (unset LIBTORCH_USE_PYTORCH to have it installed here)"
-    say "using PyTorch $version of $(command -v python3)"
+    libtorch="$version, PyTorch of $(command -v python3)"
 elif [ -n "${LIBTORCH:-}" ]; then
     [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || die "LIBTORCH=$LIBTORCH holds no lib/libtorch_cpu.so"
-    say "using libtorch in $LIBTORCH"
+    version=$(libtorch_version "$LIBTORCH")
+    case $version in
+        2.11.0) libtorch="$version in $LIBTORCH" ;;
+        '') libtorch="in $LIBTORCH, whose version could not be checked: 2.11.0 is needed" ;;
+        *) die "libtorch $version found in LIBTORCH=$LIBTORCH; 2.11.0 is needed (unset LIBTORCH to have it installed here)" ;;
+    esac
 else
     [ "$(uname -m)" = x86_64 ] || die "wheels are pinned for x86_64 only: point LIBTORCH at a libtorch 2.11.0 for $(uname -m)"
     lists=(launch/libtorch/cpu.txt)
@@ -100,7 +140,8 @@ else
         for tag in 2014 2010 1; do platforms+=(--platform "manylinux${tag}_x86_64"); done
         requirements=()
         for list in "${lists[@]}"; do requirements+=(-r "$list"); done
-        python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --require-hashes --no-compile \
+        # As a variable: the option is unknown to the pip of Ubuntu 22.04.
+        PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --no-compile \
             --only-binary=:all: --implementation cp --python-version 3.12 "${platforms[@]}" \
             --target .libtorch "${requirements[@]}" || die "pip could not install libtorch (see above)"
         # cudarc looks for libnccl.so, the wheel brings libnccl.so.2 only.
@@ -108,5 +149,6 @@ else
         [ ! -e $nccl ] || ln -sf "../../nvidia/nccl/lib/libnccl.so.2" .libtorch/torch/lib/libnccl.so
         touch ".libtorch/ready-$stamp"
     fi
+    libtorch="2.11.0 in .libtorch"
 fi
-say "ready ($(rustc --version | cut -d' ' -f1,2); $(mpirun --version 2>&1 | head -n1); libtorch 2.11.0)"
+say "ready (rustc $(rust_version); $(mpirun --version 2>&1 | head -n1); libtorch $libtorch)"

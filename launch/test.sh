@@ -3,7 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 launch/setup.sh --tests
-export PATH=$PATH:$HOME/.cargo/bin
+# shellcheck source=launch/common.sh
+. launch/common.sh
+rustup_first
 cargo fmt --check
 # One profile for all: libtorch's C++ bindings are then compiled once.
 cargo clippy --release --locked --all-targets -- -D warnings

@@ -2,6 +2,7 @@
 
 use crate::config::{DatasetName, ModelName};
 use crate::predict::MAX_CLASSES;
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -86,11 +87,11 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE", required_unless_present = "run_dir")]
     pub weights: Option<PathBuf>,
     /// Its architecture.
-    #[arg(long, value_name = "NAME", required_unless_present = "run_dir", help = architecture())]
-    pub model: Option<String>,
+    #[arg(long, value_name = "NAME", required_unless_present = "run_dir")]
+    pub model: Option<ModelName>,
     /// The data set.
-    #[arg(long, value_name = "NAME", required_unless_present = "run_dir", help = format!("The data set: {}", data_sets()))]
-    pub dataset: Option<String>,
+    #[arg(long, value_name = "NAME", required_unless_present = "run_dir")]
+    pub dataset: Option<DatasetName>,
     /// Folder of the data set's files.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -103,8 +104,8 @@ pub struct PredictArgs {
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
     /// Its architecture.
-    #[arg(long, value_name = "NAME", help = architecture())]
-    pub model: String,
+    #[arg(long, value_name = "NAME")]
+    pub model: ModelName,
     /// Number of classes; left out, the weights file's own.
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(i64).range(1..=MAX_CLASSES))]
     pub classes: Option<i64>,
@@ -112,8 +113,8 @@ pub struct PredictArgs {
     #[arg(long, value_name = "FILE|FOLDER")]
     pub input: PathBuf,
     /// Data set whose size and normalisation a folder's pictures get.
-    #[arg(long, value_name = "NAME", help = format!("Data set whose size and normalisation a folder's pictures get: {}", data_sets()))]
-    pub dataset: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    pub dataset: Option<DatasetName>,
     /// Where to write: safetensors with `logits` and `features`, or for a folder a CSV with file, class and confidence.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -159,10 +160,30 @@ pub struct InspectArgs {
 pub enum ConfigAction {
     /// Print every key with its value and where it came from.
     Show(ConfigArgs),
-    /// Check a configuration without running anything.
-    Check(ConfigArgs),
+    /// Check a configuration, and that the files it names are there, without running anything.
+    Check(ConfigCheckArgs),
     /// Print the reference of all keys as Markdown (docs/config.md).
     Reference,
+}
+
+/// What to check, and for what.
+#[derive(Debug, Args)]
+pub struct ConfigCheckArgs {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The command it is meant for.
+    #[arg(long = "for", value_name = "COMMAND", default_value = "train")]
+    pub command: Trains,
+}
+
+/// Commands that train something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Trains {
+    /// A student from a teacher.
+    Train,
+    /// A teacher on real data.
+    Teach,
 }
 
 /// What to measure.
@@ -224,6 +245,22 @@ fn architecture() -> String {
     format!("Its architecture: {}", ModelName::ALL.map(ModelName::name).join(", "))
 }
 
-fn data_sets() -> String {
-    DatasetName::ALL.map(DatasetName::name).join(", ")
+impl ValueEnum for ModelName {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
+}
+
+impl ValueEnum for DatasetName {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
 }

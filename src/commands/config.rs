@@ -1,8 +1,8 @@
 //! `ssdkd config`.
 
 use super::{configured, merged};
-use crate::cli::ConfigAction;
-use crate::config::{Job, keys, markdown};
+use crate::cli::{ConfigAction, Trains};
+use crate::config::{Job, check_paths, keys, markdown};
 use crate::error::{Error, Result};
 
 /// Shows, checks or documents configuration.
@@ -10,8 +10,16 @@ pub fn run(action: &ConfigAction) -> Result<()> {
     match action {
         ConfigAction::Reference => print!("{}", markdown()),
         ConfigAction::Check(args) => {
-            let loaded = configured(args, Job::Train)?;
+            let job = match args.command {
+                Trains::Train => Job::Train,
+                Trains::Teach => Job::Teach,
+            };
+            let loaded = configured(&args.config, job)?;
+            check_paths(&loaded.config)?;
             println!("{} keys set, all well", loaded.origins.len());
+            if job == Job::Train && loaded.config.teacher.weights.is_none() {
+                println!("teacher.weights is left out: train needs it, for example by --set teacher.weights=FILE");
+            }
         }
         ConfigAction::Show(args) => {
             let loaded = merged(args)?;

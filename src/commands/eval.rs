@@ -4,10 +4,10 @@ use crate::cli::EvalArgs;
 use crate::config::{Config, Job, ModelName, check, load};
 use crate::data::{self, Normalise, Split};
 use crate::error::{Error, Result};
-use crate::eval;
+use crate::eval::{self, Score};
 use crate::layout::Layout;
 use crate::models::Shape;
-use crate::parallel::{Launch, World, set_threads};
+use crate::parallel::{Launch, set_threads};
 use crate::teacher::Teacher;
 use std::path::PathBuf;
 
@@ -26,8 +26,18 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
     let world = launch.into_world(layout, config.parallel.reduce, device);
-    for candidate in candidates {
-        print(&world, &config, &candidate)?;
+    // Everything that can be refused comes before the first score.
+    let facts = data::facts(config.dataset);
+    let shape = Shape { channels: facts.channels, classes: facts.classes };
+    let load = |candidate: &Candidate| Teacher::load(candidate.model, &candidate.weights, shape, world.device());
+    let networks: Vec<Teacher> = world.agree(candidates.iter().map(load).collect())?;
+    let test = world.agree(data::source(config.dataset, &config.data).read(Split::Test))?;
+    let normalise = Normalise::new(&facts, world.device());
+    for (candidate, network) in candidates.iter().zip(&networks) {
+        let score = eval::evaluate(&world, network.parts(), &normalise, &test, config.eval.batch_size)?;
+        if world.leads() {
+            println!("{}", line(&config, candidate, &score));
+        }
     }
     Ok(())
 }
@@ -47,37 +57,23 @@ fn subject(args: &EvalArgs) -> Result<(Config, Vec<Candidate>)> {
         }
         return Ok((config, candidates));
     }
-    let (Some(weights), Some(model), Some(dataset)) = (&args.weights, &args.model, &args.dataset) else {
+    let (Some(weights), Some(model), Some(dataset)) = (&args.weights, args.model, args.dataset) else {
         return Err(Error::refused("name a run with --run-dir, or a network with --weights, --model and --dataset"));
     };
-    let mut sets = data_dir;
-    sets.push(format!("dataset={dataset}"));
-    sets.push(format!("student.model={model}"));
-    let config = load(&[], &sets)?.config;
+    let config = Config { dataset, ..load(&[], &data_dir)?.config };
     check(&config, Job::Train)?;
-    let model = config.student.model;
     Ok((config, vec![Candidate { role: "network", model, weights: weights.clone() }]))
 }
 
-fn print(world: &World, config: &Config, candidate: &Candidate) -> Result<()> {
-    let facts = data::facts(config.dataset);
-    let shape = Shape { channels: facts.channels, classes: facts.classes };
-    let network = world.agree(Teacher::load(candidate.model, &candidate.weights, shape, world.device()))?;
-    let test = world.agree(data::source(config.dataset, &config.data).read(Split::Test))?;
-    let normalise = Normalise::new(&facts, world.device());
-    let score = eval::evaluate(world, network.parts(), &normalise, &test, config.eval.batch_size)?;
-    if world.leads() {
-        let line = serde_json::json!({
-            "role": candidate.role,
-            "model": candidate.model.name(),
-            "weights": candidate.weights,
-            "dataset": config.dataset.name(),
-            "images": score.counts.total,
-            "top1": score.counts.top1(),
-            "top5": score.counts.top5(),
-            "loss": score.loss,
-        });
-        println!("{line}");
-    }
-    Ok(())
+fn line(config: &Config, candidate: &Candidate, score: &Score) -> serde_json::Value {
+    serde_json::json!({
+        "role": candidate.role,
+        "model": candidate.model.name(),
+        "weights": candidate.weights,
+        "dataset": config.dataset.name(),
+        "images": score.counts.total,
+        "top1": score.counts.top1(),
+        "top5": score.counts.top5(),
+        "loss": score.loss,
+    })
 }

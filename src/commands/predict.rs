@@ -1,23 +1,31 @@
 //! `ssdkd predict`.
 
 use crate::cli::PredictArgs;
-use crate::config::load;
+use crate::config::DatasetName;
 use crate::error::{Error, Result};
 use crate::nn::weights;
 use crate::predict::{self, Network};
+use std::path::Path;
 
 /// Applies a network to a file of tensors or to a folder of pictures.
 pub fn run(args: &PredictArgs) -> Result<()> {
-    let config = load(&[], &[format!("student.model={}", args.model)])?.config;
-    let network = Network { model: config.student.model, weights: &args.weights, classes: args.classes };
+    let network = Network { model: args.model, weights: &args.weights, classes: args.classes };
     if !args.input.is_dir() {
         return predict::tensors(&network, &args.input, &args.out);
     }
-    let own = || Ok::<_, Error>(weights::read(&args.weights)?.metadata.get("dataset").cloned());
-    let dataset = args.dataset.clone().map_or_else(own, |name| Ok(Some(name)))?;
-    let Some(dataset) = dataset else {
+    let dataset = args.dataset.map_or_else(|| own_dataset(&args.weights), Ok)?;
+    predict::folder(&network, &args.input, dataset, &args.out)
+}
+
+/// The data set that a weights file says it is for.
+fn own_dataset(file: &Path) -> Result<DatasetName> {
+    let metadata = weights::read(file)?.metadata;
+    let Some(text) = metadata.get("dataset") else {
         return Err(Error::refused("--dataset is needed for a folder of pictures: it gives their size and normalisation"));
     };
-    let config = load(&[], &[format!("dataset={dataset}")])?.config;
-    predict::folder(&network, &args.input, config.dataset, &args.out)
+    DatasetName::ALL.into_iter().find(|name| name.name() == text).ok_or_else(|| {
+        let known = DatasetName::ALL.map(DatasetName::name).join(", ");
+        Error::file(file, format!("says of itself that it is for the data set `{text}`, which is none of {known}"))
+            .with_hint("give one with --dataset")
+    })
 }

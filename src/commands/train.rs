@@ -11,11 +11,11 @@ use crate::logs;
 use crate::methods::{Memory, Method};
 use crate::metrics::{Summary, Timings};
 use crate::models::Shape;
-use crate::parallel::{Launch, World, end_job, host_name, set_threads, thread_count};
+use crate::parallel::{Launch, World, set_threads};
 use crate::report;
 use crate::run_folder::{RunFolder, State, Status};
 use crate::teacher::Teacher;
-use crate::train::{Keeper, Outlet, Run, same_run, train as run_all};
+use crate::train::{Keeper, Outlet, Run, announce, fail, same_run, train as run_all};
 use std::path::Path;
 
 /// Trains a student.
@@ -37,7 +37,12 @@ pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
 }
 
 /// Everything up to the first round can be refused; from there on an error of one rank ends the job.
-fn start(args: &RunArgs, timings: Timings, job: Job, method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>) -> Result<Outcome> {
+fn start(
+    args: &RunArgs,
+    mut timings: Timings,
+    job: Job,
+    method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>,
+) -> Result<Outcome> {
     let launch = Launch::join()?;
     let loaded = configured(&args.config, job);
     let timeout_s = loaded.as_ref().map_or_else(|_| config::Parallel::default().timeout_s, |l| l.config.parallel.timeout_s);
@@ -72,14 +77,14 @@ fn start(args: &RunArgs, timings: Timings, job: Job, method: impl Fn(&mut Config
     }
     let status = Status { state: State::Running, cause: None, identity: run.plan.identity.clone(), ..status.unwrap_or_default() };
     run.moved_before = status.moved;
-    let mut timings = timings;
     timings.resume(status.seconds);
     let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone()))?;
     let resumed = keeper.resume(&mut run, &world)?;
     let outcome = to_the_end(&mut run, &world, &mut keeper, &folder, timings, resumed);
     let summary = outcome.or_else(|error| fail(error, &world, &mut keeper, &folder))?;
     if let (Some(summary), true) = (&summary, world.leads()) {
-        print(summary, args);
+        print!("{}", summary.table());
+        println!("report: {}", args.run_dir.join("report.html").display());
     }
     Ok(if summary.is_some() { Outcome::Done } else { Outcome::Stopped })
 }
@@ -93,11 +98,10 @@ fn to_the_end(
     timings: Timings,
     resumed: bool,
 ) -> Result<Option<Summary>> {
-    world.agree(if world.leads() { prepare(folder, run, keeper.status_mut()) } else { Ok(()) })?;
+    let mut outlet = Outlet::open(folder, run, keeper.status_mut(), world, timings)?;
     let log = folder.log_of(world.rank());
     world.agree(logs::write_json_to(&log).map_err(|e| Error::io("write", &log, &e)))?;
     announce(run, world, resumed);
-    let mut outlet = Outlet::open(folder.path(), run, world, timings)?;
     let mut compute = || {
         let summary = run_all(run, world, keeper, &mut outlet)?;
         if summary.is_some() {
@@ -112,30 +116,8 @@ fn to_the_end(
     compute().map_err(Error::after_start)
 }
 
-/// Writes into the folder how the run has ended. An error of this rank alone is printed here, and ends the job.
-fn fail<T>(error: Error, world: &World, keeper: &mut Keeper, folder: &RunFolder) -> Result<T> {
-    keeper.status_mut().state = State::Failed;
-    keeper.status_mut().cause = Some(error.to_string());
-    if world.leads() || !error.is_known_to_all() {
-        let _ = keeper.status_mut().write(folder.path());
-    }
-    if error.is_known_to_all() {
-        return Err(error);
-    }
-    eprintln!("{}", error.render().replacen("error:", &format!("error: rank {} on {}:", world.rank().0, host_name()), 1));
-    end_job(error.exit_code())
-}
-
 fn known_status(folder: &Path) -> Result<Option<Status>> {
     if folder.join("state.json").exists() { Status::read(folder).map(Some) } else { Ok(None) }
-}
-
-/// The folder as the run will find it: configuration as it is now, tables up to where the run goes on, and its state.
-fn prepare(folder: &RunFolder, run: &Run, status: &Status) -> Result<()> {
-    // The state first: it marks the folder as a run's.
-    status.write(folder.path())?;
-    folder.write_config(&run.config)?;
-    folder.cut_tables(run.cursor.round())
 }
 
 fn teacher_hash(config: &Config, method: Method) -> Result<String> {
@@ -154,54 +136,4 @@ fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teac
     let teacher = Teacher::load(config.teacher.model, path, shape, world.device())?;
     teacher.needs_batch_norm(path)?;
     Ok(Some(teacher))
-}
-
-fn announce(run: &Run, world: &World, resumed: bool) {
-    if !world.leads() {
-        return;
-    }
-    if resumed {
-        eprintln!("resumed at step {}", run.cursor.student_steps());
-    }
-    for warning in &run.plan.warnings {
-        tracing::warn!("{warning}");
-    }
-    tracing::info!(
-        method = run.method.name,
-        ranks = world.layout().ranks(),
-        logical_ranks = world.layout().logical_ranks(),
-        threads = thread_count(),
-        device = ?world.device(),
-        rounds = run.config.train.rounds,
-        student_steps = run.plan.total_steps,
-        transport = world.comm().name(),
-        "start"
-    );
-}
-
-fn print(summary: &Summary, args: &RunArgs) {
-    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
-    let mut rows = Vec::new();
-    if let Some(teacher) = &summary.teacher {
-        rows.push((format!("teacher top-1 ({})", teacher.model), percent(teacher.top1)));
-    }
-    rows.push((format!("{} top-1 ({})", summary.trained(), summary.student.model), percent(summary.student.top1)));
-    let s = &summary.seconds;
-    for (name, seconds) in [
-        ("inversion", s.inversion),
-        ("sampling", s.sampling),
-        ("distillation", s.distillation),
-        ("communication", s.communication),
-        ("evaluation", s.evaluation),
-        ("total", s.total),
-    ] {
-        rows.push((format!("seconds in {name}"), format!("{seconds:.1}")));
-    }
-    rows.push(("images synthesised".into(), summary.samples_synthesised.to_string()));
-    rows.push((format!("{} steps", summary.trained()), summary.student_steps.to_string()));
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    for (name, value) in rows {
-        println!("{name:width$}  {value:>10}");
-    }
-    println!("report: {}", args.run_dir.join("report.html").display());
 }

@@ -2,6 +2,7 @@
 
 use super::schema::Config;
 use crate::error::{Error, Finding, Result};
+use std::path::{Path, PathBuf};
 
 /// What a configuration is used for; some keys matter to one job only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,15 @@ impl Job {
             Self::Train => ("distill.batch_size", config.distill.batch_size),
             Self::Teach => ("teach.batch_size", config.teach.batch_size),
         }
+    }
+
+    /// Whether a key belongs to the other job and changes nothing in this one.
+    pub(super) fn ignores(self, key: &str) -> bool {
+        let sections: &[&str] = match self {
+            Self::Train => &["teach."],
+            Self::Teach => &["replay.", "phi.", "generator.", "inversion.", "distill."],
+        };
+        (self == Self::Teach && key == "method") || sections.iter().any(|section| key.starts_with(section))
     }
 }
 
@@ -84,6 +94,23 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
         found.at_least("parallel.logical_ranks", logical as i64, 1);
         found.0.extend(logical_ranks(config, job, logical));
     }
+    if found.0.is_empty() { Ok(()) } else { Err(Error::Config(found.0)) }
+}
+
+/// Checks that the files and folders a configuration names are there.
+///
+/// # Errors
+/// [`Error::Config`] with every finding.
+pub fn check_paths(config: &Config) -> Result<()> {
+    let mut found = Findings(Vec::new());
+    let mut named = |key: &str, path: &Option<PathBuf>, is_right: fn(&Path) -> bool, wanted: &str| {
+        if let Some(path) = path.as_ref().filter(|path| !is_right(path)) {
+            let problem = if path.exists() { format!("is no {wanted}") } else { format!("no such {wanted}") };
+            found.add(key, format!("{}: {problem}", path.display()));
+        }
+    };
+    named("teacher.weights", &config.teacher.weights, Path::is_file, "file");
+    named("data.dir", &config.data.dir, Path::is_dir, "folder");
     if found.0.is_empty() { Ok(()) } else { Err(Error::Config(found.0)) }
 }
 

@@ -6,7 +6,7 @@ mod plan;
 mod reference;
 mod schema;
 
-pub use check::{Job, check};
+pub use check::{Job, check, check_paths};
 pub use load::{Loaded, load};
 pub use plan::Plan;
 pub use reference::{Key, keys, markdown};

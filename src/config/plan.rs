@@ -1,7 +1,7 @@
 //! Every number that follows from the configuration once ranks and teacher are known, computed once.
 
 use super::check::{self, Job};
-use super::schema::{Config, DrawRule};
+use super::schema::{Config, DrawRule, Inversion};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use serde_json::Value;
@@ -19,9 +19,9 @@ pub struct Plan {
     pub images_per_round: usize,
     /// Student steps of the whole run.
     pub total_steps: u64,
-    /// The values that fix the run's numbers.
+    /// The values that a resume must not change.
     pub identity: BTreeMap<String, String>,
-    /// Their hash.
+    /// Hash of those among them that change numbers.
     pub config_hash: String,
     /// What is legal but probably not meant.
     pub warnings: Vec<String>,
@@ -47,7 +47,7 @@ impl Plan {
             steps_per_round,
             images_per_round,
             total_steps: steps_per_round * (config.train.rounds - config.train.warmup_rounds),
-            config_hash: hash(&identity),
+            config_hash: hash(&numbers(&identity, config, job)),
             identity,
             warnings: warnings(config, job, logical, images_per_round),
         })
@@ -59,6 +59,13 @@ fn steps_per_round(config: &Config) -> u64 {
     match config.distill.steps_per_round {
         0 => ((400.0 * config.replay.capacity as f64 / 50_000.0).round() as u64).max(20),
         given => given,
+    }
+}
+
+impl Inversion {
+    /// Learning rate of the meta step: `inversion.lr_meta`, or what its 0 stands for.
+    pub fn meta_rate(&self) -> f64 {
+        if self.lr_meta > 0.0 { self.lr_meta } else { self.lr_generator * self.steps as f64 }
     }
 }
 
@@ -97,13 +104,17 @@ fn warnings(config: &Config, job: Job, logical: usize, images_per_round: usize) 
     out
 }
 
-/// Keys that may change without changing a number, or only the bits within one launch: they may differ at a resume.
+/// Keys that may differ at a resume: where things lie, how the launch is cut, what is saved. They change no number, or only the bits
+/// within one launch.
 fn is_free(key: &str) -> bool {
-    let free_section = ["data.", "parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
-    key == "teacher.weights" || (free_section && key != "parallel.logical_ranks")
+    let free_section = ["parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
+    ["data.dir", "teacher.weights"].contains(&key) || (free_section && key != "parallel.logical_ranks")
 }
 
-/// The values that fix a run's numbers: every key but the free ones, with M filled in and the teacher by content.
+/// Keys that change what is shown, when a run gives up, and how fast it is.
+const SILENT: [&str; 4] = ["train.picture_every_rounds", "train.max_nonfinite_steps", "eval.batch_size", "device"];
+
+/// What a resume must not change: every key but the free ones, with M filled in and the teacher by content.
 fn identity(config: &Config, logical: usize, teacher_hash: &str) -> BTreeMap<String, String> {
     let value = serde_json::to_value(config).unwrap_or_default();
     let mut out = BTreeMap::new();
@@ -111,6 +122,15 @@ fn identity(config: &Config, logical: usize, teacher_hash: &str) -> BTreeMap<Str
     out.retain(|key, _| !is_free(key));
     out.insert("parallel.logical_ranks".into(), logical.to_string());
     out.insert("teacher.weights".into(), format!("sha256:{teacher_hash}"));
+    out
+}
+
+/// Of an identity, what changes the numbers of this job; a 0 that stands for a derived value becomes that value.
+fn numbers(identity: &BTreeMap<String, String>, config: &Config, job: Job) -> BTreeMap<String, String> {
+    let mut out = identity.clone();
+    out.insert("distill.steps_per_round".into(), steps_per_round(config).to_string());
+    out.insert("inversion.lr_meta".into(), Value::from(config.inversion.meta_rate()).to_string());
+    out.retain(|key, _| !SILENT.contains(&key.as_str()) && !job.ignores(key));
     out
 }
 
@@ -138,21 +158,102 @@ fn hash(identity: &BTreeMap<String, String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{DeviceName, Parallel};
+
+    fn plan_of(job: Job, change: &dyn Fn(&mut Config)) -> Plan {
+        let mut config = Config::default();
+        config.parallel.logical_ranks = Some(4);
+        change(&mut config);
+        Plan::new(&config, job, 1, "a").unwrap()
+    }
+
+    fn hash_of(job: Job, change: &dyn Fn(&mut Config)) -> String {
+        plan_of(job, change).config_hash
+    }
+
+    /// Changes of one key each.
+    type Changes = [(&'static str, &'static dyn Fn(&mut Config))];
+
+    const FREE: &Changes = &[
+        ("data.dir", &|c| c.data.dir = Some("/elsewhere".into())),
+        ("teacher.weights", &|c| c.teacher.weights = Some("/elsewhere".into())),
+        ("parallel.threads", &|c| c.parallel.threads = Some(3)),
+        ("parallel.timeout_s", &|c| c.parallel.timeout_s = 1),
+        ("checkpoint.keep", &|c| c.checkpoint.keep = 9),
+    ];
+    const SHOWN_ONLY: &Changes = &[
+        ("train.picture_every_rounds", &|c| c.train.picture_every_rounds = 3),
+        ("train.max_nonfinite_steps", &|c| c.train.max_nonfinite_steps = 3),
+        ("eval.batch_size", &|c| c.eval.batch_size = 3),
+        ("device", &|c| c.device = DeviceName::Cpu),
+    ];
+    const OF_TRAIN: &Changes = &[
+        ("replay.alpha", &|c| c.replay.alpha = 0.5),
+        ("phi.gamma", &|c| c.phi.gamma = 1.0),
+        ("generator.filters", &|c| c.generator.filters = 8),
+        ("inversion.steps", &|c| c.inversion.steps = 9),
+        ("distill.temperature", &|c| c.distill.temperature = 9.0),
+    ];
+    const OF_TEACH: &Changes = &[("teach.lr", &|c| c.teach.lr = 0.3), ("teach.flip", &|c| c.teach.flip = false)];
+    const OF_BOTH: &Changes = &[
+        ("seed", &|c| c.seed = 1),
+        ("data.allow_partial", &|c| c.data.allow_partial = true),
+        ("student.momentum", &|c| c.student.momentum = 0.5),
+        ("train.eval_every_rounds", &|c| c.train.eval_every_rounds = 7),
+        ("parallel.logical_ranks", &|c| c.parallel.logical_ranks = Some(8)),
+    ];
 
     #[test]
     fn the_hash_covers_what_changes_numbers_and_nothing_else() {
-        let plan = |change: fn(&mut Config), ranks, teacher| {
-            let mut config = Config::default();
-            config.parallel.logical_ranks = Some(4);
-            change(&mut config);
-            Plan::new(&config, Job::Train, ranks, teacher).unwrap().config_hash
+        let check = |job, changes: &Changes, counts: bool| {
+            let base = hash_of(job, &|_| {});
+            for (key, change) in changes {
+                assert_eq!(hash_of(job, change) != base, counts, "{key}, {job:?}");
+            }
         };
-        let base = plan(|_| {}, 1, "a");
-        assert_eq!(base, plan(|c| c.parallel.threads = Some(3), 2, "a"));
-        assert_eq!(base, plan(|c| c.data.dir = Some("/elsewhere".into()), 4, "a"));
-        assert_ne!(base, plan(|_| {}, 1, "b"));
-        assert_ne!(base, plan(|c| c.seed = 1, 1, "a"));
-        assert_ne!(base, plan(|c| c.parallel.logical_ranks = Some(8), 1, "a"));
+        for job in [Job::Train, Job::Teach] {
+            check(job, FREE, false);
+            check(job, SHOWN_ONLY, false);
+            check(job, OF_BOTH, true);
+            check(job, OF_TRAIN, job == Job::Train);
+            check(job, OF_TEACH, job == Job::Teach);
+        }
+        // There is one method so far, so that it cannot be changed.
+        assert!(Job::Teach.ignores("method") && !Job::Train.ignores("method"));
+        let with_teacher = |hash| Plan::new(&Config::default(), Job::Train, 4, hash).unwrap().config_hash;
+        assert_ne!(with_teacher("a"), with_teacher("b"));
+        for ranks in [1, 2, 4] {
+            let config = Config { parallel: Parallel { logical_ranks: Some(4), ..Parallel::default() }, ..Config::default() };
+            assert_eq!(Plan::new(&config, Job::Train, ranks, "a").unwrap().config_hash, hash_of(Job::Train, &|_| {}));
+        }
+    }
+
+    /// A resume is compared by all keys but the free ones, those of the other job included, each under its name.
+    #[test]
+    fn the_identity_covers_every_key_but_the_free_ones() {
+        for job in [Job::Train, Job::Teach] {
+            let base = plan_of(job, &|_| {}).identity;
+            for (key, change) in FREE {
+                assert_eq!(plan_of(job, change).identity, base, "{key}");
+            }
+            for (key, change) in [SHOWN_ONLY, OF_TRAIN, OF_TEACH, OF_BOTH].concat() {
+                let changed = plan_of(job, change).identity;
+                let differing: Vec<&String> = base.keys().filter(|k| base.get(*k) != changed.get(*k)).collect();
+                assert_eq!(differing, [key]);
+            }
+        }
+    }
+
+    /// A derived value hashes like the same value given; only to a resume it is another run.
+    #[test]
+    fn derived_values_hash_as_what_they_stand_for() {
+        let base = plan_of(Job::Train, &|_| {});
+        for change in [|c| c.distill.steps_per_round = 40, |c| c.inversion.lr_meta = 3e-3 * 5.0] as [fn(&mut Config); 2] {
+            let given = plan_of(Job::Train, &change);
+            assert!(given.config_hash == base.config_hash && given.identity != base.identity);
+        }
+        assert_ne!(hash_of(Job::Train, &|c| c.distill.steps_per_round = 41), base.config_hash);
+        assert_ne!(hash_of(Job::Train, &|c| c.inversion.lr_meta = 0.1), base.config_hash);
     }
 
     #[test]

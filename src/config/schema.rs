@@ -167,7 +167,7 @@ pub struct Student {
     pub lr: f64,
     /// Learning rate at the end of the cosine schedule.
     pub lr_min: f64,
-    /// SGD momentum.
+    /// SGD momentum. `ssdkd teach` takes it too: there is no `teach.momentum`.
     pub momentum: f64,
     /// Weight decay, on all parameters.
     pub weight_decay: f64,

@@ -71,7 +71,7 @@ impl Cifar {
         }
         let (binary, python) = (self.binary.folder, self.python.folder);
         Err(Error::file(&self.dir, format!("holds neither {binary}/{} nor {python}/{}", self.binary.test[0], self.python.test[0]))
-            .with_hint("unpack the binary or the Python distribution of CIFAR there, or name its folder with --set data.dir=DIR"))
+            .with_hint("unpack the binary or the Python distribution of CIFAR there, or name its folder with --data-dir DIR"))
     }
 
     /// Label bytes before the pixels of a binary record; the last one counts (CIFAR-100: coarse, then fine).
@@ -122,7 +122,7 @@ impl DatasetSource for Cifar {
             let (raw_labels, pixels) = if binary { self.binary_batch(&path)? } else { self.python_batch(&path)? };
             if raw_labels.len() != expected && !self.partial {
                 return Err(Error::file(&path, format!("{} images; {expected} expected", raw_labels.len()))
-                    .with_hint("copy or download the file again; if a part of the data set is meant, --set data.allow_partial=true"));
+                    .with_hint("copy or download the file again; if a part of the data set is meant, set data.allow_partial = true"));
             }
             all_labels.push(labels(&raw_labels, self.classes, &path)?);
             images.push(Tensor::from_slice(&pixels).view([raw_labels.len() as i64, 3, 32, 32]));

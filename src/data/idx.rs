@@ -25,7 +25,7 @@ impl Idx {
         let candidates = [self.dir.join(name), self.dir.join(format!("{name}.gz"))];
         candidates.iter().find(|path| path.is_file()).cloned().ok_or_else(|| {
             Error::file(&candidates[0], "no such file, nor with .gz added").with_hint(
-                "name the folder of the IDX files with --set data.dir=DIR; Debian has Fashion-MNIST as the package dataset-fashion-mnist",
+                "name the folder of the IDX files with --data-dir DIR; Debian has Fashion-MNIST as the package dataset-fashion-mnist",
             )
         })
     }

@@ -37,7 +37,7 @@ pub struct Facts {
     pub mean: Vec<f32>,
     /// Standard deviation per channel.
     pub std: Vec<f32>,
-    /// Names of the classes, where they are few and known.
+    /// Names of the classes, in the order of their labels.
     pub class_names: Vec<&'static str>,
 }
 
@@ -116,13 +116,27 @@ pub fn facts(name: DatasetName) -> Facts {
             [0.2023, 0.1994, 0.2010],
             &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
         ),
-        DatasetName::Cifar100 => colour(100, [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761], &[]),
+        DatasetName::Cifar100 => colour(100, [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761], &CIFAR100),
         DatasetName::Mnist => grey(0.1307, 0.3081, &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]),
         DatasetName::FashionMnist => {
             grey(0.2860, 0.3530, &["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"])
         }
     }
 }
+
+/// Fine labels of CIFAR-100, in the order of its `fine_label_names`.
+#[rustfmt::skip]
+const CIFAR100: [&str; 100] = [
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy", "bridge",
+    "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach",
+    "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster",
+    "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster", "man", "maple_tree",
+    "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck",
+    "pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea",
+    "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower",
+    "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle",
+    "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
+];
 
 /// The data set's files in the configured folder, or where the data set usually lies.
 pub fn source(name: DatasetName, config: &config::Data) -> Box<dyn DatasetSource> {
@@ -173,4 +187,21 @@ fn labels(raw: &[u8], classes: i64, path: &Path) -> Result<Tensor> {
         return Err(Error::file(path, format!("label {label} of image {at} is outside 0..{}", classes - 1)));
     }
     Ok(Tensor::from_slice(&raw.iter().map(|&l| i64::from(l)).collect::<Vec<_>>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CIFAR's lists are alphabetical, and labels are places in them.
+    #[test]
+    fn every_class_has_its_name() {
+        for name in DatasetName::ALL {
+            let facts = facts(name);
+            assert_eq!(facts.class_names.len() as i64, facts.classes, "{name:?}");
+        }
+        let hundred = facts(DatasetName::Cifar100).class_names;
+        assert!(hundred.is_sorted_by(|a, b| a < b));
+        assert_eq!([hundred[0], hundred[39], hundred[77], hundred[99]], ["apple", "keyboard", "snail", "worm"]);
+    }
 }

@@ -125,8 +125,7 @@ impl MetaGenerator {
     /// (zju-vipa/Fast-Datafree `fast_meta.py`, whose learning rate `inversion.lr_meta` = 0 stands for).
     pub fn apply(&mut self, meta_gradient_sum: &Tensor, logical_ranks: usize, settings: &config::Inversion) -> Result<()> {
         let gradient = meta_gradient_sum / logical_ranks as f64;
-        let lr = if settings.lr_meta > 0.0 { settings.lr_meta } else { settings.lr_generator * settings.steps as f64 };
-        self.meta.step(self.state.parameters(), &gradient, lr)
+        self.meta.step(self.state.parameters(), &gradient, settings.meta_rate())
     }
 
     /// Draws the first linear layer and the first batch-norm anew: N(0, 0.02), batch-norm weights N(1, 0.02), biases 0.

@@ -6,7 +6,7 @@ mod summary;
 mod tensorboard;
 mod timings;
 
-pub use progress::{Pace, Progress};
+pub use progress::{Pace, Progress, Work};
 pub use record::{RoundRecord, Sinks, TimingRecord, header, read_table};
 pub use summary::{BufferSummary, NetworkScore, PICTURE_ROWS, Summary, version};
 pub use tensorboard::EventWriter;

@@ -85,6 +85,31 @@ impl Summary {
     pub fn trained(&self) -> &'static str {
         if self.teacher.is_some() { "student" } else { "teacher" }
     }
+
+    /// Scores, where the time went, and how much was made, a line each: for people.
+    pub fn table(&self) -> String {
+        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+        let mut rows = Vec::new();
+        if let Some(teacher) = &self.teacher {
+            rows.push((format!("teacher top-1 ({})", teacher.model), percent(teacher.top1)));
+        }
+        rows.push((format!("{} top-1 ({})", self.trained(), self.student.model), percent(self.student.top1)));
+        let s = &self.seconds;
+        for (name, seconds) in [
+            ("inversion", s.inversion),
+            ("sampling", s.sampling),
+            ("distillation", s.distillation),
+            ("communication", s.communication),
+            ("evaluation", s.evaluation),
+            ("total", s.total),
+        ] {
+            rows.push((format!("seconds in {name}"), format!("{seconds:.1}")));
+        }
+        rows.push(("images synthesised".into(), self.samples_synthesised.to_string()));
+        rows.push((format!("{} steps", self.trained()), self.student_steps.to_string()));
+        let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        rows.into_iter().map(|(name, value)| format!("{name:width$}  {value:>10}\n")).collect()
+    }
 }
 
 /// Version and commit of this build.

@@ -194,17 +194,18 @@ impl Shard {
         Ok(())
     }
 
-    /// Images and categories of the newest samples, at most `count` a category: for pictures.
-    pub fn newest(&self, count: usize, classes: usize) -> Vec<(u32, Tensor)> {
+    /// Category and slot of the newest samples of the first `classes` categories, at most `count` of each: for pictures.
+    pub fn newest(&self, count: usize, classes: usize) -> Vec<(usize, usize)> {
         let mut order: Vec<usize> = (0..self.filled()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(self.slots[i].id));
         let mut taken = vec![0; classes];
         let mut out = Vec::new();
         for slot in order {
             let Some((class, _)) = self.slots[slot].class_counts.iter().max_by_key(|(_, n)| *n) else { continue };
-            if taken[*class as usize] < count {
-                taken[*class as usize] += 1;
-                out.push((*class, self.images_nchw.get(slot as i64)));
+            let class = *class as usize;
+            if taken.get(class).is_some_and(|&n| n < count) {
+                taken[class] += 1;
+                out.push((class, slot));
             }
         }
         out

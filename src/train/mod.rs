@@ -2,6 +2,7 @@
 
 mod guard;
 mod keeper;
+mod picture;
 mod state;
 mod step;
 
@@ -10,21 +11,18 @@ pub use keeper::{Keeper, Next, same_run};
 pub use state::{Cursor, Run};
 pub use step::round;
 
-use crate::data::{to_bytes, write_grid};
+use crate::data::write_grid;
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::files;
 use crate::metrics::{
-    BufferSummary, NetworkScore, PICTURE_ROWS, Progress, RoundRecord, Sinks, Summary, TimingRecord, Timings, read_table, version,
+    BufferSummary, NetworkScore, Progress, RoundRecord, Sinks, Summary, TimingRecord, Timings, Work, read_table, version,
 };
 use crate::nn::weights;
-use crate::parallel::{self, World, comm, launcher_columns};
-use crate::run_folder::State;
-use std::path::{Path, PathBuf};
-use tch::{Kind, Tensor};
+use crate::parallel::{self, World, end_job, host_name, launcher_columns};
+use crate::run_folder::{RunFolder, State, Status};
+use std::path::PathBuf;
 
-/// Synthetic images of one category in a picture.
-const PICTURE_COLUMNS: usize = 12;
 /// Bars of the confidence histogram.
 const CONFIDENCE_BINS: usize = 20;
 
@@ -39,26 +37,29 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    /// Opens the files of a run folder. A collective.
+    /// The folder as the run will find it: its state, its configuration as it is now, and tables up to where it goes on, open for
+    /// more. A collective.
     ///
     /// Rows written before a resume count for the best and the last score.
-    pub fn open(folder: &Path, run: &Run, world: &World, timings: Timings) -> Result<Self> {
+    pub fn open(folder: &RunFolder, run: &Run, status: &Status, world: &World, timings: Timings) -> Result<Self> {
         let open = || -> Result<_> {
-            let metrics = folder.join("metrics.csv");
-            let rows: Vec<RoundRecord> = if metrics.exists() { read_table(&metrics)? } else { Vec::new() };
-            Ok((Some(Sinks::open(folder)?), rows))
+            // The state first: it marks the folder as a run's.
+            status.write(folder.path())?;
+            folder.write_config(&run.config)?;
+            folder.cut_tables(run.cursor.round())?;
+            let rows: Vec<RoundRecord> = read_table(&folder.path().join("metrics.csv"))?;
+            Ok((Some(Sinks::open(folder.path())?), rows))
         };
         let (sinks, rows) = world.agree(if world.leads() { open() } else { Ok((None, Vec::new())) })?;
-        let mut outlet = Self {
-            progress: world.leads().then(|| Progress::new(run.config.train.rounds, run.cursor.round(), launcher_columns())),
-            folder: folder.to_path_buf(),
-            sinks,
-            timings,
-            best_top1: None,
-            last: None,
-        };
+        let mut outlet = Self { progress: None, folder: folder.path().to_path_buf(), sinks, timings, best_top1: None, last: None };
         rows.into_iter().for_each(|row| outlet.remember(row));
         Ok(outlet)
+    }
+
+    /// From here on a pace is measured.
+    fn start_clock(&mut self, run: &Run) {
+        let (rounds, round) = (run.config.train.rounds, run.cursor.round());
+        self.progress = Some(Progress::new(rounds, round, run.work_in_all(), run.work_done(), self.timings.seconds(), launcher_columns()));
     }
 
     fn remember(&mut self, record: RoundRecord) {
@@ -80,10 +81,37 @@ impl Outlet {
     }
 }
 
+/// Says what is about to run, and what about it is probably not meant.
+pub fn announce(run: &Run, world: &World, resumed: bool) {
+    if !world.leads() {
+        return;
+    }
+    if resumed {
+        eprintln!("resumed at step {}", run.cursor.student_steps());
+    }
+    for warning in &run.plan.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        method = run.method.name,
+        ranks = world.layout().ranks(),
+        logical_ranks = world.layout().logical_ranks(),
+        threads = parallel::thread_count(),
+        device = ?world.device(),
+        rounds = run.config.train.rounds,
+        student_steps = run.plan.total_steps,
+        transport = world.comm().name(),
+        "start"
+    );
+}
+
 /// Runs all rounds and writes the results; [`Keeper::finish`] closes the run. `None`: a signal stopped it, everything is saved. A
 /// collective.
 pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Outlet) -> Result<Option<Summary>> {
     let teacher = run.teacher_score(world, keeper)?;
+    if world.leads() {
+        outlet.start_clock(run);
+    }
     while !run.finished() {
         let Some(record) = step::round(run, world, keeper)? else { return Ok(None) };
         after_round(run, world, outlet, &record)?;
@@ -101,9 +129,13 @@ pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Out
 fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundRecord) -> Result<()> {
     let every = run.config.train.picture_every_rounds;
     let last = record.round + 1 == run.config.train.rounds;
-    let picture = if every > 0 && (last || record.round.is_multiple_of(every)) { gather_picture(run, world)? } else { None };
+    let picture = match run.memory.replay() {
+        Some(replay) if every > 0 && (last || record.round.is_multiple_of(every)) => picture::gather(replay, &run.facts, world)?,
+        _ => None,
+    };
+    let seconds = outlet.timings.seconds();
     let written = outlet.sinks.as_mut().map_or(Ok(()), |sinks| {
-        let timing = TimingRecord::new(record.round, &outlet.timings.seconds(), world.meter().total_bytes(), run.moved.rows);
+        let timing = TimingRecord::new(record.round, &seconds, world.meter().total_bytes(), run.moved.rows);
         sinks.write(record, &timing)?;
         if let Some(rows) = picture {
             let (png, size) = write_grid(&rows)?;
@@ -113,8 +145,7 @@ fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundReco
         Ok(())
     });
     world.agree(written)?;
-    let samples = record.student_step * run.batch_size() as u64 + record.samples_synthesised;
-    let pace = outlet.progress.as_mut().map(|progress| progress.show(record, samples));
+    let pace = outlet.progress.as_mut().map(|progress| progress.show(record, run.work_done(), seconds));
     tracing::info!(
         round = record.round,
         student_step = record.student_step,
@@ -124,39 +155,10 @@ fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundReco
         buffer = record.buffer_filled,
         top1 = record.student_top1,
         samples_per_s = pace.map(|p| p.samples_per_s.round()),
-        seconds_left = pace.map(|p| p.left.as_secs()),
+        seconds_left = pace.filter(|p| !p.is_partial).map(|p| p.left.as_secs()),
         "round"
     );
     Ok(())
-}
-
-/// The newest images of every category, a row each, on the leading rank. A collective.
-fn gather_picture(run: &Run, world: &World) -> Result<Option<Vec<Vec<Option<Tensor>>>>> {
-    let Some(replay) = run.memory.replay() else { return Ok(None) };
-    let classes = run.facts.classes as usize;
-    let shape = [run.facts.channels, run.facts.size[0], run.facts.size[1]];
-    let pixels = shape.iter().product::<i64>() as usize;
-    let mut mine = Vec::new();
-    for rank in world.hosted() {
-        for (class, image) in replay.shard(rank).newest(PICTURE_COLUMNS, classes) {
-            mine.extend(class.to_le_bytes());
-            let bytes = if image.kind() == Kind::Uint8 { image } else { to_bytes(&image) };
-            mine.extend(Vec::<u8>::try_from(bytes.flatten(0, -1)).unwrap_or_default());
-        }
-    }
-    let all = comm::all_gather_varied(world.comm(), &mine)?.concat();
-    if !world.leads() {
-        return Ok(None);
-    }
-    let mut rows: Vec<Vec<Option<Tensor>>> = std::iter::repeat_with(Vec::new).take(classes.min(PICTURE_ROWS)).collect();
-    for entry in all.chunks_exact(4 + pixels) {
-        let class = u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) as usize;
-        if let Some(row) = rows.get_mut(class).filter(|row| row.len() < PICTURE_COLUMNS) {
-            row.push(Some(Tensor::from_data_size(&entry[4..], &shape, Kind::Uint8)));
-        }
-    }
-    rows.iter_mut().for_each(|row| row.resize_with(PICTURE_COLUMNS, || None));
-    Ok(Some(rows))
 }
 
 /// The student, and `report.json`. A collective.
@@ -204,7 +206,41 @@ fn write_results(run: &Run, outlet: &Outlet, summary: &Summary) -> Result<()> {
     files::write(&outlet.folder.join("report.json"), text.as_bytes())
 }
 
+/// Writes into the folder how the run has ended. An error of this rank alone is printed here, and ends the job.
+///
+/// # Errors
+/// The one given.
+pub fn fail<T>(error: Error, world: &World, keeper: &mut Keeper, folder: &RunFolder) -> Result<T> {
+    keeper.status_mut().state = State::Failed;
+    keeper.status_mut().cause = Some(error.to_string());
+    if world.leads() || !error.is_known_to_all() {
+        let _ = keeper.status_mut().write(folder.path());
+    }
+    if error.is_known_to_all() {
+        return Err(error);
+    }
+    eprintln!("{}", error.render().replacen("error:", &format!("error: rank {} on {}:", world.rank().0, host_name()), 1));
+    end_job(error.exit_code())
+}
+
 impl Run {
+    /// Work of the whole run.
+    fn work_in_all(&self) -> Work {
+        let inversions = if self.synthesises() { self.config.train.rounds } else { 0 };
+        self.work(inversions, self.plan.total_steps)
+    }
+
+    /// Work up to where the run is.
+    fn work_done(&self) -> Work {
+        let begun = self.cursor.round() + u64::from(!self.cursor.at_inversion());
+        self.work(if self.synthesises() { begun } else { 0 }, self.cursor.student_steps())
+    }
+
+    fn work(&self, inversions: u64, steps: u64) -> Work {
+        let samples = inversions * self.plan.images_per_round as u64 + steps * self.batch_size() as u64;
+        Work { inversions, steps, samples }
+    }
+
     /// Measured once in the life of a run. A collective.
     fn teacher_score(&self, world: &World, keeper: &mut Keeper) -> Result<Option<NetworkScore>> {
         let (Some(teacher), None) = (&self.teacher, &keeper.status_mut().teacher) else { return Ok(keeper.status_mut().teacher.clone()) };

@@ -24,12 +24,65 @@ fn every_shipped_configuration_is_valid() {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "toml") {
-                ssdkd(&["config", "check", "--config", path.to_str().unwrap()]).expect(0);
+                let command = if path.ends_with("teacher.toml") { "teach" } else { "train" };
+                ssdkd(&["config", "check", "--for", command, "--config", path.to_str().unwrap()]).expect(0);
                 count += 1;
             }
         }
     }
     assert!(count >= 12, "{count}");
+}
+
+/// A check is for one command: its batch rules hold, and what it lacks is said. Files that are named have to be there.
+#[test]
+fn a_configuration_is_checked_for_the_command_it_is_meant_for() {
+    let check = |rest: &[&str]| ssdkd(&[&["config", "check"][..], rest].concat());
+    let six = ["--config", DEMO, "--set", "parallel.logical_ranks=6", "--set", "distill.batch_size=126"];
+    check(&six).expect(0);
+    check(&[&six[..], &["--set", "teach.batch_size=128", "--for", "teach"]].concat())
+        .expect(2)
+        .says(&["teach.batch_size: 128 rows cannot be shared by 6 logical ranks: use 126 or 132"]);
+    check(&[&six[..], &["--set", "teach.batch_size=128", "--for", "train"]].concat()).expect(0);
+
+    let lacks = |out: &str| out.contains("teacher.weights is left out");
+    assert!(lacks(&check(&["--config", "configs/cifar10/vgg11-resnet18.toml"]).expect(0).stdout));
+    assert!(!lacks(&check(&["--config", "configs/fashion_mnist/teacher.toml", "--for", "teach"]).expect(0).stdout));
+    assert!(!lacks(&check(&["--config", DEMO]).expect(0).stdout));
+
+    let missing = ["--config", DEMO, "--set", "teacher.weights=/nowhere/t.pth", "--data-dir", DEMO];
+    let out = check(&missing)
+        .expect(2)
+        .says(&["teacher.weights: /nowhere/t.pth: no such file", "data.dir: configs/fashion_mnist/demo.toml: is no folder"]);
+    assert_eq!(out.stderr.matches("error:").count(), 1, "{}", out.stderr);
+}
+
+/// What `eval` was given is all looked at before the first score, and is named by the options it was given with.
+#[test]
+fn eval_refuses_before_it_computes() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = small_fashion_mnist(folder.path(), 20).display().to_string();
+    let teacher = "configs/fashion_mnist/teacher.safetensors";
+    let eval = |model: &str, dataset: &str, data: &str| {
+        ssdkd(&["eval", "--weights", teacher, "--model", model, "--dataset", dataset, "--data-dir", data])
+    };
+    let line: serde_json::Value = serde_json::from_str(&eval("wrn16_2", "fashion_mnist", &data).expect(0).stdout).unwrap();
+    assert!(line["images"] == 20 && line["top1"].as_f64().unwrap() > 0.7, "{line}");
+    eval("wrn16_3", "fashion_mnist", &data).expect(2).says(&["--model", "resnet18", "wrn40_2"]);
+    eval("wrn16_2", "cifar", &data).expect(2).says(&["--dataset", "cifar10", "fashion_mnist"]);
+    eval("wrn16_2", "fashion_mnist", "/nowhere").expect(2).says(&["/nowhere/t10k-images-idx3-ubyte: no such file", "--data-dir DIR"]);
+
+    // A run whose teacher is whole and whose student is not: no score is printed.
+    let run = folder.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let shipped = root().join(teacher);
+    std::fs::write(
+        run.join("config.toml"),
+        format!("dataset = \"fashion_mnist\"\n[teacher]\nmodel = \"wrn16_2\"\nweights = \"{}\"\n", shipped.display()),
+    )
+    .unwrap();
+    std::fs::write(run.join("student.safetensors"), b"cut").unwrap();
+    let out = ssdkd(&["eval", "--run-dir", run.to_str().unwrap(), "--data-dir", &data]).expect(2).says(&["student.safetensors"]);
+    assert_eq!(out.stdout, "");
 }
 
 /// Logits and features of a file of tensors equal those of the library.
@@ -193,6 +246,18 @@ fn predict_names_the_pictures_of_a_folder() {
         .count();
     assert_eq!(text.lines().next(), Some("file,class,confidence"));
     assert!(right >= 16, "{right} of 20:\n{text}");
+
+    // The first picture once more, as JPEG: the same class, at nearly the same confidence.
+    image::open(pictures.join("00.png")).unwrap().save(pictures.join("00.jpg")).unwrap();
+    predicted(&pictures).expect(0);
+    let with_jpeg = std::fs::read_to_string(&out).unwrap();
+    let row = |name: &str| -> Vec<String> {
+        let line = with_jpeg.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} is not in\n{with_jpeg}"));
+        line.split(',').map(str::to_owned).collect()
+    };
+    let (jpeg, png) = (row("00.jpg,"), row("00.png,"));
+    assert!(jpeg[1] == png[1] && (jpeg[2].parse::<f64>().unwrap() - png[2].parse::<f64>().unwrap()).abs() < 0.2, "{with_jpeg}");
+
     std::fs::write(pictures.join("bad.png"), b"no picture").unwrap();
     predicted(&pictures).expect(2).says(&["bad.png: not a readable picture"]);
 }

@@ -1,6 +1,7 @@
 //! Documents agree with the code: generated pages are current, links lead somewhere, named files exist.
 
 use crate::launch::{root, ssdkd};
+use clap::Parser;
 use std::path::{Path, PathBuf};
 
 /// Compares a generated page, or writes it when UPDATE_DOCS is set.
@@ -76,20 +77,53 @@ fn links_lead_somewhere() {
     }
 }
 
-/// Every file of the repository that a command block names is there.
-#[test]
-fn commands_name_files_that_exist() {
-    for page in pages() {
-        let text = std::fs::read_to_string(&page).unwrap();
-        for block in text.split("```").skip(1).step_by(2) {
-            for word in block.split_whitespace() {
-                let word = word.trim_matches(|c| "\"'`,;".contains(c));
-                if ["configs/", "launch/", "docs/", "tests/", "src/"].iter().any(|p| word.starts_with(p)) && !word.contains(['*', '<', '{'])
-                {
-                    assert!(Path::new(&root().join(word)).exists(), "{}: {word}", page.display());
-                }
+/// Every shipped configuration, with the command that its head shows.
+fn heads() -> Vec<(PathBuf, String)> {
+    let mut heads = Vec::new();
+    for folder in ["cifar10", "cifar100", "fashion_mnist"] {
+        for entry in std::fs::read_dir(root().join("configs").join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|e| e == "toml") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let command: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
+                heads.push((path, command.join("\n").replace("\\\n", " ")));
             }
         }
+    }
+    heads
+}
+
+/// Every file of the repository that a command block of a page, or the head of a configuration, names is there.
+#[test]
+fn commands_name_files_that_exist() {
+    let mut blocks = heads();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        blocks.extend(text.split("```").skip(1).step_by(2).map(|block| (page.clone(), block.to_owned())));
+    }
+    for (page, block) in blocks {
+        for word in block.split_whitespace() {
+            let word = word.trim_matches(|c| "\"'`,;".contains(c));
+            if ["configs/", "launch/", "docs/", "tests/", "src/"].iter().any(|p| word.starts_with(p)) && !word.contains(['*', '<', '{']) {
+                assert!(Path::new(&root().join(word)).exists(), "{}: {word}", page.display());
+            }
+        }
+    }
+}
+
+/// The command at the head of a configuration starts that configuration as it stands: launcher, binary, options.
+#[test]
+fn heads_of_configurations_are_commands_that_parse() {
+    let heads = heads();
+    assert!(heads.len() >= 12);
+    for (path, command) in heads {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let place = path.display();
+        assert!(words[0] == "launch/mpirun.sh" && words[1].parse::<usize>().is_ok(), "{place}: {command}");
+        assert_eq!(words[2], "target/release/ssdkd", "{place}");
+        ssdkd::cli::Cli::try_parse_from(&words[2..]).unwrap_or_else(|e| panic!("{place}: {e}"));
+        let own = path.strip_prefix(root()).unwrap().to_str().unwrap();
+        assert!(words.contains(&own), "{place} shows a command for another file: {command}");
     }
 }
 

@@ -176,7 +176,7 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             "no data files",
             &["data.dir=/nowhere"],
             "/nowhere/t10k-images-idx3-ubyte: no such file, nor with .gz added",
-            "name the folder of the IDX files with --set data.dir=DIR",
+            "name the folder of the IDX files with --data-dir DIR",
         ),
         sets(
             "data cut short",
