@@ -7,8 +7,8 @@ mod sampler;
 mod step;
 
 pub use balance::{Balance, balance};
-pub use ranks::{DrawTimes, draw_times};
 pub use peers::Peers;
+pub use ranks::{DrawTimes, draw_times};
 pub use sampler::{Measured, SIZES, Speeds, sampler, sampler_peers};
 pub use step::{Peaks, StepReport, StepSettings, StepTimes, Work, steps};
 

@@ -301,9 +301,11 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
     let others = others.map(|turns| (!turns.is_empty()).then(|| median(turns)));
     let [inversion, distillation, stored] = turns.map(median);
     let mut found = Vec::new();
-    for (work, seconds, peer) in
-        [(Work::Inversion, inversion, others[0]), (Work::Distillation, distillation, others[1]), (Work::DistillationStored, stored, others[1])]
-    {
+    for (work, seconds, peer) in [
+        (Work::Inversion, inversion, others[0]),
+        (Work::Distillation, distillation, others[1]),
+        (Work::DistillationStored, stored, others[1]),
+    ] {
         let before = shim::allocated_bytes()?;
         bench.work(work)?;
         let allocated = (shim::allocated_bytes()? - before) as f64 / Bench::steps_in(work);

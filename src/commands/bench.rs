@@ -109,7 +109,10 @@ fn step(args: &BenchStepArgs) -> Result<()> {
         let peer = s.peer_ms.zip(s.ratio).map_or("–".into(), |(ms, ratio)| format!("{ms:.0} ({ratio:.2} ×)"));
         println!("{name:38} {:>9.1} {:>9.0} {:>9.0} {:>8.0} {peer:>16}", s.ms, s.images_per_second, s.gflop_per_second, s.allocated_mb);
     }
-    println!("best rates here: {:.0} GFLOP/s in a matrix product, {:.0} in a 3×3 convolution", report.peaks.matrix_product, report.peaks.convolution);
+    println!(
+        "best rates here: {:.0} GFLOP/s in a matrix product, {:.0} in a 3×3 convolution",
+        report.peaks.matrix_product, report.peaks.convolution
+    );
     if let Some(difference) = report.loss_difference {
         println!("largest relative difference of a loss term: {difference:.1e}");
     }
