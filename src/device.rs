@@ -53,11 +53,21 @@ pub fn choose(wanted: DeviceName, ranks: usize, local: Local) -> Result<Device> 
     if wanted != DeviceName::Cuda {
         return Ok(Device::Cpu);
     }
-    let problem = match load_cuda() {
-        CudaLibrary::Missing(reason) => format!("libtorch's CUDA side cannot be loaded ({reason})"),
-        CudaLibrary::Loaded if gpu_count() == 0 => "libtorch finds no GPU or no NVIDIA driver".to_owned(),
-        CudaLibrary::Loaded if ranks > 1 => format!("{ranks} ranks cannot exchange tensors of GPUs yet: launch one"),
-        CudaLibrary::Loaded => return gpu_of(local, gpu_count()),
+    let visible = match load_cuda() {
+        CudaLibrary::Missing(reason) => Err(reason.as_str()),
+        CudaLibrary::Loaded => Ok(gpu_count()),
+    };
+    gpu_of(visible, ranks, local)
+}
+
+/// The GPU of a rank, by its place on the host; `visible` of them, or the reason why CUDA cannot be loaded.
+fn gpu_of(visible: std::result::Result<usize, &str>, ranks: usize, local: Local) -> Result<Device> {
+    let problem = match visible {
+        Err(reason) => format!("libtorch's CUDA side cannot be loaded ({reason})"),
+        Ok(0) => "libtorch finds no GPU or no NVIDIA driver".to_owned(),
+        Ok(gpus) if local.ranks > gpus => format!("{} ranks on this host are more than its {gpus} visible GPUs", local.ranks),
+        Ok(_) if ranks > 1 => format!("{ranks} ranks cannot exchange tensors of GPUs yet: launch one"),
+        Ok(_) => return Ok(Device::Cuda(local.rank)),
     };
     Err(Error::config("device", format!("cuda is asked for, but {problem}; set device = \"cpu\" or see `ssdkd doctor`")))
 }
@@ -67,28 +77,28 @@ pub fn gpu_count() -> usize {
     if tch::Cuda::is_available() { tch::Cuda::device_count() as usize } else { 0 }
 }
 
-/// GPU of a rank: the only visible one, else the one of its place on the host.
-fn gpu_of(local: Local, visible: usize) -> Result<Device> {
-    match visible {
-        1 if local.ranks == 1 => Ok(Device::Cuda(0)),
-        n if local.rank < n => Ok(Device::Cuda(local.rank)),
-        n => {
-            Err(Error::config("device", format!("{} ranks on this host, but {n} GPUs are visible: launch {n} ranks per host", local.ranks)))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn ranks_take_the_gpu_of_their_place() {
-        let at = |rank, ranks| Local { rank, ranks, cores: 8 };
-        assert_eq!(gpu_of(at(2, 4), 4).unwrap(), Device::Cuda(2));
-        assert_eq!(gpu_of(at(0, 1), 1).unwrap(), Device::Cuda(0));
-        let text = gpu_of(at(2, 3), 2).unwrap_err().to_string();
-        assert!(text.contains("3 ranks on this host, but 2 GPUs"), "{text}");
+    fn one_rank_takes_a_gpu_and_what_cannot_work_is_refused_with_the_reason() {
+        let on_one_host = |visible, ranks| gpu_of(visible, ranks, Local { rank: ranks - 1, ranks, cores: 8 });
+        assert_eq!(on_one_host(Ok(1), 1).unwrap(), Device::Cuda(0));
+        assert_eq!(on_one_host(Ok(4), 1).unwrap(), Device::Cuda(0));
+        for (visible, ranks, problem) in [
+            (Ok(2), 3, "3 ranks on this host are more than its 2 visible GPUs"),
+            (Ok(4), 4, "4 ranks cannot exchange tensors of GPUs yet: launch one"),
+            (Ok(0), 1, "libtorch finds no GPU or no NVIDIA driver"),
+            (Err("no such file"), 1, "libtorch's CUDA side cannot be loaded (no such file)"),
+        ] {
+            let error = on_one_host(visible, ranks).unwrap_err();
+            let want = format!("device: cuda is asked for, but {problem}; set device = \"cpu\" or see `ssdkd doctor`");
+            assert_eq!((error.to_string(), error.exit_code()), (want, 2));
+        }
+        // A rank on each of two hosts.
+        let text = gpu_of(Ok(1), 2, Local { rank: 0, ranks: 1, cores: 8 }).unwrap_err().to_string();
+        assert!(text.contains("2 ranks cannot exchange tensors of GPUs yet"), "{text}");
     }
 
     #[test]

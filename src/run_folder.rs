@@ -129,12 +129,14 @@ impl RunFolder {
     /// wrote: nothing of somebody else's is written over.
     pub fn hold(path: &Path, fresh: bool) -> Result<Self> {
         files::create_folder(path).map_err(unusable)?;
+        // Before the lock, which is a file too.
+        if let Some(name) = foreign(path).filter(|_| !fresh) {
+            return Err(Error::refused(format!("{} holds {name}, but no run of ssdkd: it would be written over", path.display()))
+                .with_hint("name another --run-dir, or remove what a run would write there with --fresh"));
+        }
         let lock = lock(&path.join("lock"), GRACE)?;
         if fresh {
             remove_own(path)?;
-        } else if let Some(name) = foreign(path) {
-            return Err(Error::refused(format!("{} holds {name}, but no run of ssdkd: it would be written over", path.display()))
-                .with_hint("name another --run-dir, or remove what a run would write there with --fresh"));
         }
         let beats = path.join(HEARTBEATS);
         if beats.exists() {
@@ -281,6 +283,8 @@ mod tests {
         fs::write(folder.path().join("config.toml"), "mine").unwrap();
         let text = RunFolder::hold(folder.path(), false).err().unwrap().to_string();
         assert!(text.contains("holds config.toml, but no run of ssdkd"), "{text}");
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["config.toml"], "nothing is added to it either");
         fs::write(folder.path().join("state.json"), "{}").unwrap();
         RunFolder::hold(folder.path(), false).unwrap();
     }

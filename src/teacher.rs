@@ -23,6 +23,11 @@ impl Teacher {
     pub fn load(model: ModelName, path: &Path, shape: Shape, device: Device) -> Result<Self> {
         let network = models::build(model, shape);
         let file = weights::read(path)?;
+        // Said before a single one of their tensors is missed.
+        let layers = network.blueprint().batch_norm_channels().len();
+        if layers > 0 && !file.tensors.iter().any(|(key, _)| key.ends_with("running_mean")) {
+            return Err(no_batch_norm(path, &format!("{} has {layers}", model.name())));
+        }
         let state = State::from_state_dict(network.blueprint(), &file.tensors, path, device)?;
         Ok(Self::new(network, state))
     }
@@ -35,10 +40,7 @@ impl Teacher {
 
     /// Refused by methods that compare batch-norm statistics, if there are none.
     pub fn needs_batch_norm(&self, path: &Path) -> Result<()> {
-        if self.running.is_empty() {
-            return Err(Error::file(path, "this teacher has no batch-norm layers, whose statistics the method inverts"));
-        }
-        Ok(())
+        if self.running.is_empty() { Err(no_batch_norm(path, "the method inverts their statistics")) } else { Ok(()) }
     }
 
     /// Network and weights.
@@ -73,5 +75,52 @@ impl Teacher {
     /// Batch-norm channels over all layers.
     pub fn batch_norm_channels(&self) -> i64 {
         self.running.iter().map(|(mean, _)| mean.numel() as i64).sum()
+    }
+}
+
+fn no_batch_norm(path: &Path, why: &str) -> Error {
+    Error::file(path, format!("no batch-norm layers; {why}")).with_hint(
+        "is this file of another architecture? `ssdkd inspect FILE` lists what it holds; a teacher needs batch-norm, whose statistics \
+         the method inverts",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Blueprint, Linear, Scope};
+    use std::rc::Rc;
+
+    /// One linear layer.
+    struct Plain {
+        blueprint: Rc<Blueprint>,
+        layer: Linear,
+    }
+
+    impl Network for Plain {
+        fn forward(&self, state: &State, images_bchw: &Tensor, _: &mut Pass) -> Output {
+            let features_bd = images_bchw.flatten(1, -1);
+            Output { logits: self.layer.forward(state, &features_bd), features_bd }
+        }
+
+        fn blueprint(&self) -> &Rc<Blueprint> {
+            &self.blueprint
+        }
+    }
+
+    #[test]
+    fn a_network_without_batch_norm_teaches_no_method_that_inverts_its_statistics() {
+        let path = Path::new("teacher.pth");
+        let root = Scope::default();
+        let layer = Linear::declare(root.child("layer"), 4, 2, None);
+        let plain = Plain { blueprint: root.blueprint(), layer };
+        let state = State::empty(plain.blueprint(), Device::Cpu);
+        let error = Teacher::new(Box::new(plain), state).needs_batch_norm(path).unwrap_err();
+        let want = "teacher.pth: no batch-norm layers; the method inverts their statistics";
+        assert_eq!((error.to_string().as_str(), error.exit_code()), (want, 2));
+
+        let network = models::build(ModelName::Vgg11, Shape { channels: 1, classes: 2 });
+        let state = State::empty(network.blueprint(), Device::Cpu);
+        Teacher::new(network, state).needs_batch_norm(path).unwrap();
     }
 }

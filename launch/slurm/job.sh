@@ -18,14 +18,16 @@ job=${SLURM_JOB_ID:?start this file with sbatch}
 # Where sbatch was given no number of tasks, Slurm means one a node.
 ranks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES}
 
-launcher='' terminated=no
+launcher='' asked=no terminated=no
 # USR1 announces the time limit. TERM comes with scancel and with a requeue by Slurm: mpirun would give the ranks a second or two
 # after it, so that they are asked in the way that leaves them their time.
 stop() {
+    asked=yes
     [ "$1" != TERM ] || terminated=yes
     say "$1: the run is asked to save and stop"
-    [ -z "$launcher" ] || kill -USR1 "$launcher" 2>/dev/null || true
+    pass_on
 }
+pass_on() { [ $asked = no ] || [ -z "$launcher" ] || kill -USR1 "$launcher" 2>/dev/null || true; }
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 
@@ -55,8 +57,12 @@ launch() {
         exit 1
     fi
     say "start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST, ranks $ranks, run $run_dir"
+    code=75
+    [ $asked = no ] || return 0
     "$@" &
     launcher=$!
+    # One that came in between found no launcher.
+    pass_on
     # A trapped signal ends `wait` early.
     while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" || true; done
     code=0
@@ -78,6 +84,9 @@ finish() {
         sleep "$seconds"
     done
     say "the launcher ended with $code, the run is $state"
+    # Told to stop before it had a state, a run has lost nothing and is as good as stopped. 138: the ranks were told, as srun's are,
+    # and died of USR1 while they were reading files.
+    if [ "$state" = none ] && { [ $asked = yes ] || [ "$code" -eq 138 ]; }; then state=stopped; fi
     case $state in
         finished) exit 0 ;;
         stopped) ;;

@@ -8,9 +8,8 @@
 # export SBATCH_ACCOUNT=project
 # export SBATCH_QOS=normal
 # export SBATCH_TIMELIMIT=04:00:00
-# GPUs of each node; start as many tasks: sbatch --ntasks-per-node=4. Every rank must see all GPUs of its node, so Slurm binds none:
-# a rank takes the GPU with its own number on the node. Slurm's per-task binding hides the others and breaks their direct transfers.
-# export SBATCH_GPUS_PER_NODE=4 SBATCH_GPU_BIND=none
+# With --set device=cuda: one rank only (sbatch --nodes=1 --ntasks=1), since ranks cannot exchange tensors of GPUs yet.
+# export SBATCH_GPUS_PER_NODE=1
 # How long before the time limit the run is told to save and stop: longer than a step and a checkpoint (docs/slurm.md). Slurm may
 # send it up to a minute early. With mpirun the batch script must get it (B:), with srun the ranks.
 # export SBATCH_SIGNAL=B:USR1@300

@@ -15,7 +15,7 @@ pub struct Balance {
     pub spread: f64,
     /// Mean over draws.
     pub moved: f64,
-    /// 0.31·σ·√M.
+    /// √(2/π)·σ/M · Σ √(b·(M−b)/M) over the M−1 boundaries b between shards: 0.31·σ·√M for large M.
     pub expected: f64,
     /// The same when one shard has all the mass: (M−1)/M, all a batch can have.
     pub worst: f64,
@@ -47,9 +47,16 @@ pub fn balance(shards: usize, spread: f64) -> Result<Balance> {
         shards,
         spread,
         moved: sum as f64 / (DRAWS * BATCH as u64) as f64,
-        expected: 0.31 * spread * (shards as f64).sqrt(),
+        expected: expected(shards, spread),
         worst: moved(&lopsided, 0)? as f64 / BATCH as f64,
     })
+}
+
+/// A boundary between shards lies off its place by what the masses before it are off theirs, and rows between the two places move.
+fn expected(shards: usize, spread: f64) -> f64 {
+    let m = shards as f64;
+    let off = |b: usize| (b as f64 * (m - b as f64) / m).sqrt();
+    (2.0 / std::f64::consts::PI).sqrt() * spread / m * (1..shards).map(off).sum::<f64>()
 }
 
 #[cfg(test)]
@@ -61,8 +68,11 @@ mod tests {
         for shards in [1, 2, 4, 8] {
             let found = balance(shards, 0.01).unwrap();
             assert!(found.moved < 0.02, "{found:?}");
+            assert!((found.moved - found.expected).abs() <= 0.1 * found.expected, "{found:?}");
             assert_eq!(found.worst, (shards - 1) as f64 / shards as f64);
         }
+        // The rule of thumb of docs/replay.md.
+        assert!((expected(64, 0.01) / (0.31 * 0.01 * 8.0) - 1.0).abs() < 0.02);
         // One per cent of spread is little; fifty is not.
         assert!(balance(8, 0.5).unwrap().moved > 0.1);
     }

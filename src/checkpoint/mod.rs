@@ -176,8 +176,7 @@ impl Checkpoints {
     /// # Errors
     /// There are checkpoints, but none is whole; or one that cannot be read just now, which may be whole.
     pub fn load_newest(&self, world: &World) -> Result<Option<Loaded>> {
-        let name_of = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let names: Vec<String> = world.from_leader(|| Ok(self.list()?.iter().map(name_of).collect()))?;
+        let names: Vec<String> = world.from_leader(|| Ok(self.list()?.iter().map(|path| name_of(path)).collect()))?;
         let mut damage = Vec::new();
         for name in &names {
             let outcome = self.load(world, &self.folder.join(name));
@@ -226,6 +225,10 @@ impl Checkpoints {
     }
 }
 
+fn name_of(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// Whether an error is about what a checkpoint holds. Any other (a disk that does not answer, too many open files) says nothing
 /// against the checkpoint.
 fn is_damage(error: &Error) -> bool {
@@ -244,19 +247,29 @@ pub fn logical_ranks(run_folder: &Path) -> Result<Option<usize>> {
 }
 
 /// Every entry of the newest whole checkpoint of a run folder, under `shared.` or the number of its logical rank: for
-/// inspection.
+/// inspection. Damaged ones that are newer are warned of.
+///
+/// # Errors
+/// No checkpoint, none that is whole, or one that cannot be read just now.
 pub fn read_all(run_folder: &Path) -> Result<(Manifest, Vec<(String, Tensor)>)> {
-    let mut outcome = Err(Error::file(run_folder, "holds no checkpoint"));
+    let mut damaged = Vec::new();
     for folder in Checkpoints::new(run_folder, 1, Pack::LogicalRank).list()? {
-        outcome = Manifest::read(&folder).and_then(|manifest| {
+        let outcome = Manifest::read(&folder).and_then(|manifest| {
             let all: Vec<usize> = (0..manifest.logical_ranks).collect();
             Ok((manifest.read_entries(&folder, &all)?, manifest)).map(|(entries, manifest)| (manifest, entries))
         });
-        if outcome.is_ok() {
-            break;
+        match outcome {
+            Err(error) if is_damage(&error) => damaged.push((name_of(&folder), error)),
+            Ok(found) => {
+                for (name, error) in damaged {
+                    tracing::warn!("checkpoint {name} is damaged and stepped over, {} is read: {error}", name_of(&folder));
+                }
+                return Ok(found);
+            }
+            trouble => return trouble,
         }
     }
-    outcome
+    Err(damaged.pop().map_or_else(|| Error::file(run_folder, "holds no checkpoint"), |(_, error)| error))
 }
 
 /// Checksums of a run's student, generator, replay buffer and metrics, from its newest whole checkpoint and `metrics.csv`: 16

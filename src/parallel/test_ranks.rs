@@ -13,16 +13,17 @@ pub(crate) fn on_each_rank<T: Send>(logical: usize, ranks: usize, body: impl Fn(
 
 /// The same with a rule for sums.
 pub(crate) fn on_each_rank_by<T: Send>(rule: ReduceRule, logical: usize, ranks: usize, body: impl Fn(&World) -> T + Sync) -> Vec<T> {
+    on_launches(ranks, |launch| body(&launch.into_world(Layout::new(logical, ranks).unwrap(), rule, Device::Cpu)))
+}
+
+/// The same before logical ranks are known.
+pub(crate) fn on_launches<T: Send>(ranks: usize, body: impl Fn(Launch) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let handles: Vec<_> = Threads::group(ranks)
             .into_iter()
             .map(|comm| {
                 let body = &body;
-                scope.spawn(move || {
-                    let launch = Launch::over(Box::new(comm)).unwrap();
-                    let world = launch.into_world(Layout::new(logical, ranks).unwrap(), rule, Device::Cpu);
-                    body(&world)
-                })
+                scope.spawn(move || body(Launch::over(Box::new(comm)).unwrap()))
             })
             .collect();
         handles.into_iter().map(|h| h.join().unwrap()).collect()

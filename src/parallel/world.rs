@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::layout::{Layout, LogicalRank, Rank};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tch::Device;
 
 /// A process that knows its peers, before the run's logical ranks are known.
@@ -15,6 +16,7 @@ pub struct Launch {
     comm: Metered,
     local: Local,
     hosts: Vec<String>,
+    token: String,
 }
 
 /// Place of a process among those on its host.
@@ -43,6 +45,8 @@ impl Launch {
         let comm = Metered::new(comm);
         let mine = comm.rank().0;
         let hosts = all_gather_varied(&comm, host_name().as_bytes())?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let token = all_gather_varied(&comm, format!("{}-{now}", std::process::id()).as_bytes())?.swap_remove(0);
         let cores = all_gather_varied(&comm, &allowed_cores())?;
         let peers: Vec<usize> = (0..comm.size()).filter(|&r| hosts[r] == hosts[mine]).collect();
         let mut shared = vec![0u8; cores[mine].len()];
@@ -54,8 +58,8 @@ impl Launch {
             ranks: peers.len(),
             cores: shared.iter().map(|byte| byte.count_ones() as usize).sum(),
         };
-        let hosts = hosts.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-        Ok(Self { comm, local, hosts })
+        let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Self { comm, local, token: text(&token), hosts: hosts.iter().map(text).collect() })
     }
 
     /// R.
@@ -81,6 +85,11 @@ impl Launch {
     /// Host of every rank.
     pub(super) fn hosts(&self) -> &[String] {
         &self.hosts
+    }
+
+    /// A name of this launch, the same on every rank and in no other launch.
+    pub(super) fn token(&self) -> &str {
+        &self.token
     }
 
     pub(super) fn pulse(&self) -> Arc<Pulse> {

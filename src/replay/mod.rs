@@ -2,7 +2,30 @@
 //!
 //! Read in order: [`SumTree`] (exact sums of one shard), [`Priorities`] (from losses to probabilities), [`draw`] (who supplies which
 //! row), [`Shard`] (what is held), [`Route`] (how rows travel), [`Replay`] (a draw, top to bottom). The first three know neither tensors
-//! nor ranks. docs/replay.md has the argument and the figures.
+//! nor ranks, and are a sampler by themselves:
+//!
+//! ```
+//! use ssdkd::replay::{Found, Masses, Priorities, targets};
+//! use ssdkd::rng::{Key, Purpose};
+//!
+//! // Two shards of four slots: ε = 1e-6, α = 0.6. Priorities are set by slot; the last argument names samples in errors.
+//! let mut shards = [Priorities::new(4, 1e-6, 0.6), Priorities::new(4, 1e-6, 0.6)];
+//! shards[0].set(&[0, 1, 2], &[0.5, 2.0, 0.1], |i| i as u64)?;
+//! shards[1].set(&[0, 1], &[1.0, 0.0], |i| 4 + i as u64)?;
+//! // A draw of eight rows from the P(x) of both: what all must know is each shard's mass and number of filled slots.
+//! let masses = Masses::new(&[(shards[0].total(), 3), (shards[1].total(), 2)])?;
+//! let rows = targets(masses.total(), 8, &Key::global(7, Purpose::Draw, 0));
+//! for (number, shard) in shards.iter_mut().enumerate() {
+//!     let mut found = Found::default();
+//!     shard.look_up(&masses, number, &rows[masses.supplied(&rows, number)], 0.4, &mut found);
+//!     // Slots, P and w, to train on; then δ = w · loss goes back.
+//!     let deltas: Vec<f64> = found.weights.iter().map(|w| w * 0.3).collect();
+//!     shard.set(&found.slots, &deltas, |i| found.slots[i] as u64)?;
+//! }
+//! # Ok::<(), ssdkd::error::Error>(())
+//! ```
+//!
+//! docs/replay.md has the argument and the figures.
 
 pub mod draw;
 mod exchange;
@@ -400,6 +423,7 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{DrawRule, Replace};
     use crate::losses::priority;
     use crate::parallel::test_ranks::{on_each_rank, on_ranks};
     use tch::Device;
@@ -414,9 +438,13 @@ mod tests {
     }
 
     fn empty(world: &World) -> Replay {
+        empty_by(&rule(), world)
+    }
+
+    fn empty_by(rule: &config::Replay, world: &World) -> Replay {
         let shape = SampleShape { image: vec![1, 1, 1], view_logits: vec![1, 2], classes: 2 };
         let views = config::Distill { teacher_views: 1, ..config::Distill::default() };
-        Replay::new(&rule(), &views, 3, shape, world).unwrap()
+        Replay::new(rule, &views, 3, shape, world).unwrap()
     }
 
     fn uniform(step: u64, index: u64) -> f64 {
@@ -437,31 +465,52 @@ mod tests {
         }
     }
 
-    /// The buffer as one array: (id, δ) of every slot of every shard, in order; the oldest of a shard leaves.
+    /// The buffer as one array: (id, δ) of every slot of every shard, in order.
     struct Array {
+        rule: config::Replay,
         shards: Vec<Vec<(u64, f64)>>,
         next: Vec<usize>,
         capacities: Vec<usize>,
     }
 
     impl Array {
-        fn insert(&mut self, shard: usize, samples: &Samples) {
-            for (i, &delta) in samples.delta.iter().enumerate() {
-                let sample = (samples.first_id + i as u64, delta);
-                if self.shards[shard].len() < self.capacities[shard] {
-                    self.shards[shard].push(sample);
-                } else {
-                    self.shards[shard][self.next[shard]] = sample;
-                    self.next[shard] = (self.next[shard] + 1) % self.capacities[shard];
-                }
+        fn mass(&self, delta: f64) -> u64 {
+            match self.rule.draw {
+                DrawRule::Priority => Mass::of_priority(priority(delta, 1e-6, 0.6), 0).unwrap().0,
+                DrawRule::Uniform => 1 << 32,
             }
+        }
+
+        fn insert(&mut self, shard: usize, samples: &Samples, step: u64) {
+            let newcomers: Vec<(u64, f64)> = samples.delta.iter().enumerate().map(|(i, &d)| (samples.first_id + i as u64, d)).collect();
+            let (held, capacity) = (self.shards[shard].len(), self.capacities[shard]);
+            let (into_room, others) = newcomers.split_at(newcomers.len().min(capacity - held));
+            let leaving: Vec<usize> = match self.rule.replace {
+                Replace::Fifo => (0..others.len()).map(|i| (self.next[shard] + i) % capacity).collect(),
+                Replace::Random => {
+                    let order = Key::of(3, Purpose::Replace, step, LogicalRank(shard)).permutation(held);
+                    order.into_iter().map(|slot| slot as usize).collect()
+                }
+                Replace::LowestPriority => {
+                    let mut order: Vec<usize> = (0..held).collect();
+                    order.sort_by_key(|&slot| (self.mass(self.shards[shard][slot].1), self.shards[shard][slot].0));
+                    order
+                }
+            };
+            self.next[shard] = (self.next[shard] + others.len()) % capacity;
+            others.iter().zip(leaving).for_each(|(sample, slot)| self.shards[shard][slot] = *sample);
+            self.shards[shard].extend(into_room);
         }
 
         /// (Position, w) of every row.
         fn draw(&self, step: u64) -> Vec<(usize, f64)> {
-            let masses: Vec<u64> =
-                self.shards.iter().flatten().map(|(_, d)| Mass::of_priority(priority(*d, 1e-6, 0.6), 0).unwrap().0).collect();
+            let masses: Vec<u64> = self.shards.iter().flatten().map(|(_, delta)| self.mass(*delta)).collect();
             let total: u64 = masses.iter().sum();
+            let weight = |mass: u64| importance_weight(mass as f64 * masses.len() as f64 / total as f64, 0.4);
+            let largest = match self.rule.weight_norm {
+                WeightNorm::None => 1.0,
+                WeightNorm::Max => weight(*masses.iter().min().unwrap()),
+            };
             let key = Key::global(3, Purpose::Draw, step);
             let row = |k: usize| {
                 let mut rest = (k as u128 * u128::from(total) + u128::from(key.below(k as u64, total))) / BATCH as u128;
@@ -470,21 +519,30 @@ mod tests {
                     rest -= u128::from(masses[at]);
                     at += 1;
                 }
-                (at, importance_weight(masses[at] as f64 * masses.len() as f64 / total as f64, 0.4))
+                (at, weight(masses[at]) / largest)
             };
             (0..BATCH).map(row).collect()
         }
     }
 
     /// From shards that fill up, through evictions while full, with losses written back: every row that any rank trains on is the one
-    /// that one array gives, on any number of ranks.
+    /// that one array gives, on any number of ranks; by every rule of drawing, weighing and leaving.
     #[test]
     fn rows_on_any_number_of_ranks_are_those_of_one_array() {
+        for replace in [Replace::Fifo, Replace::Random, Replace::LowestPriority] {
+            for weight_norm in [WeightNorm::None, WeightNorm::Max] {
+                rows_are_those_of_one_array(&config::Replay { replace, weight_norm, ..rule() });
+            }
+        }
+        rows_are_those_of_one_array(&config::Replay { draw: DrawRule::Uniform, ..rule() });
+    }
+
+    fn rows_are_those_of_one_array(rule: &config::Replay) {
         let ids = on_ranks(LOGICAL, &[1, 2, 3, 6], |world| {
             let layout = *world.layout();
-            let mut replay = empty(world);
+            let mut replay = empty_by(rule, world);
             let capacities: Vec<usize> = (0..LOGICAL).map(|l| layout.capacity(LogicalRank(l), CAPACITY)).collect();
-            let mut array = Array { shards: vec![Vec::new(); LOGICAL], next: vec![0; LOGICAL], capacities };
+            let mut array = Array { rule: rule.clone(), shards: vec![Vec::new(); LOGICAL], next: vec![0; LOGICAL], capacities };
             let mut drawn = Vec::new();
             for step in 0..12u64 {
                 // Not all shards get samples in every round: some are empty at first, and masses differ.
@@ -492,7 +550,7 @@ mod tests {
                 let receives = |l: usize| !(l as u64 + step).is_multiple_of(3);
                 for l in (0..LOGICAL).filter(|&l| receives(l)) {
                     let samples = born(1000 * step + 100 * l as u64, newcomers(l));
-                    array.insert(l, &samples);
+                    array.insert(l, &samples, step);
                     if layout.host(LogicalRank(l)) == world.rank() {
                         replay
                             .insert(PerRank::build([LogicalRank(l)].into_iter(), |_| born(samples.first_id, newcomers(l))), step)
@@ -508,7 +566,7 @@ mod tests {
                     let Target::Logits(logits) = &rows.target else { panic!("logits are stored") };
                     assert!(logits.select(1, 0).equal(&Tensor::from_slice(&ids)));
                     for ((row, id), weight) in layout.rows(rank, BATCH).zip(ids).zip(weights) {
-                        assert_eq!((id, weight), (held[want[row].0].0 as f32, want[row].1 as f32), "step {step}, row {row}");
+                        assert_eq!((id, weight), (held[want[row].0].0 as f32, want[row].1 as f32), "step {step}, row {row}, {rule:?}");
                     }
                 }
                 let loss = |row: usize| uniform(100 + step, row as u64) as f32;

@@ -2,6 +2,7 @@
 //! checkpoint loads, the run goes on, and it ends with the checksums of a run that nothing happened to.
 
 use crate::launch::{Outcome, has_mpirun, mpirun, root, run, small_fashion_mnist, ssdkd, tiny};
+use crate::refusals::{GONE, HELD, NONE_WHOLE, OTHER_SETTINGS};
 use ssdkd::checkpoint::{InARow, checksums, read_all};
 use ssdkd::metrics::{RoundRecord, read_table};
 use ssdkd::nn::weights;
@@ -185,18 +186,23 @@ fn walk(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
-/// A collective that waits for a stopped rank ends with that rank's name instead of hanging.
+/// A collective that waits for a stopped rank ends with that rank's name, within the time-out, instead of hanging.
 #[test]
 fn a_rank_that_stops_is_named_by_the_watchdog() {
     if !has_mpirun() {
         return;
     }
     let (_folder, run, arguments) = scene(&["parallel.timeout_s=10"]);
-    let out = launch(2, &arguments, Some("stop 1 distillation 3"));
-    assert_ne!(out.code, 0, "{}", out.stderr);
-    let line = out.stderr.lines().find(|line| line.starts_with("error: rank 1 on ")).unwrap_or_else(|| panic!("{}", out.stderr));
+    let running = Running::held(2, &arguments, "stop 1 distillation 3");
+    let stopped = Instant::now();
+    let (code, words) = running.end_with_words();
+    // Rank 0 finishes its own step first, looks once a second, and mpirun needs about two to end.
+    let seconds = stopped.elapsed().as_secs_f64();
+    assert!(seconds < 10.0 + 6.0, "{seconds} s: {words}");
+    assert_ne!(code, 0, "{words}");
+    let line = words.lines().find(|line| line.starts_with("error: rank 1 on ")).unwrap_or_else(|| panic!("{words}"));
     assert!(line.contains("did not arrive at ") && line.contains(" number ") && line.ends_with("within 10 s"), "{line}");
-    assert_eq!(out.stderr.matches("error: rank").count(), 1, "{}", out.stderr);
+    assert_eq!(words.matches("error: rank").count(), 1, "{words}");
     assert_eq!(saved_steps(&run), 1);
     ends_undisturbed(&run, launch(2, &arguments, None));
     // What draws have moved adds up over the launches, as the numbers of ranks were the same.
@@ -207,20 +213,28 @@ fn a_rank_that_stops_is_named_by_the_watchdog() {
     }
 }
 
-/// Before the folder is held nobody knows who is late, but the launch ends.
+/// Before the folder is held, heartbeats lie in the host's temporary folder: the late rank is named there too, and nothing is left.
 #[test]
 fn a_rank_that_stops_in_the_start_up_does_not_hang_the_launch() {
     if !has_mpirun() {
         return;
     }
-    let (_folder, run, arguments) = scene(&["parallel.timeout_s=8"]);
-    let out = launch(2, &arguments, Some("stop 1 loading 1")).expect(1);
-    assert!(
-        out.stderr.contains("error: rank 0 on ") && out.stderr.contains(" of the start-up for a rank that did not come"),
-        "{}",
-        out.stderr
-    );
-    assert!(!run.exists() && out.seconds < 40.0, "{} s", out.seconds);
+    let (folder, run, arguments) = scene(&["parallel.timeout_s=8"]);
+    let temporary = folder.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let mut command = mpirun(2, &arguments);
+    command.env(FAULT, "stop 1 loading 1").env("TMPDIR", &temporary);
+    let running = Running::start(command);
+    until("a rank to stop", || running.ranks().into_iter().any(is_stopped));
+    let stopped = Instant::now();
+    let (code, words) = running.end_with_words();
+    let seconds = stopped.elapsed().as_secs_f64();
+    assert!(code == 1 && seconds < 8.0 + 6.0, "{code} after {seconds} s: {words}");
+    let line = words.lines().find(|line| line.starts_with("error: rank 1 on ")).unwrap_or_else(|| panic!("{words}"));
+    assert!(line.contains("did not arrive at ") && line.ends_with(" of the start-up within 8 s"), "{line}");
+    assert_eq!(words.matches("error: rank").count(), 1, "{words}");
+    let left = std::fs::read_dir(&temporary).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(!run.exists() && left.into_iter().all(|name| !name.starts_with("ssdkd")));
     ends_undisturbed(&run, launch(2, &arguments, None));
 }
 
@@ -251,6 +265,8 @@ fn a_signal_stops_the_run_behind_a_checkpoint() {
     ends_undisturbed(&run, launch(1, &arguments, None));
 }
 
+/// mpirun kills its ranks a second or two after a TERM: whether they save before that is no promise, and what is asserted is that the
+/// newest checkpoint is whole and goes on. That a TERM to a rank saves is asserted in the test before.
 #[test]
 fn a_term_to_mpirun_leaves_a_run_that_goes_on() {
     if !has_mpirun() {
@@ -332,8 +348,11 @@ fn damaged_checkpoints_are_named_and_stepped_over() {
         let run = copy(&stopped, &folder.path().join(name));
         let damaged = checkpoints(&run);
         damage(&damaged);
+        let [older, newest] = [0, 1].map(|at| damaged[at].file_name().unwrap().to_string_lossy().into_owned());
+        let warning = format!("checkpoint {newest} is damaged and stepped over, {older} is read: ");
+        ssdkd(&["inspect", "--checksum", run.to_str().unwrap()]).expect(0).says(&[&warning, file]);
         let out = launch(2, &arguments(&reference().data, &run, &[]), None);
-        let (newest, text) = (damaged[1].file_name().unwrap().to_string_lossy(), &out.stderr);
+        let text = &out.stderr;
         assert!(text.contains(&format!("checkpoint {newest} is damaged and stepped over")) && text.contains(file), "{name}: {text}");
         assert!(text.contains("resumed at step 3"), "{name}: {text}");
         ends_undisturbed(&run, out);
@@ -344,17 +363,53 @@ fn damaged_checkpoints_are_named_and_stepped_over() {
     for checkpoint in checkpoints(&run) {
         std::fs::write(checkpoint.join("manifest.json"), "{").unwrap();
     }
-    let out = launch(2, &arguments(&reference().data, &run, &[]), None).expect(2);
-    out.says(&["no checkpoint is whole", "manifest.json", "start over with --fresh"]);
+    NONE_WHOLE.is_met_by(launch(2, &arguments(&reference().data, &run, &[]), None));
     assert_eq!(checkpoints(&run).len(), 2, "what could not be read stays to be looked at");
 
     // Nothing at all is not the beginning of a run either.
     let run = copy(&stopped, &folder.path().join("gone"));
     std::fs::remove_dir_all(run.join("checkpoints")).unwrap();
     let metrics = std::fs::read(run.join("metrics.csv")).unwrap();
-    let out = launch(2, &arguments(&reference().data, &run, &[]), None).expect(2);
-    out.says(&["says that 4 student steps are saved, but holds no checkpoint", "put its folder `checkpoints` back", "--fresh"]);
+    GONE.is_met_by(launch(2, &arguments(&reference().data, &run, &[]), None));
     assert!(std::fs::read(run.join("metrics.csv")).unwrap() == metrics);
+}
+
+/// By minutes alone: every step is due. The newest three stay, and each packing has its files, whichever wrote the one before.
+#[test]
+fn checkpoints_come_by_the_clock_and_the_newest_stay_in_the_packing_asked_for() {
+    if !has_mpirun() {
+        return;
+    }
+    let names = |folder: &Path| -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let begin = ["checkpoint.every_steps=0", "checkpoint.keep=3"];
+    // Without a clock: the first step's, and the one of the stop.
+    let (_folder, run, arguments) = scene(&begin);
+    launch(2, &with(&arguments, &["checkpoint.every_minutes=0"]), Some("usr1 0 distillation 7")).expect(75);
+    assert_eq!((names(&run.join("checkpoints")).len(), saved_steps(&run)), (2, 4));
+
+    let (_folder, run, arguments) = scene(&begin);
+    let by_the_clock = with(&arguments, &["checkpoint.every_minutes=0.0001"]);
+    launch(2, &with(&by_the_clock, &["checkpoint.pack=rank"]), Some("usr1 0 distillation 7")).expect(75);
+    let kept = names(&run.join("checkpoints"));
+    let steps: Vec<u64> = kept.iter().map(|name| name.rsplit('-').next().unwrap().parse().unwrap()).collect();
+    // The second round's inversion and its two steps.
+    assert_eq!(steps, [2, 3, 4], "{kept:?}");
+    for name in &kept {
+        let want = ["manifest.json", "rank-00000.safetensors", "rank-00001.safetensors", "shared.safetensors"];
+        assert_eq!(names(&run.join("checkpoints").join(name)), want);
+    }
+    launch(4, &by_the_clock, Some("usr1 0 distillation 1")).expect(75);
+    let kept = names(&run.join("checkpoints"));
+    assert_eq!((kept.len(), saved_steps(&run)), (3, 5), "{kept:?}");
+    let shards = (0..4).map(|rank| format!("logical-rank-{rank:05}.safetensors"));
+    let want: Vec<String> = shards.chain(["manifest.json", "shared.safetensors"].map(str::to_owned)).collect();
+    assert_eq!(names(&run.join("checkpoints").join(&kept[2])), want);
+    ends_undisturbed(&run, launch(1, &by_the_clock, None));
+    assert_eq!(names(&run.join("checkpoints")).len(), 1, "a run that ended well keeps its last checkpoint alone");
 }
 
 fn copy(from: &Path, to: &Path) -> PathBuf {
@@ -439,8 +494,9 @@ fn two_runs_cannot_share_a_folder() {
     let lock = run.join("lock");
     until("the lock", || std::fs::read_to_string(&lock).is_ok_and(|text| text.ends_with('\n')));
     let holder = std::fs::read_to_string(&lock).unwrap();
-    let out = launch(2, &arguments, None).expect(2);
-    out.says(&[&format!("is held by another run ({})", holder.trim()), "name another --run-dir"]);
+    let out = launch(2, &arguments, None);
+    assert!(out.stderr.contains(&format!("is held by another run ({})", holder.trim())), "{}", out.stderr);
+    HELD.is_met_by(out);
     until("the first run to stop", || is_past(&run, 0));
     let holder: i32 = holder.split_whitespace().nth(1).unwrap().parse().unwrap();
     // SAFETY: a signal to a process that this test started.
@@ -460,8 +516,7 @@ fn a_folder_is_never_written_over() {
     let before = std::fs::read(finished.join("report.json")).unwrap();
     let out = ssdkd(&arguments(&reference().data, &finished, &[])).expect(0);
     assert!(out.stdout.contains("holds a finished run: nothing to do (start over with --fresh)"), "{}", out.stdout);
-    let out = ssdkd(&arguments(&reference().data, &finished, &["seed=5"])).expect(2);
-    out.says(&["seed: was 0 when this run began, is 5 now", "start over with --fresh"]);
+    OTHER_SETTINGS.is_met_by(launch(2, &arguments(&reference().data, &finished, &["seed=5"]), None));
     assert!(std::fs::read(finished.join("report.json")).unwrap() == before);
 
     // Begun, and dead before its first checkpoint.
@@ -469,8 +524,7 @@ fn a_folder_is_never_written_over() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
     command.args(arguments(&reference().data, &begun, &[])).env(FAULT, "kill 0 inversion 1");
     run(command, DEADLINE).expect(-1);
-    let out = launch(2, &arguments(&reference().data, &begun, &["seed=5"]), None).expect(2);
-    out.says(&["seed: was 0 when this run began, is 5 now", "start over with --fresh"]);
+    OTHER_SETTINGS.is_met_by(launch(2, &arguments(&reference().data, &begun, &["seed=5"]), None));
 
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
     command.args(&begin).env(FAULT, "usr1 0 distillation 1");
@@ -562,7 +616,7 @@ fn an_inversion_that_is_never_finite_ends_the_run() {
 #[test]
 fn a_run_survives_kills_at_random_moments() {
     if has_mpirun() {
-        soak(4, &[], 81, &reference().sums, reference().took);
+        soak(4, 2, &[], 81, &reference().sums, reference().took);
     }
 }
 
@@ -574,13 +628,13 @@ fn a_run_survives_thirty_kills_at_random_moments() {
         let sets = ["train.rounds=60", "distill.steps_per_round=8"];
         let (_folder, run, arguments) = scene(&sets);
         let out = launch(2, &arguments, None).expect(0);
-        soak(30, &sets, 82, &checksums(&run).unwrap(), Duration::from_secs_f64(out.seconds));
+        soak(30, 30, &sets, 82, &checksums(&run).unwrap(), Duration::from_secs_f64(out.seconds));
     }
 }
 
 /// SIGKILL of a random rank at a random moment, again and again; then to the end, which must have the checksums `wanted` of the
-/// undisturbed run. That one `took` so long that the kills all come before the end.
-fn soak(kills: u64, sets: &[&str], seed: u64, wanted: &Sums, took: Duration) {
+/// undisturbed run. That one `took` so long that the kills all come before the end; `least` of them must.
+fn soak(kills: u64, least: u64, sets: &[&str], seed: u64, wanted: &Sums, took: Duration) {
     let (_folder, run, arguments) = scene(sets);
     let random = |k: u64, below: u64| ((crate::fill::value(seed, k).abs() * below as f64) as u64).min(below - 1);
     let (start_up, window) = (800, took.as_millis() as u64 / kills);
@@ -595,8 +649,8 @@ fn soak(kills: u64, sets: &[&str], seed: u64, wanted: &Sums, took: Duration) {
         std::thread::sleep(Duration::from_millis(random(3 * k + 1, start_up + window)));
         let victims = running.ranks();
         if victims.is_empty() {
-            // On a quiet one the run may end before the last of them.
-            assert!(2 * landed >= kills, "the run ended before kill {k}: {}", running.end_with_words().1);
+            // On a quiet one a short run may end before the last of them.
+            assert!(landed >= least, "the run ended before kill {k}: {}", running.end_with_words().1);
             break;
         }
         let victim = victims[random(3 * k + 2, victims.len() as u64) as usize];
@@ -608,6 +662,7 @@ fn soak(kills: u64, sets: &[&str], seed: u64, wanted: &Sums, took: Duration) {
     }
     let last = launch(1, &arguments, None).expect(0);
     println!("{landed} kills landed, {resumed} of those launches had resumed, the undisturbed run took {:.1} s", took.as_secs_f64());
+    assert!(landed >= least, "only {landed} of {kills} kills landed");
     assert!(landed < kills || last.stderr.contains("resumed at step"), "{}", last.stderr);
     assert_eq!(checksums(&run).unwrap(), *wanted);
 }

@@ -2,9 +2,11 @@
 //! docs/refusals.md is printed from the cases below, so that every line of it is one that was seen.
 
 use crate::docs::check;
-use crate::launch::{has_mpirun, root, run, small_fashion_mnist};
+use crate::launch::{Outcome, has_mpirun, root, run, small_fashion_mnist};
 use ssdkd::config;
-use ssdkd::nn::weights;
+use ssdkd::models::{self, Shape};
+use ssdkd::nn::{State, weights};
+use ssdkd::rng::Purpose;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -37,6 +39,49 @@ fn command(situation: &'static str, words: &[&str], message: &'static str, way_o
     Refusal { situation, set_up: SetUp::Command(words.iter().map(|s| (*s).to_owned()).collect()), message, way_out }
 }
 
+/// A refusal that needs a run to be there first: durability.rs meets it, and holds it to what is said here.
+pub struct OfARun {
+    situation: &'static str,
+    message: &'static str,
+    way_out: &'static str,
+    test: &'static str,
+}
+
+pub const HELD: OfARun = OfARun {
+    situation: "run folder that another run holds",
+    message: "is held by another run (process …",
+    way_out: "wait for it, end it, or name another --run-dir",
+    test: "two_runs_cannot_share_a_folder",
+};
+pub const OTHER_SETTINGS: OfARun = OfARun {
+    situation: "run folder of a run with other settings, finished or not",
+    message: "seed: was 0 when this run began, is 5 now: it would be another run",
+    way_out: "name another --run-dir, go back to those settings, or start over with --fresh",
+    test: "a_folder_is_never_written_over",
+};
+pub const NONE_WHOLE: OfARun = OfARun {
+    situation: "no checkpoint that is whole",
+    message: "no checkpoint is whole:…manifest.json",
+    way_out: "start over with --fresh, or put back a copy of the named files",
+    test: "damaged_checkpoints_are_named_and_stepped_over",
+};
+pub const GONE: OfARun = OfARun {
+    situation: "checkpoints gone",
+    message: "says that 4 student steps are saved, but holds no checkpoint",
+    way_out: "put its folder `checkpoints` back, or start over with --fresh",
+    test: "damaged_checkpoints_are_named_and_stepped_over",
+};
+
+impl OfARun {
+    /// Fails the test unless a launch came to this.
+    #[track_caller]
+    pub fn is_met_by(&self, out: Outcome) {
+        let out = out.expect(2);
+        assert!(is_said(&out.stderr, self.message) && is_said(&out.stderr, self.way_out), "{}: {}", self.situation, out.stderr);
+        assert!(out.seconds < 10.0, "{}: {} s", self.situation, out.seconds);
+    }
+}
+
 const CONFIG: &str = "`ssdkd config show` prints every key with its value and origin";
 const KIND: &str = "is this file of another architecture or class count? `ssdkd inspect FILE` lists what it holds";
 const UNUSABLE: &str = "name another --run-dir, or mend this one";
@@ -60,6 +105,12 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
     let mut classes = changed("fc.weight", &|t| Some(t.narrow(0, 0, 7)));
     classes.iter_mut().filter(|(k, _)| k == "fc.bias").for_each(|(_, t)| *t = t.narrow(0, 0, 7));
     save("seven.safetensors", &classes);
+    let vgg = models::build(config::ModelName::Vgg11, Shape { channels: 1, classes: 10 });
+    let vgg = State::initialised(vgg.blueprint(), 1, Purpose::StudentInit, Device::Cpu).state_dict();
+    let layer = |key: &str| key.rsplit_once('.').unwrap().0.to_owned();
+    let normed: Vec<String> = vgg.iter().filter(|(key, _)| key.ends_with("running_mean")).map(|(key, _)| layer(key)).collect();
+    let plain: Vec<_> = vgg.into_iter().filter(|(key, _)| !normed.contains(&layer(key))).collect();
+    save("plain.safetensors", &plain);
     write("notes.txt", b"these are not weights");
     write("empty.pth", b"");
     let bytes = std::fs::read(&shipped).unwrap();
@@ -84,6 +135,20 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
     let mut raw = std::fs::read(&labels).unwrap();
     raw[10] = 200;
     std::fs::write(&labels, raw).unwrap();
+    let labels = small("fewer-labels").join("t10k-labels-idx1-ubyte");
+    let mut raw = std::fs::read(&labels).unwrap();
+    raw[7] = 3;
+    std::fs::write(&labels, &raw[..raw.len() - 1]).unwrap();
+    let images = small("other-size").join("t10k-images-idx3-ubyte");
+    let mut raw = std::fs::read(&images).unwrap();
+    (raw[11], raw[15]) = (14, 56);
+    std::fs::write(&images, raw).unwrap();
+    let images = small("cut-gzip").join("t10k-images-idx3-ubyte");
+    std::fs::remove_file(&images).unwrap();
+    let raw = std::fs::read(root().join("configs/fashion_mnist/t10k-images-idx3-ubyte.gz")).unwrap();
+    std::fs::write(images.with_extension("gz"), &raw[..raw.len() / 2]).unwrap();
+    std::fs::create_dir_all(folder.join("cifar-part")).unwrap();
+    ["cifar-part/test_batch.bin", "cifar-part/data_batch_1.bin"].iter().for_each(|name| write(name, &[0; 3073]));
     std::fs::create_dir_all(folder.join("cifar")).unwrap();
     ["cifar/test_batch.bin", "cifar/data_batch_1.bin"].iter().for_each(|name| write(name, &[0; 5000]));
     let set = |key: &str, name: &str| format!("{key}={}", path(name));
@@ -95,6 +160,7 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
         sets("value of another type", &["replay.capacity=many"], "replay.capacity: an integer is needed, found string \"many\"", CONFIG),
         sets("value out of range", &["replay.alpha=-1"], "replay.alpha: -1 is negative or not a number", CONFIG),
         sets("several at once", &["replay.alpha=-1", "replay.beta=-2"], "2 settings are refused:…replay.alpha: …replay.beta: ", CONFIG),
+        sets("stop signal that is none", &["checkpoint.signals=[\"hup\"]"], "checkpoint.signals…hup", CONFIG),
         sets(
             "no round left after the warm-up",
             &["train.rounds=10", "train.warmup_rounds=30"],
@@ -141,6 +207,12 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             KIND,
         ),
         sets(
+            "teacher without batch-norm",
+            &["teacher.model=vgg11", &weights_of("plain.safetensors")],
+            "plain.safetensors: no batch-norm layers; vgg11 has 8",
+            "a teacher needs batch-norm, whose statistics the method inverts",
+        ),
+        sets(
             "teacher with NaN",
             &[&weights_of("nan.safetensors")],
             "nan.safetensors: tensor `fc.bias`: holds NaN or infinite values",
@@ -184,6 +256,24 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             "t10k-images-idx3-ubyte: 3036 values after the header; [4, 28, 28] needs 3136",
             "needs 3136",
         ),
+        sets(
+            "compressed data cut short",
+            &[&set("data.dir", "cut-gzip")],
+            "t10k-images-idx3-ubyte.gz: damaged gzip file",
+            "damaged gzip file",
+        ),
+        sets(
+            "images of another size",
+            &[&set("data.dir", "other-size")],
+            "t10k-images-idx3-ubyte: images of 14×56 pixels; 28×28 expected",
+            "28×28 expected",
+        ),
+        sets(
+            "labels for other images",
+            &[&set("data.dir", "fewer-labels")],
+            "t10k-labels-idx1-ubyte: 3 labels for 4 images of …t10k-images-idx3-ubyte",
+            "3 labels for 4 images",
+        ),
         sets("data file of another kind", &[&set("data.dir", "swapped-images")], "t10k-images-idx3-ubyte: …", "the header alone has 16"),
         sets(
             "label out of range",
@@ -196,6 +286,22 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             &["teach", "--set", "dataset=cifar10", "--set", "parallel.logical_ranks=2", "--data-dir", &path("cifar"), "--run-dir", "RUN"],
             "data_batch_1.bin: 5000 bytes; records of 3073 bytes expected",
             "records of 3073 bytes expected",
+        ),
+        command(
+            "CIFAR file with a part of its images",
+            &[
+                "teach",
+                "--set",
+                "dataset=cifar10",
+                "--set",
+                "parallel.logical_ranks=2",
+                "--data-dir",
+                &path("cifar-part"),
+                "--run-dir",
+                "RUN",
+            ],
+            "data_batch_1.bin: 1 images; 10000 expected",
+            "copy or download the file again; if a part of the data set is meant, --set data.allow_partial=true",
         ),
         command(
             "no configuration file",
@@ -310,16 +416,19 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     assert_eq!(std::fs::read(folder.path().join("mine/config.toml")).unwrap(), b"mine");
+    assert_eq!(std::fs::read_dir(folder.path().join("mine")).unwrap().count(), 1, "nothing is added to somebody else's folder");
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 38] = [
+const RANGES: [(&str, &str, &str); 42] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
     ("student.weight_decay", "-1", "-1 is negative or not a number"),
     ("generator.latent", "0", "0 is below 1"),
+    ("generator.latent", "1000001", "1000001 is more than 1000000"),
     ("generator.filters", "0", "0 is below 1"),
+    ("generator.filters", "65537", "65537 is more than 65536"),
     ("inversion.steps", "0", "0 is below 1"),
     ("inversion.batch_size", "1", "1 is below 2"),
     ("inversion.lr_generator", "0", "0 is not a positive number"),
@@ -352,13 +461,13 @@ const RANGES: [(&str, &str, &str); 38] = [
     ("eval.batch_size", "0", "0 is below 1"),
     ("checkpoint.every_minutes", "-1", "-1 is negative or not a number"),
     ("checkpoint.keep", "0", "0 is below 1"),
+    ("parallel.threads", "0", "0 is below 1"),
+    ("parallel.logical_ranks", "0", "0 is below 1"),
 ];
 
 #[test]
 fn every_range_is_checked() {
-    for (key, value, says) in
-        RANGES.iter().chain(&[("parallel.threads", "0", "0 is below 1"), ("parallel.logical_ranks", "0", "0 is below 1")])
-    {
+    for (key, value, says) in RANGES {
         let loaded = config::load(&[], &[format!("{key}={value}")]).unwrap();
         let text = config::check(&loaded.config, config::Job::Train).unwrap_err().to_string();
         assert!(text.contains(&format!("{key}: {says}")), "{key}={value}: {text}");
@@ -366,9 +475,13 @@ fn every_range_is_checked() {
     // And no check is missing from the table.
     let source = std::fs::read_to_string(root().join("src/config/check.rs")).unwrap();
     let body = source.split("pub fn check(").nth(1).unwrap().split("\n}\n").next().unwrap();
-    let checked = body.split("found.").skip(1).filter_map(|call| call.split('"').nth(1)).filter(|key| key.contains('.'));
-    let elsewhere = ["train.rounds", "parallel.threads", "parallel.logical_ranks"];
-    let missing: Vec<&str> = checked.filter(|key| !elsewhere.contains(key) && !RANGES.iter().any(|(k, ..)| k == key)).collect();
+    let checks = body.split("found.").skip(1).filter_map(|call| call.split('"').nth(1)).filter(|key| key.contains('.'));
+    let checks: Vec<&str> = checks.collect();
+    let count = |key: &str| checks.iter().filter(|k| **k == key).count();
+    let shown = |key: &str| RANGES.iter().filter(|(k, ..)| *k == key).count();
+    // One for both jobs, and one of the first table.
+    let elsewhere = ["student.lr_min", "train.rounds"];
+    let missing: Vec<&&str> = checks.iter().filter(|key| !elsewhere.contains(key) && shown(key) < count(key)).collect();
     assert!(missing.is_empty(), "not in the table of ranges: {missing:?}");
 }
 
@@ -394,9 +507,15 @@ fn the_table_of_refusals_is_current() {
         page.push_str(&format!("| {} | `{}` | {} | {} |\n", cell(situation), cell(&example), cell(message), cell(way_out)));
     }
     page.push_str(
-        "\nRefused where they arise, with tests beside the code: more ranks on a host\n\
-         than GPUs (`src/device.rs`), a run folder that another run holds, a checkpoint of other settings and none that is whole\n\
-         (`tests/integration/durability.rs`), tasks of `srun` without MPI support (`src/parallel/comm/mpi.rs`).\n\n\
+        "\nRefused where there is a run already, by the tests of `tests/integration/durability.rs`, as fast and with the same code:\n\n\
+         | situation | message | way out | test |\n| --- | --- | --- | --- |\n",
+    );
+    for OfARun { situation, message, way_out, test } in [HELD, OTHER_SETTINGS, NONE_WHOLE, GONE] {
+        page.push_str(&format!("| {situation} | {} | {way_out} | `{test}` |\n", cell(message)));
+    }
+    page.push_str(
+        "\nWith tests beside the code: more ranks on a host than GPUs, and CUDA for more than one rank (`src/device.rs`), tasks of `srun`\n\
+         without MPI support (`src/parallel/comm/mpi.rs`).\n\n\
          ## Values out of range\n\n| key | for example | message |\n| --- | --- | --- |\n",
     );
     for (key, value, says) in RANGES {

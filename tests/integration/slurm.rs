@@ -1,7 +1,7 @@
 //! Launch files on a real Slurm: what happens at a time limit, at scancel, in arrays and chains, and to what no restart mends.
 
 use crate::cluster::{Frozen, Slurm, has_checkpoint};
-use crate::launch::{has_mpirun, root, run, small_fashion_mnist, ssdkd};
+use crate::launch::{Outcome, has_mpirun, root, run, small_fashion_mnist, ssdkd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -103,7 +103,8 @@ fn a_job_at_its_time_limit_is_requeued_and_ends_with_the_same_numbers() {
     assert_eq!(checksums(&run), cluster.undisturbed(0));
 }
 
-/// Also that a refusal is not requeued, although the folder's run could go on.
+/// scancel ends mpirun as well, which gives the ranks a second or two: what is asserted is that the newest checkpoint is whole and that
+/// the job is left ended. Also that a refusal is not requeued, although the folder's run could go on.
 #[test]
 fn scancel_leaves_a_whole_checkpoint_and_ends_the_job() {
     let Some(cluster) = cluster() else { return };
@@ -153,6 +154,62 @@ fn the_tasks_of_an_array_do_not_disturb_each_other() {
         assert_eq!(checksums(&runs[task]), cluster.undisturbed(task as u64), "task {task}");
     }
     assert!(!tasks[0].log().contains("USR1"), "{}", tasks[0].log());
+}
+
+/// One restart is allowed, and a run that needs more is left stopped.
+#[test]
+fn a_job_is_requeued_as_often_as_the_site_allows() {
+    let Some(cluster) = cluster() else { return };
+    let run = cluster.path("capped");
+    let arguments = [cluster.arguments(&run), ["--set", "train.rounds=40"].map(str::to_owned).to_vec()].concat();
+    let job = cluster.slurm.submit(&["--export=ALL,MAX_RESTARTS=1"], "mpirun.sbatch", &cluster.path("capped.log"), &arguments);
+    let frozen = Frozen::at_first_checkpoint(&run);
+    job.signal(&["--batch", "--signal=USR1"]);
+    job.says("USR1: the run is asked to save and stop");
+    drop(frozen);
+    job.is_requeued();
+    job.says("resumed at step");
+    job.signal(&["--batch", "--signal=USR1"]);
+    assert_eq!(job.ends(), "FAILED", "{}", job.log());
+    assert_eq!((job.field("Restarts").as_str(), job.field("ExitCode").as_str()), ("1", "75:0"), "{}", job.log());
+    assert!(job.log().contains("not requeued: 1 restarts are allowed (MAX_RESTARTS)"), "{}", job.log());
+    assert_eq!(status(&run), "stopped");
+}
+
+/// What job.sh does around a launcher, with a stand-in for Slurm's command.
+fn around(launcher: &str) -> (tempfile::TempDir, Outcome) {
+    let folder = tempfile::tempdir().unwrap();
+    let scontrol = folder.path().join("scontrol");
+    std::fs::write(&scontrol, "#!/bin/sh\necho scontrol \"$@\"\n").unwrap();
+    std::fs::set_permissions(&scontrol, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = Command::new("bash");
+    command.arg("-c").arg(format!(". launch/slurm/job.sh; arguments train --run-dir \"$FOLDER/run\"; {launcher}; finish"));
+    for name in ["SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT", "SSDKD_LINK", "MAX_RESTARTS"] {
+        command.env_remove(name);
+    }
+    let job = [("SLURM_JOB_ID", "7"), ("SLURM_JOB_NUM_NODES", "1"), ("SLURM_NTASKS", "1"), ("SLURM_JOB_NODELIST", "here")];
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    command.envs(job).env("PATH", path).env("SSDKD", env!("CARGO_BIN_EXE_ssdkd")).env("FOLDER", folder.path()).current_dir(root());
+    let out = run(command, Duration::from_secs(60));
+    (folder, out)
+}
+
+/// A run that was told to stop before it had a state has lost nothing: it is started again. One that ended by itself is not.
+#[test]
+fn a_signal_before_the_first_state_is_not_lost() {
+    let (folder, out) = around("kill -USR1 $$; launch touch \"$FOLDER/launched\"");
+    assert!(out.expect(75).stdout.contains("scontrol requeue 7"));
+    assert!(!folder.path().join("launched").exists(), "a launcher that begins dies of the signal");
+    // Killed by the signal that is passed on while it loads.
+    let out = around("launch sh -c \"kill -USR1 $$; exec sleep 40\"").1;
+    assert!(out.seconds < 30.0 && out.expect(75).stdout.contains("scontrol requeue 7"));
+    // Under srun the ranks get the signal, and the batch script sees only what became of them.
+    let out = around("launch sh -c 'kill -USR1 $$'").1.expect(75);
+    assert!(out.stdout.contains("scontrol requeue 7"), "{}", out.stdout);
+    for (launcher, code) in [("launch sh -c 'exit 9'", 9), ("kill -TERM $$; launch sleep 40", 75)] {
+        let out = around(launcher).1.expect(code);
+        assert!(!out.stdout.contains("scontrol"), "{launcher}: {}", out.stdout);
+    }
 }
 
 /// srun may end with 0 after ranks that ended with 75.
