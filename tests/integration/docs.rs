@@ -31,6 +31,7 @@ fn the_command_reference_is_current() {
         "inspect",
         "bench",
         "bench replay",
+        "bench step",
         "doctor",
         "config",
         "config show",
