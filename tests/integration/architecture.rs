@@ -5,12 +5,13 @@ use crate::launch::root;
 use std::path::{Path, PathBuf};
 
 /// Module · may name `tch` · may take a `&World` or `&dyn Communicator`. A module may `use crate::` only those above it.
-const MODULES: [(&str, bool, bool); 30] = [
+const MODULES: [(&str, bool, bool); 31] = [
     ("error", false, false),
     ("files", false, false),
     ("layout", false, false),
     ("vector", false, false),
     ("rng", false, false),
+    ("memory", false, false),
     ("config", false, false),
     ("task", true, false),
     ("parallel", true, true),

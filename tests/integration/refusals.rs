@@ -301,7 +301,7 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
                 "RUN",
             ],
             "data_batch_1.bin: 1 images; 10000 expected",
-            "copy or download the file again; if a part of the data set is meant, --set data.allow_partial=true",
+            "copy or download the file again; if a part of the data set is meant, set data.allow_partial = true",
         ),
         command(
             "no configuration file",
