@@ -200,13 +200,13 @@ pub enum BenchAction {
 pub struct BenchStepArgs {
     /// The teacher's architecture.
     #[arg(long, value_name = "NAME", default_value = "wrn40_2", help = architecture())]
-    pub teacher: String,
+    pub teacher: ModelName,
     /// The student's architecture.
     #[arg(long, value_name = "NAME", default_value = "wrn16_1", help = architecture())]
-    pub student: String,
+    pub student: ModelName,
     /// Data set whose classes and image size are used; no file is read.
     #[arg(long, value_name = "NAME", default_value = "cifar10")]
-    pub dataset: String,
+    pub dataset: DatasetName,
     /// Images of a step.
     #[arg(long, value_name = "B", default_value_t = 128)]
     pub batch: usize,

@@ -141,21 +141,18 @@ impl Bench {
         let inversion = config::Inversion { steps: STEPS, batch_size: of.batch, statistics_momentum: 0.0, ..Default::default() };
         let generator = MetaGenerator::new(&config::Generator::default(), &inversion, &facts, SEED, Device::Cpu)?;
         let normalise = Normalise::new(&facts, Device::Cpu);
-        let rows = |target: fn(Tensor) -> Target| {
-            let [h, w] = facts.size;
-            let images_bchw = to_bytes(&normals(0, &[of.batch as i64, facts.channels, h, w]).sigmoid());
-            let key = Key::global(SEED, Purpose::DrawView, 0);
-            let views = (0..of.batch as u64).map(|i| View::draw(&key, i, 4, true)).collect();
-            let logits = teacher.evaluate(&normalise.apply(&to_unit(&images_bchw))).logits;
-            Rows {
-                ids_b: Tensor::arange(of.batch as i64, (Kind::Int64, Device::Cpu)),
-                weights_b: normals(1, &[of.batch as i64]).sigmoid(),
-                target: target(logits),
-                images_bchw,
-                views,
-            }
+        let [h, w] = facts.size;
+        let images_bchw = to_bytes(&normals(0, &[of.batch as i64, facts.channels, h, w]).sigmoid());
+        let logits = teacher.evaluate(&normalise.apply(&to_unit(&images_bchw))).logits;
+        let key = Key::global(SEED, Purpose::DrawView, 0);
+        let rows = |target| Rows {
+            images_bchw: images_bchw.shallow_clone(),
+            ids_b: Tensor::arange(of.batch as i64, (Kind::Int64, Device::Cpu)),
+            views: (0..of.batch as u64).map(|i| View::draw(&key, i, 4, true)).collect(),
+            weights_b: normals(1, &[of.batch as i64]).sigmoid(),
+            target,
         };
-        let (asks_teacher, stored) = (rows(|_| Target::AskTeacher), rows(Target::Logits));
+        let (asks_teacher, stored) = (rows(Target::AskTeacher), rows(Target::Logits(logits)));
         let settings = Settings {
             inversion,
             phi: config::Phi::default(),
@@ -177,10 +174,6 @@ impl Bench {
         })
     }
 
-    fn counts(&self) -> Vec<u64> {
-        vec![0; self.facts.classes as usize]
-    }
-
     /// Loss terms of one inner step and of a distillation step. After more than one, Adam has turned rounding into steps.
     fn losses(&mut self) -> Result<Vec<f64>> {
         let steps = std::mem::replace(&mut self.settings.inversion.steps, 1);
@@ -191,11 +184,12 @@ impl Bench {
 
     /// Runs a turn and gives its loss terms.
     fn work(&mut self, work: Work) -> Result<Vec<f64>> {
-        let (steps, class_counts_k) = (self.stored.views.len(), self.counts());
+        let batch = self.settings.inversion.batch_size;
         let read = |t: &Tensor| Vec::<f64>::try_from(t).map_err(|e| Error::refused(e.to_string()));
         let rows = match work {
             Work::Inversion => {
                 let networks = Networks { teacher: &self.teacher, student: self.student.frozen(), normalise: &self.normalise };
+                let class_counts_k = vec![0; self.settings.classes as usize];
                 let call = Call { round: 0, rank: RANK, adversarial: true, class_counts_k: &class_counts_k, first_id: 0 };
                 return read(&descend(&self.settings, &networks, &mut self.generator, &self.average, &call)?.terms);
             }
@@ -203,9 +197,9 @@ impl Bench {
             Work::DistillationStored => &self.stored,
         };
         let criterion = Criterion::Distillation { temperature: TEMPERATURE };
-        let slice = backward(&mut self.student, Some(&self.teacher), &self.normalise, rows, criterion, steps);
+        let slice = backward(&mut self.student, Some(&self.teacher), &self.normalise, rows, criterion, batch);
         self.student.apply(&slice.payload, 1, LR)?;
-        Ok(vec![slice.sums.double_value(&[0]) / steps as f64])
+        Ok(vec![slice.sums.double_value(&[0]) / batch as f64])
     }
 
     fn steps_in(work: Work) -> f64 {
@@ -219,21 +213,23 @@ impl Bench {
         Ok(began.elapsed().as_secs_f64() / Self::steps_in(work))
     }
 
-    /// 10⁹ operations of a step: a multiplication and an addition each; a backward pass costs a forward for the input's gradient and
-    /// one for the weights'.
-    fn gflop(&self, work: Work) -> f64 {
+    /// 10⁹ operations of a step of each kind: a multiplication and an addition each; a backward pass costs a forward for the input's
+    /// gradient and one for the weights'.
+    fn gflop(&self) -> impl Fn(Work) -> f64 + use<> {
         let images = self.normalise.apply(&to_unit(&self.stored.images_bchw));
         let latent = normals(2, &[images.size()[0], self.generator.network.shape().latent]);
         let count = |body: &dyn Fn() -> Tensor| tch::no_grad(|| multiplications(body).1) as f64;
         let of = |(network, state): (&dyn Network, &State)| count(&|| network.forward(state, &images, &mut Pass::eval()).logits);
         let (teacher, student) = (of(self.teacher.parts()), of(self.student.frozen()));
         let generator = count(&|| self.generator.network.forward(&self.generator.state, &latent, &mut Pass::eval()));
-        let forwards = match work {
-            Work::Inversion => 2.0 * teacher + 2.0 * student + 3.0 * generator,
-            Work::Distillation => teacher + 3.0 * student,
-            Work::DistillationStored => 3.0 * student,
-        };
-        2e-9 * forwards
+        move |work| {
+            let forwards = match work {
+                Work::Inversion => 2.0 * teacher + 2.0 * student + 3.0 * generator,
+                Work::Distillation => teacher + 3.0 * student,
+                Work::DistillationStored => 3.0 * student,
+            };
+            2e-9 * forwards
+        }
     }
 
     /// What the peer computes with: the same numbers.
@@ -249,18 +245,14 @@ impl Bench {
         let key = |purpose| Key::of(SEED, purpose, 0, RANK);
         let latent = Tensor::from_slice(&key(Purpose::Latent).normals(b * z as usize)).view([b as i64, z]);
         let labels: Vec<i64> = (0..b as u64).map(|i| key(Purpose::Labels).below(i, self.settings.classes as u64) as i64).collect();
-        let as_tensor = |views: &[View]| {
-            let numbers: Vec<i64> = views.iter().flat_map(|v| [v.down, v.right, i64::from(v.flip)]).collect();
-            Tensor::from_slice(&numbers).view([-1, 3])
-        };
         let shift = self.settings.inversion.view_shift;
         let of_steps: Vec<View> = (0..STEPS * b as u64).map(|i| View::draw(&key(Purpose::InversionView), i, shift, true)).collect();
         tensors.extend([
             ("latent".into(), latent),
             ("labels".into(), Tensor::from_slice(&labels)),
-            ("inversion_views".into(), as_tensor(&of_steps).view([STEPS as i64, -1, 3])),
+            ("inversion_views".into(), View::table(&of_steps).view([STEPS as i64, -1, 3])),
             ("images".into(), to_unit(&self.stored.images_bchw)),
-            ("views".into(), as_tensor(&self.stored.views)),
+            ("views".into(), View::table(&self.stored.views)),
             ("weights".into(), self.stored.weights_b.shallow_clone()),
         ]);
         weights::write(path, &tensors, &[])
@@ -280,14 +272,15 @@ impl Bench {
 /// Measures the three kinds of steps, each turn between those of plain PyTorch in `against`; notes say what could not be measured.
 pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Vec<String>)> {
     let mut bench = Bench::new(of)?;
-    let folder = std::env::temp_dir().join(format!("ssdkd-bench-{}", std::process::id()));
     let (mut peers, notes) = match against {
         None => (None, Vec::new()),
         Some(python) => {
-            crate::files::create_folder(&folder)?;
-            let file = folder.join("numbers.safetensors");
+            let file = std::env::temp_dir().join(format!("ssdkd-bench-{}.safetensors", std::process::id()));
             bench.write(&file)?;
-            Peers::start(python, PEERS, &[file.display().to_string(), bench.spec(of)], thread_count())
+            let started = Peers::start(python, PEERS, &[file.display().to_string(), bench.spec(of)], thread_count());
+            // Who has said hello has read it.
+            let _ = std::fs::remove_file(&file);
+            started
         }
     };
     let theirs: Option<Vec<f64>> = peers.as_mut().and_then(|peers| serde_json::from_str(&peers.tell("losses")?).ok());
@@ -308,6 +301,7 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
     }
     let others = others.map(|turns| (!turns.is_empty()).then(|| median(turns)));
     let [inversion, distillation, stored] = turns.map(median);
+    let gflop_of = bench.gflop();
     let mut found = Vec::new();
     for (work, seconds, peer) in [
         (Work::Inversion, inversion, others[0]),
@@ -317,7 +311,7 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
         let before = shim::allocated_bytes()?;
         bench.work(work)?;
         let allocated = (shim::allocated_bytes()? - before) as f64 / Bench::steps_in(work);
-        let gflop = bench.gflop(work);
+        let gflop = gflop_of(work);
         found.push(StepTimes {
             work,
             ms: 1e3 * seconds,
@@ -329,8 +323,6 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
             ratio: peer.map(|peer| peer / seconds),
         });
     }
-    drop(peers);
-    let _ = std::fs::remove_dir_all(&folder);
     let report = StepReport {
         teacher: of.teacher.name(),
         student: of.student.name(),

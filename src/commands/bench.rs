@@ -2,7 +2,7 @@
 
 use crate::bench::{Balance, DrawTimes, Measured, SIZES, StepSettings, Work, balance, draw_times, sampler, sampler_peers, steps};
 use crate::cli::{BenchAction, BenchReplayArgs, BenchStepArgs};
-use crate::config::{ReduceRule, load};
+use crate::config::ReduceRule;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -89,10 +89,7 @@ fn step(args: &BenchStepArgs) -> Result<()> {
         return Err(Error::refused(format!("--batch {} is too small for batch statistics", args.batch)).with_hint("give 2 or more"));
     }
     set_threads(args.threads, Launch::join()?.local())?;
-    let names = [("teacher.model", &args.teacher), ("student.model", &args.student), ("dataset", &args.dataset)];
-    let config = load(&[], &names.map(|(key, name)| format!("{key}={name}")))?.config;
-    let (teacher, student) = (config.teacher.model, config.student.model);
-    let settings = StepSettings { teacher, student, dataset: config.dataset, batch: args.batch };
+    let settings = StepSettings { teacher: args.teacher, student: args.student, dataset: args.dataset, batch: args.batch };
     let (report, notes) = steps(settings, args.against.as_deref())?;
     notes.iter().for_each(|note| eprintln!("{note}"));
     if args.json {

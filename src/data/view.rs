@@ -22,6 +22,12 @@ impl View {
         if view == 0 { Self::default() } else { Self::draw(&Key::global(seed, Purpose::StoredView, id), view, shift, true) }
     }
 
+    /// Down, right, flip of each view: i64 `[n, 3]`.
+    pub fn table(views: &[Self]) -> Tensor {
+        let numbers: Vec<i64> = views.iter().flat_map(|v| [v.down, v.right, i64::from(v.flip)]).collect();
+        Tensor::from_slice(&numbers).view([-1, 3])
+    }
+
     /// View number `index` of a stream: every offset in ±`shift` equally likely, flips (if `flip`) one half.
     ///
     /// With `shift` = 4 these are the 81 crops of a 32×32 image padded by 4 (torchvision's RandomCrop with padding 4).

@@ -72,12 +72,11 @@ pub struct Rows {
 impl Rows {
     /// By name, for a look at them from outside. `views` are down, right, flip.
     pub fn tensors(&self) -> Vec<(&'static str, Tensor)> {
-        let views: Vec<i64> = self.views.iter().flat_map(|v| [v.down, v.right, i64::from(v.flip)]).collect();
         let mut tensors = vec![
             ("images", self.images_bchw.shallow_clone()),
             ("ids", self.ids_b.shallow_clone()),
             ("weights", self.weights_b.shallow_clone()),
-            ("views", Tensor::from_slice(&views).view([-1, 3])),
+            ("views", View::table(&self.views)),
         ];
         if let Target::Logits(target) | Target::Labels(target) = &self.target {
             tensors.push(("targets", target.shallow_clone()));
