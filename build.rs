@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/nn/shim.cpp");
+    const SOURCES: [&str; 2] = ["src/nn/shim.cpp", "src/nn/winograd.cpp"];
+    for path in SOURCES.into_iter().chain(["src/nn/shim.h"]) {
+        println!("cargo:rerun-if-changed={path}");
+    }
     let lib = PathBuf::from(std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's lib folder"));
     let include = lib.parent().expect("lib lies in libtorch's folder").join("include");
     cc::Build::new()
@@ -11,14 +14,17 @@ fn main() {
         .std("c++17")
         .opt_level(3)
         .warnings(false)
+        // at::parallel_for is a header; without OpenMP it is a plain loop.
+        .flag("-fopenmp")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("src/nn/shim.cpp")
+        .files(SOURCES)
         .compile("ssdkd_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+    println!("cargo:rustc-link-lib=gomp");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=SSDKD_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rerun-if-changed=.git/logs/HEAD");

@@ -3,6 +3,7 @@
 use super::count::computed;
 use super::shim;
 use super::state::{Init, Role, Scope, Slot, State};
+use super::winograd;
 use tch::{Device, Kind, Tensor};
 
 /// PyTorch's batch-norm constants, the same in every network here.
@@ -149,9 +150,13 @@ impl Conv2d {
 
     /// `x_bchw` → `[b, output, h/stride, w/stride]`.
     pub fn forward(&self, state: &State, x_bchw: &Tensor) -> Tensor {
-        let bias = self.bias.map(|slot| state.at(slot));
-        let y = x_bchw.conv2d(state.at(self.weight), bias, self.stride, self.padding, 1i64, 1);
-        computed(&y, state.at(self.weight));
+        let (weight, bias) = (state.at(self.weight), self.bias.map(|slot| state.at(slot)));
+        let y = if winograd::pays(x_bchw, weight, self.stride) {
+            winograd::convolve(x_bchw, weight, bias).expect("shapes were checked when the network was declared")
+        } else {
+            x_bchw.conv2d(weight, bias, self.stride, self.padding, 1i64, 1)
+        };
+        computed(&y, weight);
         y
     }
 

@@ -9,6 +9,7 @@ pub mod shim;
 mod state;
 mod stateful;
 pub mod weights;
+mod winograd;
 
 pub use count::multiplications;
 pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass};

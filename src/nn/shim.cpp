@@ -4,22 +4,21 @@
 // The fused operators work on channels-last f32 CPU tensors, seen as `rows x channels` matrices. Partial sums run over
 // fixed blocks of rows in f32 and are added block by block in f64, so a result does not depend on the number of threads.
 
-#include <ATen/ATen.h>
+#include "shim.h"
+
 #include <ATen/Context.h>
-#include <ATen/Parallel.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
 
 #include <c10/core/CPUAllocator.h>
 
 #include <atomic>
-#include <cstring>
 #include <vector>
 
 namespace {
 
 using at::Tensor;
+using ssdkd::channels_last;
+using ssdkd::guarded;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -169,7 +168,6 @@ Tensor vector_of(const double* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(values[i]);
   return out;
 }
-Tensor channels_last(const Tensor& t) { return t.contiguous(at::MemoryFormat::ChannelsLast); }
 
 // y = activation(a x + b) with constant a, b; also the mean and biased variance of x per channel.
 struct FrozenBatchNorm : public torch::autograd::Function<FrozenBatchNorm> {
@@ -311,18 +309,6 @@ struct CountingAllocator final : public c10::Allocator {
   c10::DeleterFnPtr raw_deleter() const override { return inner->raw_deleter(); }
   void copy_data(void* to, const void* from, std::size_t size) const override { default_copy_data(to, from, size); }
 };
-
-template <typename F>
-char* guarded(const F& body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& e) {
-    return strdup(e.what_without_backtrace());
-  } catch (const std::exception& e) {
-    return strdup(e.what());
-  }
-}
 
 }  // namespace
 

@@ -53,7 +53,7 @@ unsafe extern "C" {
     fn ssdkd_torch_version(output: *mut *mut c_char) -> *mut c_char;
 }
 
-fn check(during: &'static str, error: *mut c_char) -> Result<()> {
+pub(super) fn check(during: &'static str, error: *mut c_char) -> Result<()> {
     if error.is_null() {
         return Ok(());
     }
@@ -67,13 +67,13 @@ fn check(during: &'static str, error: *mut c_char) -> Result<()> {
 }
 
 /// A tensor the shim made with `new at::Tensor`.
-fn adopt(pointer: *mut C_tensor) -> Tensor {
+pub(super) fn adopt(pointer: *mut C_tensor) -> Tensor {
     // SAFETY: the pointer is a fresh at::Tensor that nobody else owns; tch frees it with `delete`.
     unsafe { Tensor::from_ptr(pointer) }
 }
 
 /// Pointer for reading; the shim copies the at::Tensor handle and never frees it.
-fn raw(tensor: &Tensor) -> *mut C_tensor {
+pub(super) fn raw(tensor: &Tensor) -> *mut C_tensor {
     tensor.as_ptr() as *mut C_tensor
 }
 
