@@ -1,6 +1,6 @@
 //! Arguments as typed. No logic.
 
-use crate::config::{DatasetName, ModelName};
+use crate::config::{DatasetName, ModelName, Precision};
 use crate::predict::MAX_CLASSES;
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -213,6 +213,9 @@ pub struct BenchStepArgs {
     /// Threads; left out: OMP_NUM_THREADS, else all cores.
     #[arg(long, value_name = "T")]
     pub threads: Option<usize>,
+    /// What our convolutions and batch-norm compute with; plain PyTorch stays f32.
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub dtype: Precision,
     /// Measure plain PyTorch too, in turns with ours, in this Python.
     #[arg(long, value_name = "PYTHON")]
     pub against: Option<PathBuf>,
@@ -246,6 +249,16 @@ fn architecture() -> String {
 }
 
 impl ValueEnum for ModelName {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
+}
+
+impl ValueEnum for Precision {
     fn value_variants<'a>() -> &'a [Self] {
         &Self::ALL
     }

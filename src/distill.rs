@@ -43,6 +43,12 @@ impl Student {
         Ok(Self { frozen: state.frozen(), network, state, sgd, base_statistics })
     }
 
+    /// Activations are `precision` from now on, in training and in other passes.
+    pub fn compute_in(&mut self, precision: config::Precision) {
+        self.state.compute_in(precision);
+        self.frozen.compute_in(precision);
+    }
+
     /// The network and its weights without gradients: for evaluation and for the inversion loop.
     pub fn frozen(&self) -> (&dyn Network, &State) {
         (&*self.network, &self.frozen)

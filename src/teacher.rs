@@ -1,6 +1,6 @@
 //! The frozen teacher: what is left of a data set.
 
-use crate::config::ModelName;
+use crate::config::{ModelName, Precision};
 use crate::error::{Error, Result};
 use crate::losses::{StatisticsAverage, statistics_gap};
 use crate::models::{self, Network, Output, Shape};
@@ -41,6 +41,11 @@ impl Teacher {
     /// Refused by methods that compare batch-norm statistics, if there are none.
     pub fn needs_batch_norm(&self, path: &Path) -> Result<()> {
         if self.running.is_empty() { Err(no_batch_norm(path, "the method inverts their statistics")) } else { Ok(()) }
+    }
+
+    /// Activations are `precision` from now on.
+    pub fn compute_in(&mut self, precision: Precision) {
+        self.state.compute_in(precision);
     }
 
     /// Network and weights.

@@ -1,7 +1,7 @@
 //! One step of inversion and one of distillation: time, arithmetic and memory, beside the same in plain PyTorch.
 
 use super::{Peers, median};
-use crate::config::{self, DatasetName, ModelName};
+use crate::config::{self, DatasetName, ModelName, Precision};
 use crate::data::{self, Facts, Normalise, View, to_bytes, to_unit};
 use crate::distill::{Criterion, Student, backward};
 use crate::error::{Error, Result};
@@ -9,7 +9,7 @@ use crate::inversion::{Call, MetaGenerator, Networks, Settings, descend};
 use crate::layout::LogicalRank;
 use crate::losses::StatisticsAverage;
 use crate::models::{self, Network, Shape};
-use crate::nn::{Pass, State, multiplications, shim, weights};
+use crate::nn::{Pass, State, check_precision, multiplications, shim, weights};
 use crate::parallel::thread_count;
 use crate::replay::{Rows, Target};
 use crate::rng::{Key, Purpose};
@@ -43,6 +43,8 @@ pub struct StepSettings {
     pub dataset: DatasetName,
     /// Images of a step.
     pub batch: usize,
+    /// What our convolutions and batch-norm compute with.
+    pub dtype: Precision,
 }
 
 /// Kinds of steps.
@@ -98,7 +100,7 @@ pub struct StepReport {
     pub batch: usize,
     /// Threads of libtorch, ours and the peer's.
     pub threads: usize,
-    /// Element type.
+    /// What our convolutions and batch-norm compute with; the peer's are f32.
     pub dtype: &'static str,
     /// Each kind of step.
     pub steps: Vec<StepTimes>,
@@ -128,6 +130,7 @@ fn normals(index: u64, shape: &[i64]) -> Tensor {
 
 impl Bench {
     fn new(of: StepSettings) -> Result<Self> {
+        check_precision("--dtype", of.dtype, Device::Cpu)?;
         let facts = data::facts(of.dataset);
         let shape = Shape { channels: facts.channels, classes: facts.classes };
         let network = |name, purpose| {
@@ -137,9 +140,12 @@ impl Bench {
         };
         let (teacher, teacher_state) = network(of.teacher, Purpose::StudentInit);
         let (student, student_state) = network(of.student, Purpose::GeneratorInit);
-        let teacher = Teacher::new(teacher, teacher_state);
+        let (mut teacher, mut student) = (Teacher::new(teacher, teacher_state), Student::new(student, student_state, 0.9, 1e-4)?);
         let inversion = config::Inversion { steps: STEPS, batch_size: of.batch, statistics_momentum: 0.0, ..Default::default() };
-        let generator = MetaGenerator::new(&config::Generator::default(), &inversion, &facts, SEED, Device::Cpu)?;
+        let mut generator = MetaGenerator::new(&config::Generator::default(), &inversion, &facts, SEED, Device::Cpu)?;
+        teacher.compute_in(of.dtype);
+        student.compute_in(of.dtype);
+        generator.compute_in(of.dtype);
         let normalise = Normalise::new(&facts, Device::Cpu);
         let [h, w] = facts.size;
         let images_bchw = to_bytes(&normals(0, &[of.batch as i64, facts.channels, h, w]).sigmoid());
@@ -163,7 +169,7 @@ impl Bench {
         };
         Ok(Self {
             average: StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu),
-            student: Student::new(student, student_state, 0.9, 1e-4)?,
+            student,
             settings,
             facts,
             normalise,
@@ -328,7 +334,7 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
         student: of.student.name(),
         batch: of.batch,
         threads: thread_count(),
-        dtype: "f32",
+        dtype: of.dtype.name(),
         steps: found,
         peaks: peaks(),
         loss_difference,

@@ -89,7 +89,8 @@ fn step(args: &BenchStepArgs) -> Result<()> {
         return Err(Error::refused(format!("--batch {} is too small for batch statistics", args.batch)).with_hint("give 2 or more"));
     }
     set_threads(args.threads, Launch::join()?.local())?;
-    let settings = StepSettings { teacher: args.teacher, student: args.student, dataset: args.dataset, batch: args.batch };
+    let BenchStepArgs { teacher, student, dataset, batch, dtype, .. } = *args;
+    let settings = StepSettings { teacher, student, dataset, batch, dtype };
     let (report, notes) = steps(settings, args.against.as_deref())?;
     notes.iter().for_each(|note| eprintln!("{note}"));
     if args.json {

@@ -158,7 +158,7 @@ fn hash(identity: &BTreeMap<String, String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DeviceName, Parallel};
+    use crate::config::{DeviceName, Parallel, Precision};
 
     fn plan_of(job: Job, change: &dyn Fn(&mut Config)) -> Plan {
         let mut config = Config::default();
@@ -200,6 +200,7 @@ mod tests {
         ("data.allow_partial", &|c| c.data.allow_partial = true),
         ("student.momentum", &|c| c.student.momentum = 0.5),
         ("train.eval_every_rounds", &|c| c.train.eval_every_rounds = 7),
+        ("train.precision", &|c| c.train.precision = Precision::Bf16),
         ("parallel.logical_ranks", &|c| c.parallel.logical_ranks = Some(8)),
     ];
 

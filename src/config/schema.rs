@@ -373,6 +373,31 @@ pub struct Train {
     pub picture_every_rounds: u64,
     /// Stop after so many steps in a row with a NaN or infinite gradient.
     pub max_nonfinite_steps: u32,
+    /// What convolutions and batch-norm compute with; weights, statistics, losses and optimisers are f32 always.
+    pub precision: Precision,
+}
+
+/// Element types of activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// bfloat16: half the memory traffic, 8 bits of mantissa.
+    Bf16,
+}
+
+impl Precision {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// As written in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// `teach.*`
@@ -578,7 +603,14 @@ impl Default for Distill {
 
 impl Default for Train {
     fn default() -> Self {
-        Self { rounds: 220, warmup_rounds: 20, eval_every_rounds: 1, picture_every_rounds: 20, max_nonfinite_steps: 20 }
+        Self {
+            rounds: 220,
+            warmup_rounds: 20,
+            eval_every_rounds: 1,
+            picture_every_rounds: 20,
+            max_nonfinite_steps: 20,
+            precision: Precision::F32,
+        }
     }
 }
 

@@ -121,6 +121,12 @@ impl MetaGenerator {
         Ok(Self { meta: adam(), inner: adam(), network, state, working })
     }
 
+    /// Activations are `precision` from now on; images stay f32.
+    pub fn compute_in(&mut self, precision: config::Precision) {
+        self.state.compute_in(precision);
+        self.working.compute_in(precision);
+    }
+
     /// One meta step: first-order MAML, the inner gradients summed over the inner steps and averaged over the logical ranks
     /// (zju-vipa/Fast-Datafree `fast_meta.py`, whose learning rate `inversion.lr_meta` = 0 stands for).
     pub fn apply(&mut self, meta_gradient_sum: &Tensor, logical_ranks: usize, settings: &config::Inversion) -> Result<()> {

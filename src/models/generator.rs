@@ -2,7 +2,7 @@
 
 use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Linear, Pass, Scope, Slot, State};
 use std::rc::Rc;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Negative slope of the leaky ReLUs.
 const SLOPE: f64 = 0.2;
@@ -67,7 +67,7 @@ impl Generator {
         let x = self.bn3.forward(state, &x, pass, Activation::Leaky(SLOPE));
         let x = self.conv6.forward_upsampled(state, &x);
         let x = self.bn7.forward(state, &x, pass, Activation::Leaky(SLOPE));
-        self.conv9.forward(state, &x).sigmoid()
+        self.conv9.forward(state, &x).to_kind(Kind::Float).sigmoid()
     }
 
     /// Its state_dict.
@@ -117,7 +117,7 @@ impl DeepGenerator {
             let y = if i == 0 { conv.forward(state, &x) } else { conv.forward_upsampled(state, &x) };
             x = norm.forward(state, &y, pass, Activation::Leaky(SLOPE));
         }
-        self.last.forward(state, &x).sigmoid()
+        self.last.forward(state, &x).to_kind(Kind::Float).sigmoid()
     }
 
     /// Its state_dict.

@@ -2,7 +2,7 @@
 //! zju-vipa/Fast-Datafree `classifiers/resnet.py`).
 
 use super::{Network, Output, Shape};
-use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Linear, Pass, Scope, State};
+use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Linear, Pass, Scope, State, pooled};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -73,7 +73,7 @@ impl Network for ResNet {
     fn forward(&self, state: &State, images_bchw: &Tensor, pass: &mut Pass) -> Output {
         let stem = self.bn1.forward(state, &self.conv1.forward(state, images_bchw), pass, Activation::Relu);
         let x = self.blocks.iter().fold(stem, |x, block| block.forward(state, &x, pass));
-        let features_bd = x.adaptive_avg_pool2d([1, 1]).flatten(1, -1);
+        let features_bd = pooled(&x);
         Output { logits: self.linear.forward(state, &features_bd), features_bd }
     }
 

@@ -2,7 +2,7 @@
 //! `classifiers/vgg.py`).
 
 use super::{Network, Output, Shape};
-use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Init, Linear, Pass, Scope, State};
+use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Init, Linear, Pass, Scope, State, pooled};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -50,7 +50,7 @@ impl Network for Vgg11 {
                 x = x.max_pool2d([2i64, 2], [2i64, 2], [0i64, 0], [1i64, 1], false);
             }
         }
-        let features_bd = x.adaptive_avg_pool2d([1, 1]).flatten(1, -1);
+        let features_bd = pooled(&x);
         Output { logits: self.classifier.forward(state, &features_bd), features_bd }
     }
 

@@ -2,7 +2,7 @@
 //! `classifiers/wresnet.py`).
 
 use super::{Network, Output, Shape};
-use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Init, Linear, Pass, Scope, State};
+use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Init, Linear, Pass, Scope, State, pooled};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -74,7 +74,7 @@ impl Network for WideResNet {
         let stem = self.conv1.forward(state, images_bchw);
         let x = self.blocks.iter().fold(stem, |x, block| block.forward(state, &x, pass));
         let x = self.bn1.forward(state, &x, pass, Activation::Relu);
-        let features_bd = x.adaptive_avg_pool2d([1, 1]).flatten(1, -1);
+        let features_bd = pooled(&x);
         Output { logits: self.fc.forward(state, &features_bd), features_bd }
     }
 

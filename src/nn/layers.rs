@@ -150,13 +150,14 @@ impl Conv2d {
 
     /// `x_bchw` → `[b, output, h/stride, w/stride]`.
     pub fn forward(&self, state: &State, x_bchw: &Tensor) -> Tensor {
-        let (weight, bias) = (state.at(self.weight), self.bias.map(|slot| state.at(slot)));
-        let y = if winograd::pays(x_bchw, weight, self.stride) {
-            winograd::convolve(x_bchw, weight, bias).expect("shapes were checked when the network was declared")
+        let [x_bchw, weight] = [x_bchw, state.at(self.weight)].map(|t| t.to_kind(state.activations()));
+        let bias = self.bias(state);
+        let y = if winograd::pays(&x_bchw, &weight, self.stride) {
+            winograd::convolve(&x_bchw, &weight, bias.as_ref()).expect("shapes were checked when the network was declared")
         } else {
-            x_bchw.conv2d(weight, bias, self.stride, self.padding, 1i64, 1)
+            x_bchw.conv2d(&weight, bias, self.stride, self.padding, 1i64, 1)
         };
-        computed(&y, weight);
+        computed(&y, &weight);
         y
     }
 
@@ -168,10 +169,14 @@ impl Conv2d {
         let weight = state.at(self.weight);
         let spread = Tensor::from_slice(&[0f32, 0., 1., 0., 1., 1., 1., 1., 0., 1., 0., 0.]).view([4, 3]).to_device(weight.device());
         let kernel = spread.matmul(weight).matmul(&spread.transpose(0, 1)).transpose(0, 1);
-        let bias = self.bias.map(|slot| state.at(slot));
-        let y = x_bchw.conv_transpose2d(&kernel, bias, 2i64, 1i64, 0i64, 1, 1i64);
+        let [x_bchw, kernel] = [x_bchw, &kernel].map(|t| t.to_kind(state.activations()));
+        let y = x_bchw.conv_transpose2d(&kernel, self.bias(state), 2i64, 1i64, 0i64, 1, 1i64);
         computed(&y, weight);
         y
+    }
+
+    fn bias(&self, state: &State) -> Option<Tensor> {
+        self.bias.map(|slot| state.at(slot).to_kind(state.activations()))
     }
 }
 
@@ -193,9 +198,9 @@ impl Linear {
         }
     }
 
-    /// `[b, input]` → `[b, output]`.
+    /// `[b, input]` → `[b, output]`, f32 whatever the activations are.
     pub fn forward(&self, state: &State, x: &Tensor) -> Tensor {
-        let y = x.linear(state.at(self.weight), Some(state.at(self.bias)));
+        let y = x.to_kind(Kind::Float).linear(state.at(self.weight), Some(state.at(self.bias)));
         computed(&y, state.at(self.weight));
         y
     }
@@ -204,6 +209,11 @@ impl Linear {
     pub fn slots(&self) -> (Slot, Slot) {
         (self.weight, self.bias)
     }
+}
+
+/// Mean over the map: `[b, c, h, w]` → `[b, c]`, f32.
+pub fn pooled(x_bchw: &Tensor) -> Tensor {
+    x_bchw.to_kind(Kind::Float).adaptive_avg_pool2d([1, 1]).flatten(1, -1)
 }
 
 /// Batch normalisation over (b, h, w), with the activation that follows it.
@@ -234,7 +244,7 @@ impl BatchNorm2d {
 
     /// `activation(batch_norm(x_bchw))`, recording the statistics of `x_bchw` when the pass asks for them.
     pub fn forward(&self, state: &State, x_bchw: &Tensor, pass: &mut Pass, activation: Activation) -> Tensor {
-        let fused = x_bchw.device() == Device::Cpu && x_bchw.kind() == Kind::Float;
+        let fused = x_bchw.device() == Device::Cpu && matches!(x_bchw.kind(), Kind::Float | Kind::BFloat16);
         if pass.train { self.by_batch(state, x_bchw, activation, fused) } else { self.by_running(state, x_bchw, pass, activation, fused) }
     }
 
@@ -261,7 +271,7 @@ impl BatchNorm2d {
             return y;
         }
         if tapped {
-            let (variance_f, mean_f) = x_bchw.var_mean_dim([0i64, 2, 3].as_slice(), false, false);
+            let (variance_f, mean_f) = x_bchw.to_kind(Kind::Float).var_mean_dim([0i64, 2, 3].as_slice(), false, false);
             pass.record(self.index, InputStatistics { mean_f, variance_f });
         }
         activation.apply(x_bchw.batch_norm(Some(weight), Some(bias), Some(mean), Some(var), false, MOMENTUM, EPS, true))

@@ -4,6 +4,7 @@ mod count;
 mod layers;
 mod optim;
 pub mod pickle;
+mod precision;
 mod room;
 pub mod shim;
 mod state;
@@ -12,8 +13,9 @@ pub mod weights;
 mod winograd;
 
 pub use count::multiplications;
-pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass};
+pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass, pooled};
 pub use optim::{Adam, Sgd, cosine};
+pub use precision::{check_precision, cpu_has_bf16};
 pub use room::room_for;
 pub use state::{Blueprint, Entry, Init, Role, Scope, Slot, State};
 pub use stateful::{Entries, Stateful};

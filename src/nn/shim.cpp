@@ -1,8 +1,9 @@
 // What tch does not bind, and the fused batch-norm passes. Every entry point returns null, or an error text that the
 // caller frees with ssdkd_free.
 //
-// The fused operators work on channels-last f32 CPU tensors, seen as `rows x channels` matrices. Partial sums run over
-// fixed blocks of rows in f32 and are added block by block in f64, so a result does not depend on the number of threads.
+// The fused operators work on channels-last f32 or bf16 CPU tensors, seen as `rows x channels` matrices; bf16 is converted in
+// registers. Partial sums run over fixed blocks of rows in f32 and are added block by block in f64, so a result does not depend on
+// the number of threads.
 
 #include "shim.h"
 
@@ -31,10 +32,20 @@ constexpr int64_t kBlockRows = 256;
 #endif
 
 typedef float Lane __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
 constexpr int kLane = 8;
 
 inline __attribute__((always_inline)) Lane load(const float* p) { return *reinterpret_cast<const Lane*>(p); }
 inline __attribute__((always_inline)) void store(float* p, Lane v) { *reinterpret_cast<Lane*>(p) = v; }
+// bf16 is the upper half of an f32; rounded to nearest, ties to even. The NaN that arithmetic gives stays one.
+inline __attribute__((always_inline)) Lane load(const at::BFloat16* p) {
+  return (Lane)(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), Bits) << 16);
+}
+inline __attribute__((always_inline)) void store(at::BFloat16* p, Lane v) {
+  const Bits bits = (Bits)v;
+  *reinterpret_cast<Halves*>(p) = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
+}
 
 // Per-channel constants that the loops need, padded so that a whole lane may always be read.
 struct Channels {
@@ -49,17 +60,19 @@ struct Channels {
 #define FOR_LANES(c, width, channels) \
   for (int64_t c = 0, width = 0; width = std::min<int64_t>(kLane, (channels) - c), c < (channels); c += kLane)
 
-inline __attribute__((always_inline)) Lane load_some(const float* p, int64_t width) {
+template <typename T>
+inline __attribute__((always_inline)) Lane load_some(const T* p, int64_t width) {
   if (width == kLane) return load(p);
-  float staged[kLane] = {};
-  std::memcpy(staged, p, width * sizeof(float));
+  T staged[kLane] = {};
+  std::memcpy(staged, p, width * sizeof(T));
   return load(staged);
 }
-inline __attribute__((always_inline)) void store_some(float* p, Lane v, int64_t width) {
+template <typename T>
+inline __attribute__((always_inline)) void store_some(T* p, Lane v, int64_t width) {
   if (width == kLane) return store(p, v);
-  float staged[kLane];
+  T staged[kLane];
   store(staged, v);
-  std::memcpy(p, staged, width * sizeof(float));
+  std::memcpy(p, staged, width * sizeof(T));
 }
 
 // activation(v) = max(v, slope * v): identity for slope 1, ReLU for 0, leaky ReLU in between.
@@ -70,7 +83,8 @@ inline __attribute__((always_inline)) Lane activate(Lane v, float slope) {
 inline __attribute__((always_inline)) Lane gate(Lane v, Lane g, float slope) { return v > 0.f ? g : g * slope; }
 
 // sums[0..C) = sum of (x - centre), sums[C..2C) = sum of (x - centre)^2 over the rows of one block.
-MULTIVERSIONED void block_moments(const float* x, int64_t rows, int64_t channels, const float* centre, float* sums) {
+template <typename T>
+MULTIVERSIONED void block_moments(const T* x, int64_t rows, int64_t channels, const float* centre, float* sums) {
   FOR_LANES(c, width, channels) {
     const Lane m = load(centre + c);
     Lane s1 = {}, s2 = {};
@@ -85,7 +99,8 @@ MULTIVERSIONED void block_moments(const float* x, int64_t rows, int64_t channels
 }
 
 // y = activation(a x + b).
-MULTIVERSIONED void block_affine(const float* x, float* y, int64_t rows, int64_t channels, const float* a, const float* b, float slope) {
+template <typename T>
+MULTIVERSIONED void block_affine(const T* x, T* y, int64_t rows, int64_t channels, const float* a, const float* b, float slope) {
   FOR_LANES(c, width, channels) {
     const Lane scale = load(a + c), shift = load(b + c);
     for (int64_t r = 0; r < rows; ++r)
@@ -94,7 +109,8 @@ MULTIVERSIONED void block_affine(const float* x, float* y, int64_t rows, int64_t
 }
 
 // Both of the above while the block is read once.
-MULTIVERSIONED void block_affine_moments(const float* x, float* y, int64_t rows, int64_t channels, const float* a, const float* b,
+template <typename T>
+MULTIVERSIONED void block_affine_moments(const T* x, T* y, int64_t rows, int64_t channels, const float* a, const float* b,
                                          float slope, const float* centre, float* sums) {
   FOR_LANES(c, width, channels) {
     const Lane scale = load(a + c), shift = load(b + c), m = load(centre + c);
@@ -111,7 +127,8 @@ MULTIVERSIONED void block_affine_moments(const float* x, float* y, int64_t rows,
 }
 
 // gx = a * gy * activation'(a x + b) + p + q * (x - m), the gradient through a frozen batch-norm and its input statistics.
-MULTIVERSIONED void block_frozen_backward(const float* x, const float* gy, float* gx, int64_t rows, int64_t channels, const float* a,
+template <typename T>
+MULTIVERSIONED void block_frozen_backward(const T* x, const T* gy, T* gx, int64_t rows, int64_t channels, const float* a,
                                           const float* b, float slope, const float* p, const float* q, const float* m) {
   FOR_LANES(c, width, channels) {
     const Lane scale = load(a + c), shift = load(b + c), pc = load(p + c), qc = load(q + c), mc = load(m + c);
@@ -124,7 +141,8 @@ MULTIVERSIONED void block_frozen_backward(const float* x, const float* gy, float
 }
 
 // sums[0..C) = sum of g, sums[C..2C) = sum of g (x - m) with g the gradient before the activation.
-MULTIVERSIONED void block_gradient_moments(const float* x, const float* gy, int64_t rows, int64_t channels, const float* a, const float* b,
+template <typename T>
+MULTIVERSIONED void block_gradient_moments(const T* x, const T* gy, int64_t rows, int64_t channels, const float* a, const float* b,
                                            float slope, const float* m, float* sums) {
   FOR_LANES(c, width, channels) {
     const Lane scale = load(a + c), shift = load(b + c), mc = load(m + c);
@@ -161,12 +179,39 @@ struct Rows {
   }
 };
 
+// Calls `body` with a value of the tensor's element type.
+template <typename F>
+void by_type(const Tensor& t, const F& body) {
+  if (t.scalar_type() == at::kBFloat16) body(at::BFloat16());
+  else body(0.f);
+}
+
 void copy_to(float* out, const Tensor& t) { std::memcpy(out, t.data_ptr<float>(), t.numel() * sizeof(float)); }
 Tensor vector_of(const double* values, int64_t count) {
   Tensor out = at::empty({count}, at::kFloat);
   float* to = out.data_ptr<float>();
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(values[i]);
   return out;
+}
+
+// y = activation(k0 x + k1).
+void affine(const Rows& rows, const Tensor& x, const Tensor& y, const Channels& k, float slope) {
+  by_type(x, [&](auto type) {
+    const auto* from = x.data_ptr<decltype(type)>();
+    auto* to = y.data_ptr<decltype(type)>();
+    rows.each_block([&](int64_t, int64_t at, int64_t n) { block_affine(from + at, to + at, n, rows.channels, k[0], k[1], slope); });
+  });
+}
+
+// gx from gy, with the constants of block_frozen_backward.
+void to_input(const Rows& rows, const Tensor& x, const Tensor& gy, const Tensor& gx, const Channels& k, float slope) {
+  by_type(x, [&](auto type) {
+    const auto *xs = x.data_ptr<decltype(type)>(), *gs = gy.data_ptr<decltype(type)>();
+    auto* to = gx.data_ptr<decltype(type)>();
+    rows.each_block([&](int64_t, int64_t at, int64_t n) {
+      block_frozen_backward(xs + at, gs + at, to + at, n, rows.channels, k[0], k[1], slope, k[2], k[3], k[4]);
+    });
+  });
 }
 
 // y = activation(a x + b) with constant a, b; also the mean and biased variance of x per channel.
@@ -178,18 +223,21 @@ struct FrozenBatchNorm : public torch::autograd::Function<FrozenBatchNorm> {
     Channels k(rows.channels, 3);
     copy_to(k[0], a), copy_to(k[1], b), copy_to(k[2], centre);
     Tensor y = at::empty_like(x);
-    const float *from = x.data_ptr<float>(), s = static_cast<float>(slope);
-    float* to = y.data_ptr<float>();
+    const float s = static_cast<float>(slope);
     ctx->set_materialize_grads(false);
     ctx->saved_data["slope"] = slope;
     if (!statistics) {
-      rows.each_block([&](int64_t, int64_t at, int64_t n) { block_affine(from + at, to + at, n, rows.channels, k[0], k[1], s); });
+      affine(rows, x, y, k, s);
       ctx->save_for_backward({x, a, b});
       return {y};
     }
     std::vector<float> partial(rows.blocks * 2 * rows.channels);
-    rows.each_block([&](int64_t block, int64_t at, int64_t n) {
-      block_affine_moments(from + at, to + at, n, rows.channels, k[0], k[1], s, k[2], partial.data() + block * 2 * rows.channels);
+    by_type(x, [&](auto type) {
+      const auto* from = x.data_ptr<decltype(type)>();
+      auto* to = y.data_ptr<decltype(type)>();
+      rows.each_block([&](int64_t block, int64_t at, int64_t n) {
+        block_affine_moments(from + at, to + at, n, rows.channels, k[0], k[1], s, k[2], partial.data() + block * 2 * rows.channels);
+      });
     });
     std::vector<double> sums = rows.total(partial);
     for (int64_t c = 0; c < rows.channels; ++c) {
@@ -217,12 +265,7 @@ struct FrozenBatchNorm : public torch::autograd::Function<FrozenBatchNorm> {
     }
     const Tensor gy = grads[0].defined() ? channels_last(grads[0]) : at::zeros_like(x);
     Tensor gx = at::empty_like(x);
-    const float *xs = x.data_ptr<float>(), *gs = gy.data_ptr<float>();
-    float* to = gx.data_ptr<float>();
-    const float slope = static_cast<float>(ctx->saved_data["slope"].toDouble());
-    rows.each_block([&](int64_t, int64_t at, int64_t n) {
-      block_frozen_backward(xs + at, gs + at, to + at, n, rows.channels, k[0], k[1], slope, k[2], k[3], k[4]);
-    });
+    to_input(rows, x, gy, gx, k, static_cast<float>(ctx->saved_data["slope"].toDouble()));
     return {gx, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -237,10 +280,12 @@ struct TrainedBatchNorm : public torch::autograd::Function<TrainedBatchNorm> {
     Channels k(channels, 3);
     float *means = running_mean.data_ptr<float>(), *vars = running_var.data_ptr<float>();
     std::memcpy(k[2], means, channels * sizeof(float));
-    const float *from = x.data_ptr<float>(), s = static_cast<float>(slope);
     std::vector<float> partial(rows.blocks * 2 * channels);
-    rows.each_block([&](int64_t block, int64_t at, int64_t n) {
-      block_moments(from + at, n, channels, k[2], partial.data() + block * 2 * channels);
+    by_type(x, [&](auto type) {
+      const auto* from = x.data_ptr<decltype(type)>();
+      rows.each_block([&](int64_t block, int64_t at, int64_t n) {
+        block_moments(from + at, n, channels, k[2], partial.data() + block * 2 * channels);
+      });
     });
     std::vector<double> sums = rows.total(partial), inverse(channels);
     const float *gamma = weight.data_ptr<float>(), *beta = bias.data_ptr<float>();
@@ -256,8 +301,7 @@ struct TrainedBatchNorm : public torch::autograd::Function<TrainedBatchNorm> {
       vars[c] = static_cast<float>((1.0 - momentum) * vars[c] + momentum * unbiased);
     }
     Tensor y = at::empty_like(x);
-    float* to = y.data_ptr<float>();
-    rows.each_block([&](int64_t, int64_t at, int64_t n) { block_affine(from + at, to + at, n, channels, k[0], k[1], s); });
+    affine(rows, x, y, k, static_cast<float>(slope));
     Tensor a = at::empty({channels}, at::kFloat), b = at::empty({channels}, at::kFloat);
     std::memcpy(a.data_ptr<float>(), k[0], channels * sizeof(float));
     std::memcpy(b.data_ptr<float>(), k[1], channels * sizeof(float));
@@ -274,10 +318,13 @@ struct TrainedBatchNorm : public torch::autograd::Function<TrainedBatchNorm> {
     const float slope = static_cast<float>(ctx->saved_data["slope"].toDouble());
     Channels k(channels, 5);
     copy_to(k[0], saved[1]), copy_to(k[1], saved[2]), copy_to(k[4], saved[3]);
-    const float *xs = x.data_ptr<float>(), *gs = gy.data_ptr<float>(), *inverse = saved[4].data_ptr<float>();
+    const float* inverse = saved[4].data_ptr<float>();
     std::vector<float> partial(rows.blocks * 2 * channels);
-    rows.each_block([&](int64_t block, int64_t at, int64_t n) {
-      block_gradient_moments(xs + at, gs + at, n, channels, k[0], k[1], slope, k[4], partial.data() + block * 2 * channels);
+    by_type(x, [&](auto type) {
+      const auto *xs = x.data_ptr<decltype(type)>(), *gs = gy.data_ptr<decltype(type)>();
+      rows.each_block([&](int64_t block, int64_t at, int64_t n) {
+        block_gradient_moments(xs + at, gs + at, n, channels, k[0], k[1], slope, k[4], partial.data() + block * 2 * channels);
+      });
     });
     std::vector<double> sums = rows.total(partial), dweight(channels);
     for (int64_t c = 0; c < channels; ++c) {
@@ -289,10 +336,7 @@ struct TrainedBatchNorm : public torch::autograd::Function<TrainedBatchNorm> {
     Tensor gx;
     if (ctx->needs_input_grad(0)) {
       gx = at::empty_like(x);
-      float* to = gx.data_ptr<float>();
-      rows.each_block([&](int64_t, int64_t at, int64_t n) {
-        block_frozen_backward(xs + at, gs + at, to + at, n, channels, k[0], k[1], slope, k[2], k[3], k[4]);
-      });
+      to_input(rows, x, gy, gx, k, slope);
     }
     return {gx, vector_of(dweight.data(), channels), vector_of(sums.data(), channels), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }

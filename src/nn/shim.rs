@@ -96,7 +96,7 @@ pub fn allocated_bytes() -> Result<u64> {
 /// activation(v) = max(v, slope·v): identity for slope 1, ReLU for 0. With `statistics` the mean and the biased variance
 /// of `x` per channel come from the same pass, and gradients flow through them too; sums are taken around `centre_f`.
 ///
-/// Shapes: `x_bchw` f32 on the CPU; vectors `[f]`. Returns `(y_bchw, Some((mean_f, variance_f)))`.
+/// Shapes: `x_bchw` f32 or bf16 on the CPU, as `y_bchw` then is; vectors `[f]` f32. Returns `(y_bchw, Some((mean_f, variance_f)))`.
 pub fn frozen_batch_norm(
     x_bchw: &Tensor,
     a_f: &Tensor,
@@ -116,7 +116,7 @@ pub fn frozen_batch_norm(
 /// `activation(batch_norm(x))` with the batch's own statistics; moves `running_mean_f` and `running_var_f` in place.
 ///
 /// Same formulas as `torch.nn.BatchNorm2d` in train mode (biased variance to normalise, unbiased into the running value).
-/// Shapes: `x_bchw` f32 on the CPU; vectors `[f]`.
+/// Shapes: `x_bchw` f32 or bf16 on the CPU, as the result then is; vectors `[f]` f32.
 #[allow(clippy::too_many_arguments)]
 pub fn trained_batch_norm(
     x_bchw: &Tensor,
@@ -252,6 +252,54 @@ mod tests {
         loss(&outputs).backward();
         loss(&wanted).backward();
         close(&format!("gradient through {known:?} at slope {slope}"), &x.grad(), &x64.grad());
+    }
+
+    /// Half a unit in the last place of bf16, relative to the largest value.
+    const BF16_ROUNDING: f64 = 0.5 / 128.0;
+
+    #[track_caller]
+    fn close_in_bf16(what: &str, got: &Tensor, want: &Tensor) {
+        let share = ((got.to_kind(Kind::Double) - want).abs().max() / want.abs().max()).double_value(&[]);
+        assert!(share <= BF16_ROUNDING, "{what} is off by {share:e}");
+    }
+
+    /// In bf16 only what is stored is rounded: statistics and sums are those of the same numbers in f32.
+    #[test]
+    fn passes_over_bf16_round_results_alone() {
+        for slope in SLOPES {
+            let half = (fill_f64(1, &SHAPE) * 2.0 + 0.3).to_kind(Kind::BFloat16);
+            let leaf = |kind| half.to_kind(kind).copy().set_requires_grad(true);
+            let vector = |i: u64, scale: f64, shift: f64| fill(i, &[11]) * scale + shift;
+            let g = fill_f64(6, &SHAPE).to_kind(Kind::BFloat16);
+
+            let (x, x32) = (leaf(Kind::BFloat16), leaf(Kind::Float));
+            let run =
+                |x: &Tensor| frozen_batch_norm(x, &vector(2, 0.5, 1.0), &vector(3, 0.5, 0.0), &vector(4, 0.5, 0.2), slope, true).unwrap();
+            let ((y, of_input), (y32, of_input32)) = (run(&x), run(&x32));
+            assert_eq!(y.kind(), Kind::BFloat16);
+            assert_eq!(y, y32.to_kind(Kind::BFloat16), "slope {slope}");
+            assert_eq!(of_input.as_ref().map(|(mean, _)| mean), of_input32.as_ref().map(|(mean, _)| mean));
+            assert_eq!(of_input.map(|(_, variance)| variance), of_input32.map(|(_, variance)| variance));
+            (y.to_kind(Kind::Float) * g.to_kind(Kind::Float)).sum(Kind::Float).backward();
+            (y32 * g.to_kind(Kind::Float)).sum(Kind::Float).backward();
+            assert_eq!(x.grad(), x32.grad().to_kind(Kind::BFloat16), "gradient at slope {slope}");
+
+            let (x, x64) = (leaf(Kind::BFloat16), leaf(Kind::Double));
+            let ((weight, weight64), (bias, bias64)) = (leaves(2, &[11], 0.5, 1.0), leaves(3, &[11], 0.5, 0.0));
+            let (mean, var) = (fill(4, &[11]), fill(5, &[11]) * 0.5 + 1.0);
+            let (mean64, var64) = (mean.to_kind(Kind::Double), var.to_kind(Kind::Double));
+            let y = trained_batch_norm(&x, &weight, &bias, &mean, &var, 0.1, 1e-5, slope).unwrap();
+            let y64 = x64.batch_norm(Some(&weight64), Some(&bias64), Some(&mean64), Some(&var64), true, 0.1, 1e-5, false);
+            let y64 = activated(&y64, slope);
+            close_in_bf16("y", &y, &y64);
+            close("running mean", &mean, &mean64);
+            close("running variance", &var, &var64);
+            (y.to_kind(Kind::Float) * g.to_kind(Kind::Float)).sum(Kind::Float).backward();
+            (&y64 * g.to_kind(Kind::Double)).sum(Kind::Double).backward();
+            close_in_bf16("gradient of x", &x.grad(), &x64.grad());
+            close("gradient of weight", &weight.grad(), &weight64.grad());
+            close("gradient of bias", &bias.grad(), &bias64.grad());
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! third; the tensors that layers use are views into them. What is reduced between ranks, updated by an optimiser or
 //! written to a checkpoint is then one tensor each, with no copy per parameter.
 
-use super::shim;
+use super::{precision, shim};
+use crate::config::Precision;
 use crate::error::{Error, Result};
 use crate::rng::{Key, Purpose};
 use std::cell::RefCell;
@@ -155,6 +156,7 @@ pub struct State {
     counters: Tensor,
     gradient: Option<Tensor>,
     views: Vec<Tensor>,
+    activations: Kind,
 }
 
 impl State {
@@ -184,7 +186,8 @@ impl State {
         let parameters = Tensor::zeros([total(|r| matches!(r, Role::Parameter(_)))], (Kind::Float, device));
         let statistics = Tensor::zeros([total(|r| matches!(r, Role::Statistic(_)))], (Kind::Float, device));
         let counters = Tensor::zeros([total(|r| matches!(r, Role::Counter))], (Kind::Int64, Device::Cpu));
-        let mut state = Self { blueprint: blueprint.clone(), parameters, statistics, counters, gradient: None, views: Vec::new() };
+        let (gradient, views, activations) = (None, Vec::new(), Kind::Float);
+        let mut state = Self { blueprint: blueprint.clone(), parameters, statistics, counters, gradient, views, activations };
         state.views = state.views_into(&state.parameters, &state.statistics, &state.counters);
         state
     }
@@ -223,6 +226,16 @@ impl State {
         }
         self.gradient = Some(buffer);
         Ok(self)
+    }
+
+    /// Convolutions of this network take and give `precision` from now on; what is held here stays f32.
+    pub fn compute_in(&mut self, precision: Precision) {
+        self.activations = precision::kind(precision);
+    }
+
+    /// Element type of what convolutions take and give.
+    pub(super) fn activations(&self) -> Kind {
+        self.activations
     }
 
     /// The entries and their order.
@@ -303,7 +316,8 @@ impl State {
     pub fn frozen(&self) -> Self {
         let alias = |t: &Tensor| t.detach();
         let (parameters, statistics, counters) = (alias(&self.parameters), alias(&self.statistics), alias(&self.counters));
-        let mut frozen = Self { blueprint: self.blueprint.clone(), parameters, statistics, counters, gradient: None, views: Vec::new() };
+        let (gradient, views, activations) = (None, Vec::new(), self.activations);
+        let mut frozen = Self { blueprint: self.blueprint.clone(), parameters, statistics, counters, gradient, views, activations };
         frozen.views = frozen.views_into(&frozen.parameters, &frozen.statistics, &frozen.counters);
         frozen
     }

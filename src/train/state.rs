@@ -13,7 +13,7 @@ use crate::losses::StatisticsAverage;
 use crate::methods::{self, Method};
 use crate::metrics::RoundRecord;
 use crate::models::{self, Shape};
-use crate::nn::{Entries, State, Stateful};
+use crate::nn::{Entries, State, Stateful, check_precision};
 use crate::parallel::{PerRank, World};
 use crate::replay::{Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::Purpose;
@@ -153,15 +153,23 @@ impl Stateful for RoundSums {
 impl Run {
     /// Builds everything a method needs. `teacher` is checked already; `real` is the training split, for methods that train on
     /// it; the test split is read here.
-    pub fn new(config: Config, plan: Plan, method: Method, teacher: Option<Teacher>, real: Option<Dataset>, world: &World) -> Result<Self> {
+    pub fn new(
+        config: Config,
+        plan: Plan,
+        method: Method,
+        mut teacher: Option<Teacher>,
+        real: Option<Dataset>,
+        world: &World,
+    ) -> Result<Self> {
         let facts = data::facts(config.dataset);
-        let device = world.device();
+        let (device, precision) = (world.device(), config.train.precision);
+        check_precision("train.precision", precision, device)?;
         let shape = Shape { channels: facts.channels, classes: facts.classes };
         let source = data::source(config.dataset, &config.data);
         let network = models::build(config.student.model, shape);
         let state = State::initialised(network.blueprint(), config.seed, Purpose::StudentInit, device);
-        let student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
-        let (memory, generator) = match real {
+        let mut student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
+        let (memory, mut generator) = match real {
             None => {
                 let image = vec![facts.channels, facts.size[0], facts.size[1]];
                 let view_logits = vec![config.distill.teacher_views as i64, facts.classes];
@@ -174,6 +182,9 @@ impl Run {
                 (Memory::Real(real), None)
             }
         };
+        student.compute_in(precision);
+        teacher.iter_mut().for_each(|teacher| teacher.compute_in(precision));
+        generator.iter_mut().for_each(|generator| generator.compute_in(precision));
         let channels = teacher.as_ref().map_or(0, Teacher::batch_norm_channels);
         Ok(Self {
             averages: PerRank::build(world.hosted(), |_| StatisticsAverage::new(config.inversion.statistics_momentum, channels, device)),

@@ -62,6 +62,33 @@ fn six_logical_ranks_on_two_and_on_three_are_those_on_one() {
     }
 }
 
+/// In bf16 a run learns, is another than in f32, and does not depend on the number of ranks either.
+#[test]
+fn a_run_in_bf16_learns_and_is_the_same_on_two_ranks() {
+    if !ssdkd::nn::cpu_has_bf16() {
+        eprintln!("skipped: this CPU has no bf16 instructions");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let data = small_fashion_mnist(folder.path(), 100);
+    let run = |name: &str| folder.path().join(name);
+    let arguments = |name: &str, precision: &str| {
+        with(tiny(&data, &run(name)), &[&format!("train.precision={precision}"), "train.rounds=6", "distill.steps_per_round=8"])
+    };
+    ssdkd(&arguments("alone", "bf16")).expect(0);
+    ssdkd(&arguments("f32", "f32")).expect(0);
+    let alone = results(&run("alone"));
+    assert!(alone.0 != results(&run("f32")).0, "the precision changes nothing");
+    let metrics = std::fs::read_to_string(run("alone").join("metrics.csv")).unwrap();
+    let column = metrics.lines().next().unwrap().split(',').position(|name| name == "loss_unweighted").unwrap();
+    let losses: Vec<f64> = metrics.lines().skip(1).filter_map(|line| line.split(',').nth(column)?.parse().ok()).collect();
+    assert!(losses.len() == 5 && losses[4] < 0.9 * losses[0], "{losses:?}");
+    if has_mpirun() {
+        ssdkd_on(2, &arguments("on-2", "bf16")).expect(0);
+        assert!(results(&run("on-2")) == alone, "two ranks differ from one");
+    }
+}
+
 /// The demo's networks and batches, straight on 1, 2 and 4 ranks, and stopped half-way to go on on another number: docs/exactness.md.
 /// `SSDKD_TEST_STEPS` makes it shorter: a multiple of 20.
 #[test]
