@@ -420,7 +420,7 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 42] = [
+const RANGES: [(&str, &str, &str); 51] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
@@ -439,6 +439,14 @@ const RANGES: [(&str, &str, &str); 42] = [
     ("inversion.statistics_weight", "-1", "-1 is negative or not a number"),
     ("inversion.task_weight", "-1", "-1 is negative or not a number"),
     ("inversion.adversarial_weight", "nan", "NaN is negative or not a number"),
+    ("inversion.balance_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.activation_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.variation_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.norm_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.contrastive_weight", "nan", "NaN is negative or not a number"),
+    ("inversion.contrastive_temperature", "0", "0 is not a positive number"),
+    ("inversion.contrastive_bank", "0", "0 is below 1"),
+    ("inversion.contrastive_negatives", "0", "0 is below 1"),
     ("inversion.statistics_momentum", "1", "1 is not between 0 and 1 (exclusive)"),
     ("inversion.view_shift", "33", "33 is not between 0 and 32 pixels"),
     ("phi.gamma", "-1", "-1 is negative or not a number"),
@@ -449,6 +457,7 @@ const RANGES: [(&str, &str, &str); 42] = [
     ("replay.epsilon", "-1", "-1 is negative or not a number"),
     ("distill.batch_size", "0", "0 is below 1"),
     ("distill.temperature", "0", "0 is not a positive number"),
+    ("distill.label_weight", "-1", "-1 is negative or not a number"),
     ("distill.view_shift", "-1", "-1 is not between 0 and 32 pixels"),
     ("distill.teacher_views", "257", "257 is more than 256"),
     ("train.eval_every_rounds", "0", "0 is below 1"),
