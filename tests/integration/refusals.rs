@@ -168,6 +168,12 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             "at least 31 are needed",
         ),
         sets(
+            "several inner steps of a generator that is trained over the whole run",
+            &["method=dafl", "inversion.steps=3"],
+            "inversion.steps: 3: dafl moves its generator once a round",
+            "use 1, and more train.rounds",
+        ),
+        sets(
             "M not dividing the batch",
             &["parallel.logical_ranks=6"],
             "distill.batch_size: 128 rows cannot be shared by 6 logical ranks",
@@ -488,8 +494,8 @@ fn every_range_is_checked() {
     let checks: Vec<&str> = checks.collect();
     let count = |key: &str| checks.iter().filter(|k| **k == key).count();
     let shown = |key: &str| RANGES.iter().filter(|(k, ..)| *k == key).count();
-    // One for both jobs, and one of the first table.
-    let elsewhere = ["student.lr_min", "train.rounds"];
+    // One for both jobs, and two of the first table.
+    let elsewhere = ["student.lr_min", "train.rounds", "inversion.steps"];
     let missing: Vec<&&str> = checks.iter().filter(|key| !elsewhere.contains(key) && shown(key) < count(key)).collect();
     assert!(missing.is_empty(), "not in the table of ranges: {missing:?}");
 }
