@@ -13,7 +13,7 @@ pub mod weights;
 mod winograd;
 
 pub use count::multiplications;
-pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass, pooled};
+pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, pooled};
 pub use optim::{Adam, Sgd, cosine};
 pub use precision::{check_precision, cpu_has_bf16};
 pub use room::room_for;
