@@ -32,6 +32,8 @@ pub enum Purpose {
     Replace = 10,
     /// Weights of the generator that are drawn anew at its reset; the step is the round, then the slot.
     GeneratorReset = 11,
+    /// Points of a random sweep; the step is the point, the index the axis.
+    SweepPoint = 32,
 }
 
 /// Key of one stream: fixes everything but the index.

@@ -22,6 +22,8 @@ pub enum State {
     Running,
     /// Stopped by a signal with a whole checkpoint, or dead: start it again and it goes on.
     Stopped,
+    /// At the round that `--until-round` named, with a whole checkpoint: start it again and it goes on.
+    Paused,
     /// Done.
     Finished,
     /// Ended by an error.
@@ -40,6 +42,7 @@ impl State {
         match self {
             Self::Running => "running",
             Self::Stopped => "stopped",
+            Self::Paused => "paused",
             Self::Finished => "finished",
             Self::Failed => "failed",
         }
@@ -162,14 +165,9 @@ impl RunFolder {
         &self.path
     }
 
-    /// Writes the resolved configuration. Paths in it are absolute, so that the file means the same wherever it is read.
+    /// Writes the resolved configuration.
     pub fn write_config(&self, config: &Config) -> Result<()> {
-        let absolute = |path: &Option<PathBuf>| path.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
-        let mut config = config.clone();
-        config.data.dir = absolute(&config.data.dir);
-        config.teacher.weights = absolute(&config.teacher.weights);
-        let text = toml::to_string(&config).map_err(|e| Error::refused(e.to_string()))?;
-        files::write(&self.path.join("config.toml"), text.as_bytes())
+        files::write(&self.path.join("config.toml"), config_text(config)?.as_bytes())
     }
 
     /// JSON log of a rank.
@@ -200,6 +198,15 @@ impl RunFolder {
         }
         Ok(())
     }
+}
+
+/// A resolved configuration as TOML. Paths in it are absolute, so that it means the same wherever it is read.
+pub fn config_text(config: &Config) -> Result<String> {
+    let absolute = |path: &Option<PathBuf>| path.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
+    let mut config = config.clone();
+    config.data.dir = absolute(&config.data.dir);
+    config.teacher.weights = absolute(&config.teacher.weights);
+    toml::to_string(&config).map_err(|e| Error::refused(e.to_string()))
 }
 
 /// Whether a living process holds a run folder. True as well where the file system cannot say.
@@ -301,7 +308,7 @@ mod tests {
 
     #[test]
     fn only_a_dead_run_is_seen_otherwise_than_it_wrote() {
-        for state in [State::Running, State::Stopped, State::Finished, State::Failed] {
+        for state in [State::Running, State::Stopped, State::Paused, State::Finished, State::Failed] {
             assert_eq!(state.seen(true), state);
             assert_eq!(state.seen(false), if state == State::Running { State::Stopped } else { state });
         }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-const PREFIX: &str = "SSDKD__";
+/// How variables of the environment that are configuration begin.
+pub const PREFIX: &str = "SSDKD__";
 
 /// A configuration and where each value that is not a default came from.
 #[derive(Debug, Clone)]
@@ -35,14 +36,24 @@ pub fn load(files: &[PathBuf], sets: &[String]) -> Result<Loaded> {
     load_from(files, std::env::vars(), sets)
 }
 
+/// Merges files and values that are there already, and nothing of the environment: what a sweep plans is a function of its files.
+///
+/// # Errors
+/// As [`load`]; values are said to be `from` where they come from.
+pub fn load_with(files: &[PathBuf], values: BTreeMap<String, Value>, from: &str) -> Result<Loaded> {
+    let mut layers = files.iter().map(|file| file_layer(file)).collect::<Result<Vec<_>>>()?;
+    layers.push(Layer { origin: from.into(), values });
+    merge_layers(layers)
+}
+
 fn load_from(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>, sets: &[String]) -> Result<Loaded> {
-    let mut layers = Vec::new();
-    for file in files {
-        layers.push(file_layer(file)?);
-    }
+    let mut layers = files.iter().map(|file| file_layer(file)).collect::<Result<Vec<_>>>()?;
     layers.push(environment_layer(environment));
     layers.push(command_line_layer(sets)?);
+    merge_layers(layers)
+}
 
+fn merge_layers(layers: Vec<Layer>) -> Result<Loaded> {
     let keys = reference::keys();
     let mut findings = Vec::new();
     let mut merged: BTreeMap<String, (Value, String)> = BTreeMap::new();
@@ -104,10 +115,7 @@ fn nested(key: &str, value: &Value) -> Table {
 
 fn file_layer(file: &Path) -> Result<Layer> {
     let text = std::fs::read_to_string(file).map_err(|e| Error::open(file, &e))?;
-    let table: Table = text.parse().map_err(|e: toml::de::Error| {
-        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
-        Error::file(file, format!("line {line}: {}", e.message()))
-    })?;
+    let table: Table = text.parse().map_err(|e| misread(file, &text, &e))?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let mut values = BTreeMap::new();
     flatten("", &Value::Table(table), &mut values);
@@ -117,6 +125,12 @@ fn file_layer(file: &Path) -> Result<Layer> {
         }
     }
     Ok(Layer { origin: file.display().to_string(), values })
+}
+
+/// What is wrong with a TOML file, and where.
+pub fn misread(file: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+    Error::file(file, format!("line {line}: {}", error.message()))
 }
 
 fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {

@@ -1,0 +1,431 @@
+//! From a sweep file to numbered, hashed, checked trials, and the plan's own file.
+
+use super::file::{Halving, Resources, SweepFile};
+use super::folder::SweepFolder;
+use super::halving::Goal;
+use super::points::{Point, points};
+use crate::config::{self, Config, Job, StopSignal, check, check_paths, is_free, is_path, load_with};
+use crate::error::{Error, Finding, Result};
+use crate::files;
+use crate::metrics::{RoundRecord, header};
+use crate::run_folder::config_text;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// One run of a sweep.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(from = "TrialWritten")]
+pub struct Trial {
+    /// From 1; stays with the trial when the sweep is planned again.
+    pub number: usize,
+    /// Of the values that fix its numbers: a trial with the same hash is the same trial.
+    pub hash: String,
+    /// Trials of one point differ in their seed only. From 1.
+    pub point: usize,
+    /// Which seed. From 1.
+    pub repeat: usize,
+    /// Rounds of the whole run.
+    pub rounds: u64,
+    /// M.
+    pub logical_ranks: usize,
+    /// What it sets on top of the plan's configuration, the seed last.
+    pub set: Point,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrialWritten {
+    number: usize,
+    hash: String,
+    point: usize,
+    repeat: usize,
+    rounds: u64,
+    logical_ranks: usize,
+    set: Table,
+}
+
+impl From<TrialWritten> for Trial {
+    fn from(t: TrialWritten) -> Self {
+        let set = t.set.into_iter().collect();
+        Self { number: t.number, hash: t.hash, point: t.point, repeat: t.repeat, rounds: t.rounds, logical_ranks: t.logical_ranks, set }
+    }
+}
+
+impl Trial {
+    /// Name of its folder.
+    pub fn name(&self) -> String {
+        format!("{:04}-{}", self.number, self.hash)
+    }
+
+    /// What it sets, as `--set` takes it.
+    pub fn sets(&self) -> Vec<String> {
+        self.set.iter().map(|(key, value)| format!("{key}={}", written(value))).collect()
+    }
+
+    fn line(&self) -> String {
+        let set = Value::Table(self.set.iter().cloned().collect());
+        format!(
+            "\n[[trial]]\nnumber = {}\nhash = \"{}\"\npoint = {}\nrepeat = {}\nrounds = {}\nlogical_ranks = {}\nset = {set}\n",
+            self.number, self.hash, self.point, self.repeat, self.rounds, self.logical_ranks
+        )
+    }
+}
+
+/// A planned sweep: `plan.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// The sweep file it was made from.
+    pub file: PathBuf,
+    /// The base configuration, merged, in the sweep's folder.
+    pub config: String,
+    /// What a trial runs.
+    pub command: Job,
+    /// What tables are sorted by: a value of `report.json`.
+    pub metric: String,
+    /// Which end of it is good.
+    pub goal: Goal,
+    /// What a trial is given.
+    pub resources: Resources,
+    /// Early stopping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub halving: Option<Halving>,
+    /// The trials, by number.
+    #[serde(rename = "trial", default, skip_serializing)]
+    pub trials: Vec<Trial>,
+}
+
+impl Plan {
+    /// Reads a sweep folder's plan.
+    pub fn read(folder: &SweepFolder) -> Result<Self> {
+        let path = folder.plan();
+        if !path.exists() {
+            return Err(Error::file(folder.path(), "is no sweep's folder: it holds no plan.toml")
+                .with_hint("make one: `ssdkd sweep plan FILE --dir DIR`"));
+        }
+        let text = String::from_utf8_lossy(&files::read(&path)?).into_owned();
+        toml::from_str(&text).map_err(|e| config::misread(&path, &text, &e))
+    }
+
+    fn text(&self) -> Result<String> {
+        let head = toml::to_string(self).map_err(|e| Error::refused(e.to_string()))?;
+        let points = self.trials.iter().map(|trial| trial.point).max().unwrap_or(0);
+        let trials: String = self.trials.iter().map(Trial::line).collect();
+        Ok(format!(
+            "# {} trials of {points} points. Made by `ssdkd sweep plan`: change the sweep file and plan again.\n{head}{trials}",
+            self.trials.len()
+        ))
+    }
+
+    /// Whether every trial can be cut to so many ranks.
+    ///
+    /// # Errors
+    /// As a launch on so many ranks would say it.
+    pub fn fits(&self, ranks: usize) -> Result<()> {
+        self.trials.iter().try_for_each(|trial| crate::layout::Layout::new(trial.logical_ranks, ranks).map(|_| ()))
+    }
+}
+
+/// What planning came to.
+#[derive(Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// Trials that were not there before.
+    pub new: usize,
+    /// Folders of trials that the plan has no longer; they stay where they are.
+    pub left_out: usize,
+    /// Combinations that come to the same run as another one.
+    pub doubles: usize,
+    /// What is legal but probably not meant, and in how many trials.
+    pub warnings: BTreeMap<String, usize>,
+}
+
+/// Makes the plan of a sweep, checks every trial, and writes it all into the folder. Trials that were there keep their number and folder.
+///
+/// # Errors
+/// Every finding of every trial at once, each with the axis it comes from; nothing is written then.
+pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
+    let near = |set: &[(String, Value)]| -> Point { set.iter().map(|(k, v)| (k.clone(), resolved(&file.path, k, v))).collect() };
+    let set = near(&file.set);
+    let mut base = load_with(&file.config, set.iter().cloned().collect(), "[set]")?.config;
+    // What a run would take over from its first launch must not depend on how it is launched.
+    base.parallel.logical_ranks.get_or_insert(file.resources.ranks);
+    let text = config_text(&base)?;
+    let values: Table = text.parse().map_err(|e: toml::de::Error| Error::refused(e.to_string()))?;
+    let known = |key: &str| {
+        let (last, sections) = key.split('.').collect::<Vec<_>>().split_last().map(|(l, s)| ((*l).to_owned(), s.to_vec()))?;
+        let table = sections.into_iter().try_fold(&values, |at, part| at.get(part)?.as_table())?;
+        table.get(&last).cloned()
+    };
+    let found = points(&file.axes, file.strategy, file.trials, file.seed, &known)?;
+    let seeds: Vec<u64> = if file.seeds.is_empty() { (base.seed..base.seed + file.repeats).collect() } else { file.seeds.clone() };
+
+    let mut checker =
+        Checker { file, set: &set, values: &values, teachers: BTreeMap::new(), problems: Vec::new(), warnings: BTreeMap::new() };
+    let (mut trials, mut doubles, mut count) = (Vec::<Trial>::new(), 0, 0);
+    let mut numbers = Numbers::known(folder)?;
+    let mut seen = std::collections::BTreeSet::new();
+    for (index, point) in found.iter().map(|point| near(point)).enumerate() {
+        for (repeat, seed) in seeds.iter().enumerate() {
+            let mut set = point.clone();
+            set.push((
+                "seed".into(),
+                Value::Integer(i64::try_from(*seed).map_err(|_| Error::config("seeds", format!("{seed} is too large")))?),
+            ));
+            count += 1;
+            let Some(checked) = checker.check(&set) else { continue };
+            if seen.insert(checked.hash.clone()) {
+                let (rounds, logical_ranks) = (checked.rounds, checked.logical_ranks);
+                let number = numbers.of(&checked.hash);
+                trials.push(Trial { number, hash: checked.hash, point: index + 1, repeat: repeat + 1, rounds, logical_ranks, set });
+            } else {
+                doubles += 1;
+            }
+        }
+    }
+    checker.findings(count)?;
+    let warnings = checker.warnings;
+    trials.sort_by_key(|trial| trial.number);
+    let left_out = numbers.folders.iter().filter(|hash| !seen.contains(*hash)).count();
+    let plan = Plan {
+        file: std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()),
+        config: format!("config-{}.toml", &files::sha256(text.as_bytes())[..8]),
+        command: file.command,
+        metric: file.metric.clone(),
+        goal: file.goal,
+        resources: file.resources.clone(),
+        halving: file.halving.clone(),
+        trials,
+    };
+    files::create_folder(&folder.trials())?;
+    files::create_folder(&folder.jobs())?;
+    super::launch::write_scripts(folder)?;
+    files::write(&folder.path().join(&plan.config), text.as_bytes())?;
+    // Last: from here on it can be run.
+    files::write(&folder.plan(), plan.text()?.as_bytes())?;
+    Ok(Planned { plan, new: numbers.new, left_out, doubles, warnings })
+}
+
+/// Paths in a sweep file are relative to it, as in any configuration.
+fn resolved(file: &Path, key: &str, value: &Value) -> Value {
+    match value {
+        Value::String(path) if is_path(key) => {
+            let joined = file.parent().unwrap_or(Path::new("")).join(path);
+            Value::String(std::path::absolute(&joined).unwrap_or(joined).to_string_lossy().into_owned())
+        }
+        other => other.clone(),
+    }
+}
+
+/// Numbers of trials that were planned before.
+struct Numbers {
+    known: BTreeMap<String, usize>,
+    folders: Vec<String>,
+    next: usize,
+    new: usize,
+}
+
+impl Numbers {
+    fn known(folder: &SweepFolder) -> Result<Self> {
+        let planned = if folder.plan().exists() { Plan::read(folder)?.trials } else { Vec::new() };
+        let mut known: BTreeMap<String, usize> = planned.into_iter().map(|trial| (trial.hash, trial.number)).collect();
+        let mut folders = Vec::new();
+        for entry in std::fs::read_dir(folder.trials()).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some((number, hash)) = name.split_once('-').and_then(|(number, hash)| Some((number.parse().ok()?, hash.to_owned()))) {
+                folders.push(hash.clone());
+                known.entry(hash).or_insert(number);
+            }
+        }
+        let next = known.values().max().map_or(1, |last| last + 1);
+        Ok(Self { known, folders, next, new: 0 })
+    }
+
+    fn of(&mut self, hash: &str) -> usize {
+        if let Some(number) = self.known.get(hash) {
+            return *number;
+        }
+        (self.new, self.next) = (self.new + 1, self.next + 1);
+        self.next - 1
+    }
+}
+
+struct Checked {
+    hash: String,
+    rounds: u64,
+    logical_ranks: usize,
+}
+
+/// Checks trials one by one and gathers what is wrong with them.
+struct Checker<'a> {
+    file: &'a SweepFile,
+    set: &'a Point,
+    values: &'a Table,
+    teachers: BTreeMap<PathBuf, String>,
+    problems: Vec<Problem>,
+    warnings: BTreeMap<String, usize>,
+}
+
+/// A finding, with how many trials have it and what the first of them sets.
+struct Problem {
+    finding: Finding,
+    trials: usize,
+    first: String,
+}
+
+/// Kinds of findings after which the rest is not worth listing: looking for the wording of each takes its time.
+const ENOUGH: usize = 20;
+
+impl Checker<'_> {
+    fn check(&mut self, set: &Point) -> Option<Checked> {
+        if self.problems.len() >= ENOUGH {
+            return None;
+        }
+        match self.checked(set) {
+            Ok(checked) => Some(checked),
+            Err(error) => {
+                let findings = match error {
+                    Error::Config(findings) => findings,
+                    other => vec![Finding::new("config", other.to_string())],
+                };
+                for finding in findings {
+                    match self.problems.iter_mut().find(|known| known.finding == finding) {
+                        Some(known) => known.trials += 1,
+                        None => self.problems.push(Problem { finding, trials: 1, first: shown(set) }),
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    fn checked(&mut self, set: &Point) -> Result<Checked> {
+        if let Some(twice) = set.iter().enumerate().find(|(i, (key, _))| set[..*i].iter().any(|(other, _)| other == key)) {
+            return Err(Error::config(&twice.1.0, "is set by two axes at once"));
+        }
+        let job = self.file.command;
+        let mut config = self.config(set)?;
+        check(&config, job)?;
+        check_paths(&config)?;
+        if !config.checkpoint.signals.contains(&StopSignal::Usr1) {
+            return Err(Error::config("checkpoint.signals", "lacks \"usr1\", by which a sweep tells its trials to save and stop"));
+        }
+        if let Job::Teach = job {
+            (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
+        }
+        let teacher = self.teacher(&config)?;
+        let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher)?;
+        let rounds = job.rounds(&config);
+        self.rungs(&config, rounds)?;
+        for warning in plan.warnings {
+            *self.warnings.entry(warning).or_default() += 1;
+        }
+        // Keys that do not belong to a run's identity count where an axis sets them.
+        let free = set.iter().filter(|(key, _)| is_free(key)).map(|(key, value)| format!("{key}={value}\n"));
+        let identity = plan.identity.iter().map(|(key, value)| format!("{key}={value}\n"));
+        let text: String = std::iter::once(format!("{}\n", job.command())).chain(identity).chain(free).collect();
+        let hash = files::sha256(text.as_bytes())[..10].to_owned();
+        Ok(Checked { hash, rounds, logical_ranks: plan.layout.logical_ranks() })
+    }
+
+    /// Values of a trial put into the base configuration; where that does not work, the layers say why.
+    fn config(&self, set: &Point) -> Result<Config> {
+        let mut values = self.values.clone();
+        let put = |values: &mut Table, key: &str, value: &Value| -> Option<()> {
+            let mut at = values;
+            let mut parts: Vec<&str> = key.split('.').collect();
+            let last = parts.pop()?;
+            for part in parts {
+                at = at.entry(part).or_insert_with(|| Value::Table(Table::new())).as_table_mut()?;
+            }
+            at.insert(last.into(), value.clone());
+            Some(())
+        };
+        let all_put = set.iter().all(|(key, value)| put(&mut values, key, value).is_some());
+        if let (true, Ok(config)) = (all_put, Value::Table(values).try_into()) {
+            return Ok(config);
+        }
+        let mut merged: BTreeMap<String, Value> = self.set.iter().cloned().collect();
+        merged.extend(set.iter().cloned());
+        let mut config = load_with(&self.file.config, merged, "this sweep")?.config;
+        config.parallel.logical_ranks.get_or_insert(self.file.resources.ranks);
+        Ok(config)
+    }
+
+    fn teacher(&mut self, config: &Config) -> Result<String> {
+        match (self.file.command, &config.teacher.weights) {
+            (Job::Teach, _) => Ok(String::new()),
+            (_, None) => Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)")),
+            (_, Some(path)) => match self.teachers.get(path) {
+                Some(hash) => Ok(hash.clone()),
+                None => {
+                    let hash = files::sha256(&files::read(path)?);
+                    self.teachers.insert(path.clone(), hash.clone());
+                    Ok(hash)
+                }
+            },
+        }
+    }
+
+    fn rungs(&self, config: &Config, all: u64) -> Result<()> {
+        let Some(halving) = &self.file.halving else { return Ok(()) };
+        let columns = header::<RoundRecord>();
+        if !columns.split(',').any(|column| column == halving.metric) {
+            return Err(Error::config("halving.metric", format!("`{}` is no column of metrics.csv, which has {columns}", halving.metric)));
+        }
+        let rounds = halving.rounds(all);
+        if rounds[0] == 0 || rounds.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return Err(Error::config(
+                "halving.rungs",
+                format!("come to rounds {rounds:?}, the last of which is the whole run: they have to rise"),
+            ));
+        }
+        let every = config.train.eval_every_rounds;
+        let is_evaluated = halving.metric.starts_with("student_") && halving.metric != "student_step";
+        let blind = rounds[..rounds.len() - 1].iter().find(|round| !round.is_multiple_of(every) || **round <= config.train.warmup_rounds);
+        match blind.filter(|_| is_evaluated) {
+            Some(round) => Err(Error::config(
+                "halving.rungs",
+                format!(
+                    "round {round} is not evaluated, so that `{}` is not known there: take multiples of train.eval_every_rounds = {every} past \
+                     train.warmup_rounds = {}",
+                    halving.metric, config.train.warmup_rounds
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn findings(&self, trials: usize) -> Result<()> {
+        if self.problems.is_empty() {
+            return Ok(());
+        }
+        let stopped = if self.problems.len() >= ENOUGH { "; trials after these were not looked at" } else { "" };
+        let finding = |problem: &Problem| {
+            let axis = self.file.axes.iter().find(|axis| {
+                axis.name == problem.finding.key
+                    || matches!(&axis.domain, super::Domain::Choices(all) if all.iter().flatten().any(|(key, _)| *key == problem.finding.key))
+            });
+            let of = axis.map_or(String::new(), |axis| format!("axis `{}`, ", axis.name));
+            let place = format!("{of}{} of {trials} trials, the first with {}", problem.trials, problem.first);
+            Finding::new(&problem.finding.key, format!("{} ({place}{stopped})", problem.finding.problem))
+        };
+        Err(Error::Config(self.problems.iter().map(finding).collect()))
+    }
+}
+
+/// What a trial sets, for people.
+pub(super) fn shown(set: &[(String, Value)]) -> String {
+    set.iter().map(|(key, value)| format!("{key}={}", written(value))).collect::<Vec<_>>().join(" ")
+}
+
+/// A value as TOML; TOML's own writer spells out every zero of 1e-9.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Float(number) if number.is_finite() => format!("{number:?}"),
+        other => other.to_string(),
+    }
+}
