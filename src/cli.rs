@@ -159,7 +159,7 @@ pub struct InspectArgs {
     /// Print four checksums of a run folder's newest checkpoint and metrics: equal runs print equal lines.
     #[arg(long, conflicts_with = "status")]
     pub checksum: bool,
-    /// Print how a run stands: running, stopped (start it again: it goes on), finished or failed.
+    /// Print how a run stands: running, stopped or paused (start it again: it goes on), finished or failed.
     #[arg(long)]
     pub status: bool,
 }

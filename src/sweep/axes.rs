@@ -101,7 +101,9 @@ fn axis(name: &str, value: &Value) -> Result<Axis, String> {
         },
         Value::Table(_) => value.clone().try_into().map_err(|e: toml::de::Error| e.message().to_owned())?,
         other => {
-            return Err(format!("{other} is one value: write a list of values, or {{ min = …, max = … }} (a fixed value belongs in [set])"));
+            return Err(format!(
+                "{other} is one value: write a list of values, or {{ min = …, max = … }} (a fixed value belongs in [set])"
+            ));
         }
     };
     let mut when = Vec::new();

@@ -189,3 +189,57 @@ pub(super) fn write_scripts(folder: &SweepFolder) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::file::Resources;
+    use super::super::halving::Goal;
+    use super::*;
+    use crate::config::Job;
+
+    /// A sweep without trials.
+    pub fn request(resources: Resources) -> Request {
+        let plan = Plan {
+            file: "f".into(),
+            config: "config-0.toml".into(),
+            command: Job::Train,
+            metric: "student.top1".into(),
+            goal: Goal::Max,
+            resources,
+            halving: None,
+            trials: Vec::new(),
+        };
+        Request {
+            folder: SweepFolder::new(Path::new("/s/my sweep")).unwrap(),
+            ranks: plan.resources.ranks,
+            plan,
+            program: "/bin/ssdkd".into(),
+        }
+    }
+
+    fn shared_out(machine: (usize, Option<usize>, usize), jobs: Option<usize>, resources: Resources) -> Vec<Slot> {
+        let (cores, granted, gpus) = machine;
+        let machine = Machine { cores: (4..4 + cores).collect(), granted, gpus: (0..gpus).map(|i| format!("g{i}")).collect() };
+        slots(&machine, jobs, &request(resources)).unwrap()
+    }
+
+    #[test]
+    fn every_slot_has_cores_of_its_own() {
+        let two = shared_out((8, None, 0), Some(2), Resources { ranks: 2, ..Resources::default() });
+        assert_eq!(two[0], Slot { cores: vec![4, 5, 6, 7], threads: 2, gpu: None });
+        assert_eq!(two[1].cores, [8, 9, 10, 11]);
+        // As many as there are cores for, unless the plan says otherwise.
+        let threads = Resources { threads: Some(3), ..Resources::default() };
+        assert_eq!(shared_out((8, None, 0), None, threads.clone()).len(), 2);
+        assert_eq!(shared_out((8, None, 0), None, Resources { trials_per_node: Some(5), ..threads }).len(), 5);
+        // More jobs than cores, and cores that Slurm has given to others as well: nobody is bound.
+        assert!(shared_out((2, None, 0), Some(4), Resources::default()).iter().all(|slot| slot.cores.is_empty() && slot.threads == 1));
+        assert_eq!(shared_out((16, Some(4), 0), Some(2), Resources::default())[1], Slot { cores: vec![], threads: 2, gpu: None });
+    }
+
+    #[test]
+    fn gpus_are_dealt_out_in_turn() {
+        let four = shared_out((8, None, 2), None, Resources { trials_per_gpu: Some(2), ..Resources::default() });
+        assert_eq!(four.iter().map(|slot| slot.gpu.clone().unwrap()).collect::<Vec<_>>(), ["g0", "g1", "g0", "g1"]);
+    }
+}

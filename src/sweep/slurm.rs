@@ -222,3 +222,79 @@ impl Drop for Lock {
         let _ = std::fs::remove_file(&self.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::file::Halving;
+    use super::super::halving::Goal;
+    use super::super::launch::tests::request;
+    use super::*;
+
+    fn cut(resources: Resources, open: usize, queued: usize, largest: usize) -> Vec<usize> {
+        arrays(&request(resources), open, queued, largest, "s").iter().map(|array| array.tasks).collect()
+    }
+
+    #[test]
+    fn arrays_hold_every_open_trial_once_and_no_more_than_the_site_allows() {
+        let packed = |n| Resources { trials_per_node: Some(n), ..Resources::default() };
+        assert_eq!(cut(packed(1), 2500, 0, 1001), [1001, 1001, 498]);
+        assert_eq!(cut(packed(1), 1001, 0, 1001), [1001]);
+        assert_eq!(cut(packed(4), 10, 0, 1001), [3]);
+        assert_eq!(cut(packed(4), 10, 8, 1001), [1]);
+        assert_eq!(cut(packed(4), 10, 12, 1001), [] as [usize; 0]);
+        for (open, queued, pack, largest) in [(1000, 17, 3, 7), (1, 0, 8, 1), (999, 998, 1, 2)] {
+            let tasks = cut(packed(pack), open, queued, largest);
+            assert!(tasks.iter().all(|&n| n <= largest && n > 0));
+            let places = tasks.iter().sum::<usize>() * pack;
+            assert!(places >= open - queued && places < open - queued + pack, "{open} {queued} {pack} {largest}: {tasks:?}");
+        }
+    }
+
+    /// Tasks of a halving go on as long as there is anything to do.
+    #[test]
+    fn a_halving_asks_for_as_many_tasks_as_run_at_a_time() {
+        let mut request = request(Resources { throttle: Some(5), ..Resources::default() });
+        request.plan.halving = Some(Halving { metric: "m".into(), goal: Goal::Max, rungs: vec![1.0], factor: 3 });
+        let arrays = arrays(&request, 100, 0, 1001, "s");
+        assert_eq!((arrays.len(), arrays[0].tasks, arrays[0].at_most), (1, 5, None));
+        assert!(arrays[0].text().contains("sweep run . --jobs 1 --ranks 1\n"));
+    }
+
+    #[test]
+    fn the_batch_file_asks_for_what_the_plan_says() {
+        let resources = Resources {
+            ranks: 2,
+            threads: Some(3),
+            memory_mb: Some(1000),
+            trials_per_node: Some(4),
+            trials_per_gpu: Some(3),
+            throttle: Some(8),
+            partition: Some("gpu".into()),
+            sbatch: vec!["--qos=low".into()],
+            ..Resources::default()
+        };
+        let text = arrays(&request(resources), 40, 0, 1001, "s")[0].text();
+        for line in [
+            "#SBATCH --job-name=s-x4",
+            "#SBATCH --array=0-9%8",
+            "#SBATCH --chdir='/s/my sweep'",
+            "#SBATCH --ntasks=8",
+            "#SBATCH --cpus-per-task=3",
+            "#SBATCH --mem=4000M",
+            "#SBATCH --gpus-per-node=2",
+            "#SBATCH --partition=gpu",
+            "#SBATCH --qos=low",
+            "launch \"$SSDKD\" sweep run . --jobs 4 --at-most 4 --ranks 2",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("--time") && !text.contains("--account"));
+    }
+
+    #[test]
+    fn answers_of_slurm_are_read() {
+        assert_eq!(max_array_size("Foo = 1\nMaxArraySize            = 1001\nBar = 2"), Some(1001));
+        assert_eq!(queued_trials("s-x4\ns-x4 \nssdkd\ns-x1\nother-x9\n", "s"), 9);
+        assert_eq!(shell(Path::new("/it's here")), "'/it'\\''s here'");
+    }
+}
