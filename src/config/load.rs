@@ -217,6 +217,18 @@ mod tests {
     }
 
     #[test]
+    fn given_values_win_over_files_and_the_environment_is_not_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        std::fs::write(&path, "seed = 1\n[replay]\ncapacity = 10").unwrap();
+        let value = |key: &str, value: i64| BTreeMap::from([(key.to_owned(), Value::Integer(value))]);
+        let loaded = load_with(std::slice::from_ref(&path), value("seed", 3), "here").unwrap();
+        assert_eq!((loaded.config.seed, loaded.config.replay.capacity, loaded.origins["seed"].as_str()), (3, 10, "here"));
+        let text = load_with(&[path], value("sed", 3), "here").unwrap_err().to_string();
+        assert!(text.contains("sed: unknown key (from here); did you mean `seed`?"), "{text}");
+    }
+
+    #[test]
     fn unknown_keys_and_wrong_types_are_all_named_with_the_way_out() {
         let text = with("[replay]\ncapacty = 10\nalpha = \"x\"", &[], &["train.rouns=3", "distill.batch_size=-4"]).unwrap_err().to_string();
         for part in [

@@ -9,6 +9,7 @@
 //! of them gets it.
 
 mod axes;
+mod check;
 mod claim;
 mod collect;
 mod file;

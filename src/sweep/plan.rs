@@ -1,13 +1,13 @@
 //! From a sweep file to numbered, hashed, checked trials, and the plan's own file.
 
+use super::check::Checker;
 use super::file::{Halving, Resources, SweepFile};
 use super::folder::SweepFolder;
 use super::halving::Goal;
 use super::points::{Point, points};
-use crate::config::{self, Config, Job, StopSignal, check, check_paths, is_free, is_path, load_with};
-use crate::error::{Error, Finding, Result};
+use crate::config::{self, Job, is_path, load_with};
+use crate::error::{Error, Result};
 use crate::files;
-use crate::metrics::{RoundRecord, header};
 use crate::run_folder::config_text;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -163,8 +163,7 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     let found = points(&file.axes, file.strategy, file.trials, file.seed, &known)?;
     let seeds: Vec<u64> = if file.seeds.is_empty() { (base.seed..base.seed + file.repeats).collect() } else { file.seeds.clone() };
 
-    let mut checker =
-        Checker { file, set: &set, values: &values, teachers: BTreeMap::new(), problems: Vec::new(), warnings: BTreeMap::new() };
+    let mut checker = Checker::new(file, &set, &values);
     let (mut trials, mut doubles, mut count) = (Vec::<Trial>::new(), 0, 0);
     let mut numbers = Numbers::known(folder)?;
     let mut seen = std::collections::BTreeSet::new();
@@ -250,170 +249,6 @@ impl Numbers {
         }
         (self.new, self.next) = (self.new + 1, self.next + 1);
         self.next - 1
-    }
-}
-
-struct Checked {
-    hash: String,
-    rounds: u64,
-    logical_ranks: usize,
-}
-
-/// Checks trials one by one and gathers what is wrong with them.
-struct Checker<'a> {
-    file: &'a SweepFile,
-    set: &'a Point,
-    values: &'a Table,
-    teachers: BTreeMap<PathBuf, String>,
-    problems: Vec<Problem>,
-    warnings: BTreeMap<String, usize>,
-}
-
-/// A finding, with how many trials have it and what the first of them sets.
-struct Problem {
-    finding: Finding,
-    trials: usize,
-    first: String,
-}
-
-/// Kinds of findings after which the rest is not worth listing: looking for the wording of each takes its time.
-const ENOUGH: usize = 20;
-
-impl Checker<'_> {
-    fn check(&mut self, set: &Point) -> Option<Checked> {
-        if self.problems.len() >= ENOUGH {
-            return None;
-        }
-        match self.checked(set) {
-            Ok(checked) => Some(checked),
-            Err(error) => {
-                let findings = match error {
-                    Error::Config(findings) => findings,
-                    other => vec![Finding::new("config", other.to_string())],
-                };
-                for finding in findings {
-                    match self.problems.iter_mut().find(|known| known.finding == finding) {
-                        Some(known) => known.trials += 1,
-                        None => self.problems.push(Problem { finding, trials: 1, first: shown(set) }),
-                    }
-                }
-                None
-            }
-        }
-    }
-
-    fn checked(&mut self, set: &Point) -> Result<Checked> {
-        if let Some(twice) = set.iter().enumerate().find(|(i, (key, _))| set[..*i].iter().any(|(other, _)| other == key)) {
-            return Err(Error::config(&twice.1.0, "is set by two axes at once"));
-        }
-        let job = self.file.command;
-        let mut config = self.config(set)?;
-        check(&config, job)?;
-        check_paths(&config)?;
-        if !config.checkpoint.signals.contains(&StopSignal::Usr1) {
-            return Err(Error::config("checkpoint.signals", "lacks \"usr1\", by which a sweep tells its trials to save and stop"));
-        }
-        if let Job::Teach = job {
-            (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
-        }
-        let teacher = self.teacher(&config)?;
-        let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher)?;
-        let rounds = job.rounds(&config);
-        self.rungs(&config, rounds)?;
-        for warning in plan.warnings {
-            *self.warnings.entry(warning).or_default() += 1;
-        }
-        // Keys that do not belong to a run's identity count where an axis sets them.
-        let free = set.iter().filter(|(key, _)| is_free(key)).map(|(key, value)| format!("{key}={value}\n"));
-        let identity = plan.identity.iter().map(|(key, value)| format!("{key}={value}\n"));
-        let text: String = std::iter::once(format!("{}\n", job.command())).chain(identity).chain(free).collect();
-        let hash = files::sha256(text.as_bytes())[..10].to_owned();
-        Ok(Checked { hash, rounds, logical_ranks: plan.layout.logical_ranks() })
-    }
-
-    /// Values of a trial put into the base configuration; where that does not work, the layers say why.
-    fn config(&self, set: &Point) -> Result<Config> {
-        let mut values = self.values.clone();
-        let put = |values: &mut Table, key: &str, value: &Value| -> Option<()> {
-            let mut at = values;
-            let mut parts: Vec<&str> = key.split('.').collect();
-            let last = parts.pop()?;
-            for part in parts {
-                at = at.entry(part).or_insert_with(|| Value::Table(Table::new())).as_table_mut()?;
-            }
-            at.insert(last.into(), value.clone());
-            Some(())
-        };
-        let all_put = set.iter().all(|(key, value)| put(&mut values, key, value).is_some());
-        if let (true, Ok(config)) = (all_put, Value::Table(values).try_into()) {
-            return Ok(config);
-        }
-        let mut merged: BTreeMap<String, Value> = self.set.iter().cloned().collect();
-        merged.extend(set.iter().cloned());
-        let mut config = load_with(&self.file.config, merged, "this sweep")?.config;
-        config.parallel.logical_ranks.get_or_insert(self.file.resources.ranks);
-        Ok(config)
-    }
-
-    fn teacher(&mut self, config: &Config) -> Result<String> {
-        match (self.file.command, &config.teacher.weights) {
-            (Job::Teach, _) => Ok(String::new()),
-            (_, None) => Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)")),
-            (_, Some(path)) => match self.teachers.get(path) {
-                Some(hash) => Ok(hash.clone()),
-                None => {
-                    let hash = files::sha256(&files::read(path)?);
-                    self.teachers.insert(path.clone(), hash.clone());
-                    Ok(hash)
-                }
-            },
-        }
-    }
-
-    fn rungs(&self, config: &Config, all: u64) -> Result<()> {
-        let Some(halving) = &self.file.halving else { return Ok(()) };
-        let columns = header::<RoundRecord>();
-        if !columns.split(',').any(|column| column == halving.metric) {
-            return Err(Error::config("halving.metric", format!("`{}` is no column of metrics.csv, which has {columns}", halving.metric)));
-        }
-        let rounds = halving.rounds(all);
-        if rounds[0] == 0 || rounds.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return Err(Error::config(
-                "halving.rungs",
-                format!("come to rounds {rounds:?}, the last of which is the whole run: they have to rise"),
-            ));
-        }
-        let every = config.train.eval_every_rounds;
-        let is_evaluated = halving.metric.starts_with("student_") && halving.metric != "student_step";
-        let blind = rounds[..rounds.len() - 1].iter().find(|round| !round.is_multiple_of(every) || **round <= config.train.warmup_rounds);
-        match blind.filter(|_| is_evaluated) {
-            Some(round) => Err(Error::config(
-                "halving.rungs",
-                format!(
-                    "round {round} is not evaluated, so that `{}` is not known there: take multiples of train.eval_every_rounds = {every} past \
-                     train.warmup_rounds = {}",
-                    halving.metric, config.train.warmup_rounds
-                ),
-            )),
-            None => Ok(()),
-        }
-    }
-
-    fn findings(&self, trials: usize) -> Result<()> {
-        if self.problems.is_empty() {
-            return Ok(());
-        }
-        let stopped = if self.problems.len() >= ENOUGH { "; trials after these were not looked at" } else { "" };
-        let finding = |problem: &Problem| {
-            let axis = self.file.axes.iter().find(|axis| {
-                axis.name == problem.finding.key
-                    || matches!(&axis.domain, super::Domain::Choices(all) if all.iter().flatten().any(|(key, _)| *key == problem.finding.key))
-            });
-            let of = axis.map_or(String::new(), |axis| format!("axis `{}`, ", axis.name));
-            let place = format!("{of}{} of {trials} trials, the first with {}", problem.trials, problem.first);
-            Finding::new(&problem.finding.key, format!("{} ({place}{stopped})", problem.finding.problem))
-        };
-        Err(Error::Config(self.problems.iter().map(finding).collect()))
     }
 }
 

@@ -495,12 +495,12 @@ fn the_shipped_batch_file_is_what_submit_prints() {
     check("launch/slurm/sweep.sbatch", &array.text());
 }
 
-/// A real array: packed, throttled, one task stopped and requeued on its way; submitting again submits nothing while it is queued,
+/// A real array: two trials of two ranks packed into a task, throttled, one task stopped and requeued on its way; submitting again submits nothing while it is queued,
 /// nor when it is done.
 #[test]
 fn a_job_array_runs_a_sweep() {
     let Some(cluster) = cluster() else { return };
-    let resources = "[resources]\nthreads = 1\ntrials_per_node = 2\nthrottle = 1\nsignal_s = 30\n";
+    let resources = "[resources]\nranks = 2\nthreads = 1\ntrials_per_node = 2\nthrottle = 1\nsignal_s = 30\n";
     let scene = Scene::planned(&format!("repeats = 2\n---\n[axes]\nstudent.lr = [0.1, 0.2]\n{resources}"));
     let dir = scene.dir().display().to_string();
     let submit =
