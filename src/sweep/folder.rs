@@ -11,7 +11,8 @@ pub struct SweepFolder(PathBuf);
 impl SweepFolder {
     /// A folder that is there, or will be made.
     pub fn new(path: &Path) -> Result<Self> {
-        std::path::absolute(path).map(Self).map_err(|e| Error::io("find", path, &e))
+        // By one name, whichever way leads there: Slurm's jobs are told apart by it.
+        path.canonicalize().or_else(|_| std::path::absolute(path)).map(Self).map_err(|e| Error::io("find", path, &e))
     }
 
     /// The folder itself.

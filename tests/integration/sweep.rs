@@ -367,6 +367,18 @@ fn several_runners_share_a_sweep() {
     (1..=6).for_each(|number| assert_eq!(scene.outcome(number)["launches"], 1, "trial {number}"));
 }
 
+/// Teachers can be swept like students.
+#[test]
+fn teachers_are_swept() {
+    let scene = Scene::planned("command = \"teach\"\n---\nteach.epochs = 2\nteach.batch_size = 16\n[axes]\nteach.lr = [0.05, 0.1]\n");
+    scene.sweep("run", &["--jobs", "2"]).expect(0);
+    let page = scene.sweep("collect", &[]).expect(0).stdout;
+    for (number, lr) in [(1, "0.05"), (2, "0.1")] {
+        let line = format!("| {number} | {lr} | {:.4} | 1 of 1 |", report(&scene.trial(number), "/student/top1"));
+        assert!(page.contains(&line), "{line}\n{page}");
+    }
+}
+
 #[test]
 fn trials_run_on_ranks() {
     if !has_mpirun() {
