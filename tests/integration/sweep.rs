@@ -395,7 +395,7 @@ fn trials_run_on_ranks() {
 #[test]
 fn halving_stops_the_worse_half_and_finishes_the_better() {
     let halving = "[halving]\nmetric = \"loss_student\"\ngoal = \"min\"\nrungs = [2]\nfactor = 2\n";
-    let scene = Scene::planned(&format!("[axes]\nstudent.lr = [1e-6, 0.2, 1e-5, 0.05]\n{halving}"));
+    let scene = Scene::planned(&format!("[axes]\nstudent.lr = [0.001, 0.2, 0.002, 0.05]\n{halving}"));
     // One at a time: all four come to the rung or go on by then, in an order that anyone can follow.
     scene.sweep("run", &["--jobs", "1"]).expect(0);
     let rungs: Vec<f64> = (1..=4).map(|number| scene.outcome(number)["rungs"][0].as_f64().unwrap()).collect();
@@ -413,7 +413,7 @@ fn halving_stops_the_worse_half_and_finishes_the_better() {
         let rows: Vec<RoundRecord> = read_table(&scene.trial(number).join("metrics.csv")).unwrap();
         assert_eq!(rows.len(), if state == "done" { 4 } else { 2 });
     }
-    let lr = ["student.lr=1e-6", "student.lr=0.2", "student.lr=1e-5", "student.lr=0.05"][order[0]];
+    let lr = ["student.lr=0.001", "student.lr=0.2", "student.lr=0.002", "student.lr=0.05"][order[0]];
     assert_eq!(checksums(&scene.trial(order[0] + 1)).unwrap().to_vec(), scene.undisturbed(order[0] + 1, 0, &[lr]));
     let csv = scene.sweep("collect", &[]).map_csv(&scene);
     assert!(csv.iter().all(|row| row["rung.1"].parse::<f64>().is_ok()));
