@@ -73,7 +73,7 @@ fn planned(file: &Path, dir: Option<&Path>) -> Result<()> {
 fn run_here(args: &SweepRunArgs) -> Result<Outcome> {
     let launcher = Launcher::Local { jobs: args.jobs, at_most: args.at_most };
     let tally = launcher.start(&Request::new(&args.dir, args.ranks)?)?;
-    println!("{} done, {} paused at a rung, {} failed", tally.done, tally.paused, tally.failed);
+    println!("{} done, {} rungs reached, {} failed", tally.done, tally.paused, tally.failed);
     if tally.stopped {
         return Ok(Outcome::Stopped);
     }

@@ -119,10 +119,11 @@ pub fn submit(request: &Request, really: bool) -> Result<()> {
     let plan = &request.plan;
     let lock = if really { Some(Lock::take(&request.folder.jobs().join("submitting"))?) } else { None };
     let trials = Trials::read(&request.folder, plan, &BTreeSet::new())?;
+    let (next, runs) = (trials.next(plan).len(), trials.0.iter().any(|t| t.stand.name() == "running"));
     let open = match &plan.halving {
-        // Rungs that will come are worth a task as well.
-        Some(_) => trials.0.iter().filter(|t| !matches!(t.stand.name(), "done" | "failed" | "running")).count(),
-        None => trials.next(plan).len(),
+        // As long as anything moves, what waits at a rung may get its turn: worth a task as well.
+        Some(_) if next > 0 || runs => trials.0.iter().filter(|t| !matches!(t.stand.name(), "done" | "failed" | "running")).count(),
+        _ => next,
     };
     let largest = ask("scontrol", &["show", "config"]).ok().and_then(|text| max_array_size(&text));
     let pending = ask("squeue", &["--noheader", "--array", "--states=PENDING", "--me", "--format=%j"]);

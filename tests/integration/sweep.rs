@@ -162,7 +162,7 @@ const CASES: &str = "seeds = [3, 4]\n---\n[axes]\ncase = [{ student.lr = 0.1 }, 
 fn trials_that_fail_do_not_stop_a_sweep_and_results_are_those_of_the_reports() {
     let scene = Scene::planned(CASES);
     let out = scene.sweep("run", &["--jobs", "2"]).expect(1).says(&["4 trials failed", "ssdkd sweep retry"]);
-    assert!(out.stdout.contains("4 done, 0 paused at a rung, 4 failed"), "{}", out.stdout);
+    assert!(out.stdout.contains("4 done, 0 rungs reached, 4 failed"), "{}", out.stdout);
     let states = scene.states();
     let of = |number: usize| (states[&number].0.as_str(), states[&number].1.as_str());
     assert!([1, 2, 7, 8].iter().all(|n| of(*n).0 == "done"), "{states:?}");
@@ -173,7 +173,7 @@ fn trials_that_fail_do_not_stop_a_sweep_and_results_are_those_of_the_reports() {
     // Again: nothing to do, nothing touched.
     let kept = std::fs::metadata(scene.trial(1).join("report.json")).unwrap().modified().unwrap();
     let out = scene.sweep("run", &["--jobs", "2"]).expect(0);
-    assert!(out.stdout.contains("0 done, 0 paused at a rung, 0 failed"), "{}", out.stdout);
+    assert!(out.stdout.contains("0 done, 0 rungs reached, 0 failed"), "{}", out.stdout);
     assert_eq!(std::fs::metadata(scene.trial(1).join("report.json")).unwrap().modified().unwrap(), kept);
 
     let page = scene.sweep("collect", &["--metric", "student.loss"]).expect(0).stdout;
@@ -418,7 +418,7 @@ fn halving_stops_the_worse_half_and_finishes_the_better() {
     let csv = scene.sweep("collect", &[]).map_csv(&scene);
     assert!(csv.iter().all(|row| row["rung.1"].parse::<f64>().is_ok()));
     // Nothing is left to do.
-    assert!(scene.sweep("run", &[]).expect(0).stdout.contains("0 done, 0 paused"));
+    assert!(scene.sweep("run", &[]).expect(0).stdout.contains("0 done, 0 rungs"));
 }
 
 impl Outcome {
