@@ -165,9 +165,14 @@ impl RunFolder {
         &self.path
     }
 
-    /// Writes the resolved configuration.
+    /// Writes the resolved configuration. Paths in it are absolute, so that the file means the same wherever it is read.
     pub fn write_config(&self, config: &Config) -> Result<()> {
-        files::write(&self.path.join("config.toml"), config_text(config)?.as_bytes())
+        let absolute = |path: &Option<PathBuf>| path.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
+        let mut config = config.clone();
+        config.data.dir = absolute(&config.data.dir);
+        config.teacher.weights = absolute(&config.teacher.weights);
+        let text = toml::to_string(&config).map_err(|e| Error::refused(e.to_string()))?;
+        files::write(&self.path.join("config.toml"), text.as_bytes())
     }
 
     /// JSON log of a rank.
@@ -198,15 +203,6 @@ impl RunFolder {
         }
         Ok(())
     }
-}
-
-/// A resolved configuration as TOML. Paths in it are absolute, so that it means the same wherever it is read.
-pub fn config_text(config: &Config) -> Result<String> {
-    let absolute = |path: &Option<PathBuf>| path.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
-    let mut config = config.clone();
-    config.data.dir = absolute(&config.data.dir);
-    config.teacher.weights = absolute(&config.teacher.weights);
-    toml::to_string(&config).map_err(|e| Error::refused(e.to_string()))
 }
 
 /// Whether a living process holds a run folder. True as well where the file system cannot say.

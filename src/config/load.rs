@@ -19,6 +19,16 @@ pub struct Loaded {
     pub origins: BTreeMap<String, String>,
 }
 
+impl Loaded {
+    /// Keys that somebody has set; what a method brings along is not among them.
+    pub fn said(&self) -> impl Iterator<Item = &str> {
+        self.origins.iter().filter(|(_, origin)| !origin.starts_with(BROUGHT)).map(|(key, _)| key.as_str())
+    }
+}
+
+/// Origin of a method's own values.
+const BROUGHT: &str = "default of ";
+
 /// One source of values.
 struct Layer {
     origin: String,
@@ -155,7 +165,7 @@ fn method_layer(method: &str) -> Option<Layer> {
     };
     let mut values = BTreeMap::new();
     flatten("", &Value::Table(text.parse().ok()?), &mut values);
-    Some(Layer { origin: format!("default of {method}"), values })
+    Some(Layer { origin: format!("{BROUGHT}{method}"), values })
 }
 
 fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {

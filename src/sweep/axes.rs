@@ -1,5 +1,6 @@
 //! Axes as a sweep file has them.
 
+use super::keys::flat;
 use crate::error::Finding;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -127,17 +128,6 @@ fn settings(name: &str, value: &Value) -> Vec<(String, Value)> {
         one => out.push((name.to_owned(), one.clone())),
     }
     out
-}
-
-/// Leaves of a table under their dotted names.
-pub(super) fn flat(prefix: &str, table: &Table, out: &mut Vec<(String, Value)>) {
-    for (name, value) in table {
-        let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        match value {
-            Value::Table(inner) => flat(&name, inner, out),
-            leaf => out.push((name, leaf.clone())),
-        }
-    }
 }
 
 fn conditions(prefix: &str, table: &Table, out: &mut Vec<(String, Vec<Value>)>) {

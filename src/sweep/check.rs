@@ -2,11 +2,13 @@
 
 use super::axes::Domain;
 use super::file::SweepFile;
+use super::keys::put;
 use super::plan::shown;
 use super::points::Point;
 use crate::config::{self, Config, Job, StopSignal, check, check_paths, is_free, load_with};
 use crate::error::{Error, Finding, Result};
 use crate::files;
+use crate::methods::Method;
 use crate::metrics::{RoundRecord, header};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,7 +25,8 @@ pub(super) struct Checked {
 pub(super) struct Checker<'a> {
     file: &'a SweepFile,
     set: &'a Point,
-    values: &'a Table,
+    /// Base configurations, one for every method that occurs.
+    bases: BTreeMap<String, Table>,
     teachers: BTreeMap<PathBuf, String>,
     problems: Vec<Problem>,
     /// What is legal but probably not meant, and in how many trials.
@@ -41,9 +44,9 @@ struct Problem {
 const ENOUGH: usize = 20;
 
 impl<'a> Checker<'a> {
-    /// Of a sweep's file; `set` is what every trial sets, `values` the base configuration with it.
-    pub(super) fn new(file: &'a SweepFile, set: &'a Point, values: &'a Table) -> Self {
-        Self { file, set, values, teachers: BTreeMap::new(), problems: Vec::new(), warnings: BTreeMap::new() }
+    /// Of a sweep's file; `set` is what every trial sets.
+    pub(super) fn new(file: &'a SweepFile, set: &'a Point) -> Self {
+        Self { file, set, bases: BTreeMap::new(), teachers: BTreeMap::new(), problems: Vec::new(), warnings: BTreeMap::new() }
     }
 
     /// A trial by what it sets; none where something is wrong with it.
@@ -98,35 +101,43 @@ impl<'a> Checker<'a> {
         Ok(Checked { hash, rounds, logical_ranks: plan.layout.logical_ranks() })
     }
 
-    /// Values of a trial put into the base configuration; where that does not work, the layers say why.
-    fn config(&self, set: &Point) -> Result<Config> {
-        let mut values = self.values.clone();
-        let put = |values: &mut Table, key: &str, value: &Value| -> Option<()> {
-            let mut at = values;
-            let mut parts: Vec<&str> = key.split('.').collect();
-            let last = parts.pop()?;
-            for part in parts {
-                at = at.entry(part).or_insert_with(|| Value::Table(Table::new())).as_table_mut()?;
-            }
-            at.insert(last.into(), value.clone());
-            Some(())
-        };
-        let all_put = set.iter().all(|(key, value)| put(&mut values, key, value).is_some());
-        if let (true, Ok(config)) = (all_put, Value::Table(values).try_into()) {
-            return Ok(config);
+    /// Values of a trial put into the base configuration of its method; where that does not work, the layers say why.
+    fn config(&mut self, set: &Point) -> Result<Config> {
+        let mut values = self.base(set)?;
+        let all_put = set.iter().all(|(key, value)| put(&mut values, key, value.clone()).is_some());
+        match Value::Table(values).try_into() {
+            Ok(config) if all_put => Ok(config),
+            _ => self.merged(set),
         }
-        let mut merged: BTreeMap<String, Value> = self.set.iter().cloned().collect();
-        merged.extend(set.iter().cloned());
-        let mut config = load_with(&self.file.config, merged, "this sweep")?.config;
+    }
+
+    /// A method brings values along, below all that is said.
+    fn base(&mut self, set: &Point) -> Result<Table> {
+        let method: Point = set.iter().filter(|(key, _)| key == "method").cloned().collect();
+        let name = shown(&method);
+        if let Some(known) = self.bases.get(&name) {
+            return Ok(known.clone());
+        }
+        let base = Table::try_from(self.merged(&method)?).map_err(|e| Error::refused(e.to_string()))?;
+        self.bases.insert(name, base.clone());
+        Ok(base)
+    }
+
+    fn merged(&self, set: &[(String, Value)]) -> Result<Config> {
+        let values = self.set.iter().chain(set).cloned().collect();
+        let mut config = load_with(&self.file.config, values, "this sweep")?.config;
         config.parallel.logical_ranks.get_or_insert(self.file.resources.ranks);
         Ok(config)
     }
 
     fn teacher(&mut self, config: &Config) -> Result<String> {
-        match (self.file.command, &config.teacher.weights) {
-            (Job::Teach, _) => Ok(String::new()),
-            (_, None) => Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)")),
-            (_, Some(path)) => match self.teachers.get(path) {
+        let has_teacher = self.file.command == Job::Train && Method::of(config).has_teacher();
+        match config.teacher.weights.as_ref().filter(|_| has_teacher) {
+            None if has_teacher => {
+                Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)"))
+            }
+            None => Ok(String::new()),
+            Some(path) => match self.teachers.get(path) {
                 Some(hash) => Ok(hash.clone()),
                 None => {
                     let hash = files::sha256(&files::read(path)?);

@@ -2,6 +2,7 @@
 
 use super::axes::{self, Axis};
 use super::halving::Goal;
+use super::keys::flat;
 use crate::config::{Job, misread};
 use crate::error::{Error, Finding, Result};
 use crate::files;
@@ -254,7 +255,7 @@ impl SweepFile {
             OneOrMore::More(files) => files,
         };
         let mut set = Vec::new();
-        axes::flat("", &written.set, &mut set);
+        flat("", &written.set, &mut set);
         Ok(Self {
             path: path.into(),
             config: config.iter().map(|file| folder.join(file)).collect(),

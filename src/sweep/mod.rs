@@ -16,6 +16,7 @@ mod file;
 mod folder;
 mod gpu;
 mod halving;
+mod keys;
 mod launch;
 mod local;
 mod plan;

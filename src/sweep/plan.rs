@@ -4,11 +4,11 @@ use super::check::Checker;
 use super::file::{Halving, Resources, SweepFile};
 use super::folder::SweepFolder;
 use super::halving::Goal;
+use super::keys::{get, put};
 use super::points::{Point, points};
-use crate::config::{self, Job, is_path, load_with};
+use crate::config::{self, Job, Loaded, is_path, load_with};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::run_folder::config_text;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -150,20 +150,15 @@ pub struct Planned {
 pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     let near = |set: &[(String, Value)]| -> Point { set.iter().map(|(k, v)| (k.clone(), resolved(&file.path, k, v))).collect() };
     let set = near(&file.set);
-    let mut base = load_with(&file.config, set.iter().cloned().collect(), "[set]")?.config;
-    // What a run would take over from its first launch must not depend on how it is launched.
-    base.parallel.logical_ranks.get_or_insert(file.resources.ranks);
-    let text = config_text(&base)?;
-    let values: Table = text.parse().map_err(|e: toml::de::Error| Error::refused(e.to_string()))?;
-    let known = |key: &str| {
-        let (last, sections) = key.split('.').collect::<Vec<_>>().split_last().map(|(l, s)| ((*l).to_owned(), s.to_vec()))?;
-        let table = sections.into_iter().try_fold(&values, |at, part| at.get(part)?.as_table())?;
-        table.get(&last).cloned()
-    };
+    let base = load_with(&file.config, set.iter().cloned().collect(), "[set]")?;
+    let values = Table::try_from(&base.config).map_err(|e| Error::refused(e.to_string()))?;
+    let text = said(&base, &values, file.resources.ranks)?;
+    let known = |key: &str| get(&values, key).cloned();
     let found = points(&file.axes, file.strategy, file.trials, file.seed, &known)?;
-    let seeds: Vec<u64> = if file.seeds.is_empty() { (base.seed..base.seed + file.repeats).collect() } else { file.seeds.clone() };
+    let seeds: Vec<u64> =
+        if file.seeds.is_empty() { (base.config.seed..base.config.seed + file.repeats).collect() } else { file.seeds.clone() };
 
-    let mut checker = Checker::new(file, &set, &values);
+    let mut checker = Checker::new(file, &set);
     let (mut trials, mut doubles, mut count) = (Vec::<Trial>::new(), 0, 0);
     let mut numbers = Numbers::known(folder)?;
     let mut seen = std::collections::BTreeSet::new();
@@ -208,13 +203,32 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     Ok(Planned { plan, new: numbers.new, left_out, doubles, warnings })
 }
 
+/// The base configuration as a file of its own: what its files and the sweep say. What a method brings along is left to the trials, since
+/// each may have another.
+fn said(base: &Loaded, values: &Table, ranks: usize) -> Result<String> {
+    let mut out = Table::new();
+    for key in base.said() {
+        let value = get(values, key).map(|value| match value {
+            Value::String(path) if is_path(key) => absolute(Path::new(path)),
+            other => other.clone(),
+        });
+        value.and_then(|value| put(&mut out, key, value));
+    }
+    if base.config.parallel.logical_ranks.is_none() {
+        // A run would take this over from its first launch; a plan must not depend on how its trials are launched.
+        put(&mut out, "parallel.logical_ranks", Value::Integer(ranks as i64));
+    }
+    toml::to_string(&out).map_err(|e| Error::refused(e.to_string()))
+}
+
+fn absolute(path: &Path) -> Value {
+    Value::String(std::path::absolute(path).unwrap_or_else(|_| path.into()).to_string_lossy().into_owned())
+}
+
 /// Paths in a sweep file are relative to it, as in any configuration.
 fn resolved(file: &Path, key: &str, value: &Value) -> Value {
     match value {
-        Value::String(path) if is_path(key) => {
-            let joined = file.parent().unwrap_or(Path::new("")).join(path);
-            Value::String(std::path::absolute(&joined).unwrap_or(joined).to_string_lossy().into_owned())
-        }
+        Value::String(path) if is_path(key) => absolute(&file.parent().unwrap_or(Path::new("")).join(path)),
         other => other.clone(),
     }
 }

@@ -381,6 +381,31 @@ fn teachers_are_swept() {
     }
 }
 
+/// A method brings its published values along, below what the sweep says; trials run with what was planned.
+#[test]
+fn methods_are_compared() {
+    let scene = Scene::planned("---\ndistill.label_weight = 0.5\n[axes]\nmethod = [\"fast_meta\", \"scratch\", \"kd\"]\n");
+    scene.sweep("run", &["--jobs", "2"]).expect(0);
+    for (number, method) in [(1, "fast_meta"), (2, "scratch"), (3, "kd")] {
+        let text = std::fs::read_to_string(scene.trial(number).join("config.toml")).unwrap();
+        let run: toml::Table = text.parse().unwrap();
+        assert_eq!(run["method"].as_str(), Some(method));
+        let (sections, files) = (["student", "inversion", "distill"], [root().join("configs/fashion_mnist/demo.toml")]);
+        let given = |key: &str, value: toml::Value| (key.to_owned(), value);
+        let alone = ssdkd::config::load_with(&files, [given("method", method.into())].into(), "here").unwrap().config;
+        let alone = toml::Table::try_from(alone).unwrap();
+        for key in sections.iter().flat_map(|s| alone[*s].as_table().unwrap().keys().map(move |k| (*s, k.clone()))) {
+            let said =
+                ["inversion.steps", "inversion.batch_size", "distill.batch_size", "distill.steps_per_round", "distill.teacher_views"];
+            let name = format!("{}.{}", key.0, key.1);
+            if !said.contains(&name.as_str()) && name != "distill.label_weight" {
+                assert_eq!(run[key.0].get(&key.1), alone[key.0].get(&key.1), "{method}: {name}");
+            }
+        }
+        assert_eq!(run["distill"]["label_weight"].as_float(), Some(0.5));
+    }
+}
+
 #[test]
 fn trials_run_on_ranks() {
     if !has_mpirun() {
