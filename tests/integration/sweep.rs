@@ -342,8 +342,11 @@ fn killed_trials_and_killed_runners_are_told_apart() {
     let frozen = Frozen::at_first_checkpoint(&scene.trial(2));
     let states = scene.states();
     assert!(states[&1].0 == "failed" && states[&1].1.contains("killed by signal 9 (SIGKILL): out of memory"), "{states:?}");
+    // Stopped processes that lose their parent are sent a HUP.
+    drop(frozen);
     runner.signal(libc::SIGKILL);
     runner.ends();
+    let frozen = Frozen::at_first_checkpoint(&scene.trial(2));
     let states = scene.states();
     assert!(states[&2].0 == "running" && states[&2].1.contains("its runner is dead"), "{states:?}");
     let alive = scene.sweep("retry", &["2"]).expect(0).stdout;
@@ -579,14 +582,16 @@ fn a_claim_of_a_job_that_is_gone_is_freed() {
     let id = said.strip_prefix("job ").and_then(|rest| rest.split(':').next()).unwrap().to_owned();
     let task = cluster.slurm.job(&format!("{id}_0"), &scene.dir().join(format!("jobs/{id}_0.log")));
     has_checkpoint(&scene.trial(1));
-    // At once, without a moment to save or to give anything up; as of another host, where no process can be asked after.
+    // As of another host, where no process can be asked after.
     let claim = scene.trial(1).join("claim");
     let held = std::fs::read_to_string(&claim).unwrap();
     let value: Value = serde_json::from_str(&held).unwrap();
     std::fs::write(&claim, held.replace(value["machine"].as_str().unwrap(), "elsewhere")).unwrap();
     assert!(call(&["sweep", "retry", &dir]).contains("left alone"));
-    task.signal(&["--full", "--signal=KILL"]);
-    task.ends();
+    // The runner first, which has no moment to give anything up.
+    kill(value["process"].as_i64().unwrap() as i32);
+    kill(holder(&scene.trial(1)));
+    assert_eq!(task.ends(), "FAILED", "{}", task.log());
     assert_eq!(scene.count("running"), 1);
     let said = call(&["sweep", "retry", &dir]);
     assert!(said.contains("free again: its Slurm job has ended"), "{said}");
