@@ -39,6 +39,12 @@ pub enum Command {
         #[command(subcommand)]
         action: BenchAction,
     },
+    /// Plan, run and collect many runs that differ in some keys (docs/sweeps.md).
+    Sweep {
+        /// What to do with them.
+        #[command(subcommand)]
+        action: SweepAction,
+    },
     /// Check MPI, libtorch, CUDA, NCCL and Slurm, and say what to do about each.
     Doctor,
     /// Show, check or document configuration.
@@ -75,6 +81,9 @@ pub struct RunArgs {
     /// Start over: what an earlier run left in the folder is removed.
     #[arg(long)]
     pub fresh: bool,
+    /// Pause once so many rounds are done, with a checkpoint; the same command with a later round, or without, goes on.
+    #[arg(long, value_name = "N")]
+    pub until_round: Option<u64>,
 }
 
 /// What to evaluate.
@@ -150,7 +159,7 @@ pub struct InspectArgs {
     /// Print four checksums of a run folder's newest checkpoint and metrics: equal runs print equal lines.
     #[arg(long, conflicts_with = "status")]
     pub checksum: bool,
-    /// Print how a run stands: running, stopped (start it again: it goes on), finished or failed.
+    /// Print how a run stands: running, stopped or paused (start it again: it goes on), finished or failed.
     #[arg(long)]
     pub status: bool,
 }
@@ -184,6 +193,78 @@ pub enum Trains {
     Train,
     /// A teacher on real data.
     Teach,
+}
+
+/// What to do with a sweep.
+#[derive(Debug, Subcommand)]
+pub enum SweepAction {
+    /// Make the numbered plan of a sweep file, with every trial checked. Again after a change: trials that stay keep their folders.
+    Plan {
+        /// The sweep file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The sweep's folder; left out: runs/NAME, NAME being the file's.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Run what is open on this machine, several trials at a time. Any number of these may run at once, on any hosts.
+    Run(SweepRunArgs),
+    /// Submit what is open and not in the queue yet as Slurm job arrays.
+    Submit {
+        /// The sweep's folder.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Ranks of a trial; left out, the sweep file's.
+        #[arg(long, value_name = "R")]
+        ranks: Option<usize>,
+        /// Print the batch files instead.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// How the trials stand, from their files alone: done, running, failed and why, time left.
+    Status {
+        /// The sweep's folder.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Print JSON, with every trial.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write results.csv, results.parquet and results.md (mean ± std over repeats) and print the last.
+    Collect {
+        /// The sweep's folder.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Values of report.json to show, such as student.top1; the first sorts. Left out, the sweep file's.
+        #[arg(long, value_name = "KEY", num_args = 1..)]
+        metric: Vec<String>,
+    },
+    /// Let failed trials, and those whose runner is known to be gone, be run again; their logs are kept.
+    Retry {
+        /// The sweep's folder.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Numbers or names of trials; left out, all that failed. Naming a trial also says that its runner is gone.
+        #[arg(value_name = "TRIAL")]
+        trials: Vec<String>,
+    },
+}
+
+/// How to run a sweep here.
+#[derive(Debug, Args)]
+pub struct SweepRunArgs {
+    /// The sweep's folder.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Trials at a time, each on cores (and a GPU) of its own; left out: the sweep file's, or as many as there are cores for.
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// End after so many trials (or rungs of trials).
+    #[arg(long, value_name = "N")]
+    pub at_most: Option<usize>,
+    /// Ranks of a trial; left out, the sweep file's.
+    #[arg(long, value_name = "R")]
+    pub ranks: Option<usize>,
 }
 
 /// What to measure.

@@ -56,6 +56,7 @@ pub mod replay;
 pub mod report;
 pub mod rng;
 pub mod run_folder;
+pub mod sweep;
 pub mod task;
 pub mod teacher;
 pub mod train;

@@ -44,6 +44,8 @@ pub enum Purpose {
     LocalView = 16,
     /// Pixels that an inversion starts from.
     Pixels = 17,
+    /// Points of a random sweep; the step is the point, the index the axis.
+    SweepPoint = 32,
 }
 
 /// Key of one stream: fixes everything but the index.

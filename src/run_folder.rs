@@ -22,6 +22,8 @@ pub enum State {
     Running,
     /// Stopped by a signal with a whole checkpoint, or dead: start it again and it goes on.
     Stopped,
+    /// At the round that `--until-round` named, with a whole checkpoint: start it again and it goes on.
+    Paused,
     /// Done.
     Finished,
     /// Ended by an error.
@@ -40,6 +42,7 @@ impl State {
         match self {
             Self::Running => "running",
             Self::Stopped => "stopped",
+            Self::Paused => "paused",
             Self::Finished => "finished",
             Self::Failed => "failed",
         }
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn only_a_dead_run_is_seen_otherwise_than_it_wrote() {
-        for state in [State::Running, State::Stopped, State::Finished, State::Failed] {
+        for state in [State::Running, State::Stopped, State::Paused, State::Finished, State::Failed] {
             assert_eq!(state.seen(true), state);
             assert_eq!(state.seen(false), if state == State::Running { State::Stopped } else { state });
         }

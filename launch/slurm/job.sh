@@ -88,7 +88,7 @@ finish() {
     # and died of USR1 while they were reading files.
     if [ "$state" = none ] && { [ $asked = yes ] || [ "$code" -eq 138 ]; }; then state=stopped; fi
     case $state in
-        finished) exit 0 ;;
+        finished | paused) exit 0 ;;
         stopped) ;;
         *) exit $(( code > 0 ? code : 1 )) ;;
     esac

@@ -7,6 +7,7 @@ mod eval;
 mod export;
 mod inspect;
 mod predict;
+mod sweep;
 mod train;
 
 use crate::cli::{Command, ConfigArgs};
@@ -45,6 +46,7 @@ pub fn run(command: Command, timings: Timings) -> Result<Outcome> {
         Command::Export(args) => export::run(&args).map(done),
         Command::Inspect(args) => inspect::run(&args).map(done),
         Command::Bench { action } => bench::run(&action).map(done),
+        Command::Sweep { action } => sweep::run(&action),
         Command::Doctor => doctor::run().map(done),
         Command::Config { action } => config::run(&action).map(done),
     };

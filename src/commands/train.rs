@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::logs;
 use crate::methods::{Memory, Method};
-use crate::metrics::{Summary, Timings};
+use crate::metrics::Timings;
 use crate::models::Shape;
 use crate::parallel::{Launch, World, set_threads};
 use crate::replay::RealData;
 use crate::report;
 use crate::run_folder::{RunFolder, State, Status};
 use crate::teacher::Teacher;
-use crate::train::{Keeper, Outlet, Run, announce, fail, same_run, train as run_all};
+use crate::train::{End, Keeper, Outlet, Run, announce, fail, same_run, train as run_all};
 use std::path::Path;
 
 /// Trains a student.
@@ -91,16 +91,16 @@ fn start(
     timings.resume(status.seconds);
     let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone()))?;
     let resumed = keeper.resume(&mut run, &world)?;
-    let outcome = to_the_end(&mut run, &world, &mut keeper, &folder, timings, resumed);
-    let summary = outcome.or_else(|error| fail(error, &world, &mut keeper, &folder))?;
-    if let (Some(summary), true) = (&summary, world.leads()) {
+    let outcome = to_the_end(&mut run, &world, &mut keeper, &folder, timings, resumed, args.until_round);
+    let end = outcome.or_else(|error| fail(error, &world, &mut keeper, &folder))?;
+    if let (End::Finished(summary), true) = (&end, world.leads()) {
         print!("{}", summary.table());
         println!("report: {}", args.run_dir.join("report.html").display());
     }
-    Ok(if summary.is_some() { Outcome::Done } else { Outcome::Stopped })
+    Ok(if matches!(end, End::Stopped) { Outcome::Stopped } else { Outcome::Done })
 }
 
-/// From the first write into the folder to the last; `None`: stopped by a signal. A collective.
+/// From the first write into the folder to the last. A collective.
 fn to_the_end(
     run: &mut Run,
     world: &World,
@@ -108,21 +108,22 @@ fn to_the_end(
     folder: &RunFolder,
     timings: Timings,
     resumed: bool,
-) -> Result<Option<Summary>> {
+    until: Option<u64>,
+) -> Result<End> {
     let mut outlet = Outlet::open(folder, run, keeper.status_mut(), world, timings)?;
     let log = folder.log_of(world.rank());
     world.agree(logs::write_json_to(&log).map_err(|e| Error::io("write", &log, &e)))?;
     announce(run, world, resumed);
     let mut compute = || {
-        let summary = run_all(run, world, keeper, &mut outlet)?;
-        if summary.is_some() {
+        let end = run_all(run, world, keeper, &mut outlet, until)?;
+        if matches!(end, End::Finished(_)) {
             world.agree(if world.leads() { report::write(folder.path()) } else { Ok(()) })?;
             keeper.finish(run, world)?;
         } else {
             // All ranks are past their last write before the first one ends: its exit code makes mpirun kill the others.
             world.barrier()?;
         }
-        Ok(summary)
+        Ok(end)
     };
     compute().map_err(Error::after_start)
 }

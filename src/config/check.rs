@@ -2,18 +2,37 @@
 
 use super::schema::Config;
 use crate::error::{Error, Finding, Result};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// What a configuration is used for; some keys matter to one job only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Job {
     /// `ssdkd train`: a student from a teacher.
+    #[default]
     Train,
     /// `ssdkd teach`: a teacher from real data.
     Teach,
 }
 
 impl Job {
+    /// The command that does it.
+    pub fn command(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Teach => "teach",
+        }
+    }
+
+    /// Rounds of a run: a teacher's are its epochs.
+    pub fn rounds(self, config: &Config) -> u64 {
+        match self {
+            Self::Train => config.train.rounds,
+            Self::Teach => config.teach.epochs,
+        }
+    }
+
     /// Key and value of the rows of a step.
     pub(super) fn batch(self, config: &Config) -> (&'static str, usize) {
         match self {

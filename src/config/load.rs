@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-const PREFIX: &str = "SSDKD__";
+/// How variables of the environment that are configuration begin.
+pub const PREFIX: &str = "SSDKD__";
 
 /// A configuration and where each value that is not a default came from.
 #[derive(Debug, Clone)]
@@ -17,6 +18,16 @@ pub struct Loaded {
     /// Dotted key → `FILE`, `environment` or `command line`.
     pub origins: BTreeMap<String, String>,
 }
+
+impl Loaded {
+    /// Keys that somebody has set; what a method brings along is not among them.
+    pub fn said(&self) -> impl Iterator<Item = &str> {
+        self.origins.iter().filter(|(_, origin)| !origin.starts_with(BROUGHT)).map(|(key, _)| key.as_str())
+    }
+}
+
+/// Origin of a method's own values.
+const BROUGHT: &str = "default of ";
 
 /// One source of values.
 struct Layer {
@@ -35,19 +46,29 @@ pub fn load(files: &[PathBuf], sets: &[String]) -> Result<Loaded> {
     load_from(files, std::env::vars(), sets)
 }
 
+/// Merges files and values that are there already, and nothing of the environment: what a sweep plans is a function of its files.
+///
+/// # Errors
+/// As [`load`]; values are said to be `from` where they come from.
+pub fn load_with(files: &[PathBuf], values: BTreeMap<String, Value>, from: &str) -> Result<Loaded> {
+    let mut layers = files.iter().map(|file| file_layer(file)).collect::<Result<Vec<_>>>()?;
+    layers.push(Layer { origin: from.into(), values });
+    merge_layers(layers)
+}
+
 fn load_from(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>, sets: &[String]) -> Result<Loaded> {
-    let mut layers = Vec::new();
-    for file in files {
-        layers.push(file_layer(file)?);
-    }
+    let mut layers = files.iter().map(|file| file_layer(file)).collect::<Result<Vec<_>>>()?;
     layers.push(environment_layer(environment));
     layers.push(command_line_layer(sets)?);
+    merge_layers(layers)
+}
+
+fn merge_layers(mut layers: Vec<Layer>) -> Result<Loaded> {
     // A method's own defaults lie below everything that is said, whoever names the method.
     let method = layers.iter().rev().find_map(|layer| layer.values.get("method")?.as_str().map(str::to_owned));
     if let Some(defaults) = method.and_then(|method| method_layer(&method)) {
         layers.insert(0, defaults);
     }
-
     let keys = reference::keys();
     let mut findings = Vec::new();
     let mut merged: BTreeMap<String, (Value, String)> = BTreeMap::new();
@@ -109,10 +130,7 @@ fn nested(key: &str, value: &Value) -> Table {
 
 fn file_layer(file: &Path) -> Result<Layer> {
     let text = std::fs::read_to_string(file).map_err(|e| Error::open(file, &e))?;
-    let table: Table = text.parse().map_err(|e: toml::de::Error| {
-        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
-        Error::file(file, format!("line {line}: {}", e.message()))
-    })?;
+    let table: Table = text.parse().map_err(|e| misread(file, &text, &e))?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let mut values = BTreeMap::new();
     flatten("", &Value::Table(table), &mut values);
@@ -122,6 +140,12 @@ fn file_layer(file: &Path) -> Result<Layer> {
         }
     }
     Ok(Layer { origin: file.display().to_string(), values })
+}
+
+/// What is wrong with a TOML file, and where.
+pub fn misread(file: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+    Error::file(file, format!("line {line}: {}", error.message()))
 }
 
 /// What a method sets unless told otherwise: its published values, `configs/methods/`.
@@ -141,7 +165,7 @@ fn method_layer(method: &str) -> Option<Layer> {
     };
     let mut values = BTreeMap::new();
     flatten("", &Value::Table(text.parse().ok()?), &mut values);
-    Some(Layer { origin: format!("default of {method}"), values })
+    Some(Layer { origin: format!("{BROUGHT}{method}"), values })
 }
 
 fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
@@ -247,6 +271,18 @@ mod tests {
             assert_eq!(loaded.config.method, name);
             assert_eq!(method_layer(name.name()).is_none(), name == MethodName::SsdKd);
         }
+    }
+
+    #[test]
+    fn given_values_win_over_files_and_the_environment_is_not_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        std::fs::write(&path, "seed = 1\n[replay]\ncapacity = 10").unwrap();
+        let value = |key: &str, value: i64| BTreeMap::from([(key.to_owned(), Value::Integer(value))]);
+        let loaded = load_with(std::slice::from_ref(&path), value("seed", 3), "here").unwrap();
+        assert_eq!((loaded.config.seed, loaded.config.replay.capacity, loaded.origins["seed"].as_str()), (3, 10, "here"));
+        let text = load_with(&[path], value("sed", 3), "here").unwrap_err().to_string();
+        assert!(text.contains("sed: unknown key (from here); did you mean `seed`?"), "{text}");
     }
 
     #[test]

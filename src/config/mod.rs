@@ -7,7 +7,7 @@ mod reference;
 mod schema;
 
 pub use check::{Job, check, check_paths};
-pub use load::{Loaded, load};
-pub use plan::Plan;
-pub use reference::{Key, keys, markdown};
+pub use load::{Loaded, PREFIX, load, load_with, misread};
+pub use plan::{Plan, is_free};
+pub use reference::{Key, is_path, keys, markdown};
 pub use schema::*;

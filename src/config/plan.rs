@@ -112,7 +112,7 @@ fn warnings(config: &Config, job: Job, logical: usize, images_per_round: usize) 
 
 /// Keys that may differ at a resume: where things lie, how the launch is cut, what is saved. They change no number, or only the bits
 /// within one launch.
-fn is_free(key: &str) -> bool {
+pub fn is_free(key: &str) -> bool {
     let free_section = ["parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
     ["data.dir", "teacher.weights"].contains(&key) || (free_section && key != "parallel.logical_ranks")
 }

@@ -14,4 +14,4 @@ pub use comm::{Communicator, MpiComm, end_job};
 pub use meter::Meter;
 pub use reduce::{TreeSum, check_sum};
 pub use watchdog::{HEARTBEATS, Watchdog, made_progress};
-pub use world::{Launch, Local, PerRank, World, host_name, launcher_columns, set_threads, thread_count};
+pub use world::{Launch, Local, PerRank, World, allowed_cores, host_name, launcher_columns, set_threads, thread_count};

@@ -259,7 +259,7 @@ pub fn launcher_columns() -> Option<u16> {
 }
 
 /// Cores this process may run on, a bit each. Launchers bind ranks to some of a host's cores.
-fn allowed_cores() -> Vec<u8> {
+pub fn allowed_cores() -> Vec<u8> {
     // SAFETY: an all-zero set is valid, and the call writes no more than its size.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();

@@ -105,15 +105,29 @@ pub fn announce(run: &Run, world: &World, resumed: bool) {
     );
 }
 
-/// Runs all rounds and writes the results; [`Keeper::finish`] closes the run. `None`: a signal stopped it, everything is saved. A
-/// collective.
-pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Outlet) -> Result<Option<Summary>> {
+/// How a launch ended; a run that is not finished is saved.
+#[derive(Debug)]
+pub enum End {
+    /// All rounds are done.
+    Finished(Box<Summary>),
+    /// A signal came.
+    Stopped,
+    /// The round to pause at is reached.
+    Paused,
+}
+
+/// Runs all rounds, or those before `until`, and writes the results; [`Keeper::finish`] closes the run. A collective.
+pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Outlet, until: Option<u64>) -> Result<End> {
     let teacher = run.teacher_score(world, keeper)?;
     if world.leads() {
         outlet.start_clock(run);
     }
     while !run.finished() {
-        let Some(record) = step::round(run, world, keeper)? else { return Ok(None) };
+        if until.is_some_and(|until| run.cursor.round() >= until) {
+            keeper.save(run, world, State::Paused, true)?;
+            return Ok(End::Paused);
+        }
+        let Some(record) = step::round(run, world, keeper)? else { return Ok(End::Stopped) };
         after_round(run, world, outlet, &record)?;
         outlet.remember(record);
     }
@@ -122,7 +136,7 @@ pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Out
     }
     let summary = finish(run, world, outlet, teacher)?;
     keeper.save(run, world, State::Running, true)?;
-    Ok(Some(summary))
+    Ok(End::Finished(Box::new(summary)))
 }
 
 /// Files, picture and screen after a round; a failure on the leading rank ends all of them.

@@ -530,7 +530,7 @@ fn the_table_of_refusals_is_current() {
     }
     page.push_str(
         "\nWith tests beside the code: more ranks on a host than GPUs, and CUDA for more than one rank (`src/device.rs`), tasks of `srun`\n\
-         without MPI support (`src/parallel/comm/mpi.rs`).\n\n\
+         without MPI support (`src/parallel/comm/mpi.rs`), and what no trial of a sweep could run with (`tests/integration/sweep.rs`).\n\n\
          ## Values out of range\n\n| key | for example | message |\n| --- | --- | --- |\n",
     );
     for (key, value, says) in RANGES {

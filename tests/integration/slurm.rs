@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 /// One Slurm for the tests that run at a time; the last one stops it.
-struct Cluster {
-    slurm: Slurm,
+pub struct Cluster {
+    pub slurm: Slurm,
     undisturbed: OnceLock<String>,
 }
 
-fn cluster() -> Option<Arc<Cluster>> {
+pub fn cluster() -> Option<Arc<Cluster>> {
     static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(cluster) = shared.upgrade() {

@@ -1,0 +1,197 @@
+//! Whether every trial of a sweep can run, said before any of them does.
+
+use super::axes::Domain;
+use super::file::SweepFile;
+use super::keys::put;
+use super::plan::shown;
+use super::points::Point;
+use crate::config::{self, Config, Job, StopSignal, check, check_paths, is_free, load_with};
+use crate::error::{Error, Finding, Result};
+use crate::files;
+use crate::methods::Method;
+use crate::metrics::{RoundRecord, header};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use toml::{Table, Value};
+
+/// A trial that can be run.
+pub(super) struct Checked {
+    pub hash: String,
+    pub rounds: u64,
+    pub logical_ranks: usize,
+}
+
+/// Checks trials one by one and gathers what is wrong with them.
+pub(super) struct Checker<'a> {
+    file: &'a SweepFile,
+    set: &'a Point,
+    /// Base configurations, one for every method that occurs.
+    bases: BTreeMap<String, Table>,
+    teachers: BTreeMap<PathBuf, String>,
+    problems: Vec<Problem>,
+    /// What is legal but probably not meant, and in how many trials.
+    pub warnings: BTreeMap<String, usize>,
+}
+
+/// A finding, with how many trials have it and what the first of them sets.
+struct Problem {
+    finding: Finding,
+    trials: usize,
+    first: String,
+}
+
+/// Kinds of findings after which the rest is not worth listing: looking for the wording of each takes its time.
+const ENOUGH: usize = 20;
+
+impl<'a> Checker<'a> {
+    /// Of a sweep's file; `set` is what every trial sets.
+    pub(super) fn new(file: &'a SweepFile, set: &'a Point) -> Self {
+        Self { file, set, bases: BTreeMap::new(), teachers: BTreeMap::new(), problems: Vec::new(), warnings: BTreeMap::new() }
+    }
+
+    /// A trial by what it sets; none where something is wrong with it.
+    pub(super) fn check(&mut self, set: &Point) -> Option<Checked> {
+        if self.problems.len() >= ENOUGH {
+            return None;
+        }
+        match self.checked(set) {
+            Ok(checked) => Some(checked),
+            Err(error) => {
+                let findings = match error {
+                    Error::Config(findings) => findings,
+                    other => vec![Finding::new("config", other.to_string())],
+                };
+                for finding in findings {
+                    match self.problems.iter_mut().find(|known| known.finding == finding) {
+                        Some(known) => known.trials += 1,
+                        None => self.problems.push(Problem { finding, trials: 1, first: shown(set) }),
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    fn checked(&mut self, set: &Point) -> Result<Checked> {
+        if let Some(twice) = set.iter().enumerate().find(|(i, (key, _))| set[..*i].iter().any(|(other, _)| other == key)) {
+            return Err(Error::config(&twice.1.0, "is set by two axes at once"));
+        }
+        let job = self.file.command;
+        let mut config = self.config(set)?;
+        check(&config, job)?;
+        check_paths(&config)?;
+        if !config.checkpoint.signals.contains(&StopSignal::Usr1) {
+            return Err(Error::config("checkpoint.signals", "lacks \"usr1\", by which a sweep tells its trials to save and stop"));
+        }
+        if let Job::Teach = job {
+            (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
+        }
+        let teacher = self.teacher(&config)?;
+        let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher)?;
+        let rounds = job.rounds(&config);
+        self.rungs(&config, rounds)?;
+        for warning in plan.warnings {
+            *self.warnings.entry(warning).or_default() += 1;
+        }
+        // Keys that do not belong to a run's identity count where an axis sets them.
+        let free = set.iter().filter(|(key, _)| is_free(key)).map(|(key, value)| format!("{key}={value}\n"));
+        let identity = plan.identity.iter().map(|(key, value)| format!("{key}={value}\n"));
+        let text: String = std::iter::once(format!("{}\n", job.command())).chain(identity).chain(free).collect();
+        let hash = files::sha256(text.as_bytes())[..10].to_owned();
+        Ok(Checked { hash, rounds, logical_ranks: plan.layout.logical_ranks() })
+    }
+
+    /// Values of a trial put into the base configuration of its method; where that does not work, the layers say why.
+    fn config(&mut self, set: &Point) -> Result<Config> {
+        let mut values = self.base(set)?;
+        let all_put = set.iter().all(|(key, value)| put(&mut values, key, value.clone()).is_some());
+        match Value::Table(values).try_into() {
+            Ok(config) if all_put => Ok(config),
+            _ => self.merged(set),
+        }
+    }
+
+    /// A method brings values along, below all that is said.
+    fn base(&mut self, set: &Point) -> Result<Table> {
+        let method: Point = set.iter().filter(|(key, _)| key == "method").cloned().collect();
+        let name = shown(&method);
+        if let Some(known) = self.bases.get(&name) {
+            return Ok(known.clone());
+        }
+        let base = Table::try_from(self.merged(&method)?).map_err(|e| Error::refused(e.to_string()))?;
+        self.bases.insert(name, base.clone());
+        Ok(base)
+    }
+
+    fn merged(&self, set: &[(String, Value)]) -> Result<Config> {
+        let values = self.set.iter().chain(set).cloned().collect();
+        let mut config = load_with(&self.file.config, values, "this sweep")?.config;
+        config.parallel.logical_ranks.get_or_insert(self.file.resources.ranks);
+        Ok(config)
+    }
+
+    fn teacher(&mut self, config: &Config) -> Result<String> {
+        let has_teacher = self.file.command == Job::Train && Method::of(config).has_teacher();
+        match config.teacher.weights.as_ref().filter(|_| has_teacher) {
+            None if has_teacher => {
+                Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)"))
+            }
+            None => Ok(String::new()),
+            Some(path) => match self.teachers.get(path) {
+                Some(hash) => Ok(hash.clone()),
+                None => {
+                    let hash = files::sha256(&files::read(path)?);
+                    self.teachers.insert(path.clone(), hash.clone());
+                    Ok(hash)
+                }
+            },
+        }
+    }
+
+    fn rungs(&self, config: &Config, all: u64) -> Result<()> {
+        let Some(halving) = &self.file.halving else { return Ok(()) };
+        let columns = header::<RoundRecord>();
+        if !columns.split(',').any(|column| column == halving.metric) {
+            return Err(Error::config("halving.metric", format!("`{}` is no column of metrics.csv, which has {columns}", halving.metric)));
+        }
+        let rounds = halving.rounds(all);
+        if rounds[0] == 0 || rounds.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return Err(Error::config(
+                "halving.rungs",
+                format!("come to rounds {rounds:?}, the last of which is the whole run: they have to rise"),
+            ));
+        }
+        let every = config.train.eval_every_rounds;
+        let is_evaluated = halving.metric.starts_with("student_") && halving.metric != "student_step";
+        let blind = rounds[..rounds.len() - 1].iter().find(|round| !round.is_multiple_of(every) || **round <= config.train.warmup_rounds);
+        match blind.filter(|_| is_evaluated) {
+            Some(round) => Err(Error::config(
+                "halving.rungs",
+                format!(
+                    "round {round} is not evaluated, so that `{}` is not known there: take multiples of train.eval_every_rounds = {every} past \
+                     train.warmup_rounds = {}",
+                    halving.metric, config.train.warmup_rounds
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// What was found in `trials` trials, each finding once.
+    pub(super) fn findings(&self, trials: usize) -> Result<()> {
+        if self.problems.is_empty() {
+            return Ok(());
+        }
+        let stopped = if self.problems.len() >= ENOUGH { "; trials after these were not looked at" } else { "" };
+        let finding = |problem: &Problem| {
+            let axis = self.file.axes.iter().find(|axis| {
+                axis.name == problem.finding.key
+                    || matches!(&axis.domain, Domain::Choices(all) if all.iter().flatten().any(|(key, _)| *key == problem.finding.key))
+            });
+            let of = axis.map_or(String::new(), |axis| format!("axis `{}`, ", axis.name));
+            let place = format!("{of}{} of {trials} trials, the first with {}", problem.trials, problem.first);
+            Finding::new(&problem.finding.key, format!("{} ({place}{stopped})", problem.finding.problem))
+        };
+        Err(Error::Config(self.problems.iter().map(finding).collect()))
+    }
+}

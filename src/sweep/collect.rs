@@ -1,0 +1,174 @@
+//! What a sweep came to: a row for every trial, and a line for every point.
+
+use super::folder::SweepFolder;
+use super::plan::{Plan, shown};
+use super::stand::{Stand, Standing, Trials};
+use super::status::rounds_done;
+use super::table::{Cell, Table};
+use crate::error::{Error, Result};
+use crate::files;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// Writes `results.csv`, `results.parquet` and `results.md` into the sweep's folder and returns their paths and the last one's text.
+///
+/// A row has the trial, how it stands, what it sets, and every single value of its `report.json` under `report.`; a trial without a
+/// report has the rest. `metrics` instead of the plan's: columns of the Markdown table, which is sorted by the first.
+pub fn collect(folder: &SweepFolder, plan: &Plan, metrics: &[String]) -> Result<(Vec<PathBuf>, String)> {
+    let trials = Trials::read(folder, plan, &BTreeSet::new())?;
+    let mut table = Table::default();
+    for (trial, standing) in plan.trials.iter().zip(&trials.0) {
+        let path = folder.trial(trial);
+        let text = |text: String| Some(Cell::Text(text));
+        let mut row = vec![
+            ("trial".to_owned(), text(trial.name())),
+            ("point".into(), Some(Cell::Whole(trial.point as i64))),
+            ("repeat".into(), Some(Cell::Whole(trial.repeat as i64))),
+            ("state".into(), text(standing.stand.name().into())),
+            ("rounds".into(), Some(Cell::Whole(rounds(standing, &path, trial.rounds) as i64))),
+        ];
+        row.extend(trial.set.iter().map(|(key, value)| (key.clone(), Some(Cell::of_toml(value)))));
+        let rungs = standing.outcome.iter().flat_map(|outcome| outcome.rungs.iter().enumerate());
+        row.extend(rungs.map(|(i, value)| (format!("rung.{}", i + 1), value.map(Cell::Number))));
+        if standing.stand == Stand::Done {
+            values("report", &report(&path)?, &mut row);
+        }
+        table.push(row);
+    }
+    let metrics = if metrics.is_empty() { vec![plan.metric.clone()] } else { metrics.to_vec() };
+    let page = page(&folder.name(), plan, &table, &trials, &metrics);
+    let mut written = Vec::new();
+    for (name, bytes) in [("results.csv", table.csv()?), ("results.parquet", table.parquet()?), ("results.md", page.clone().into_bytes())] {
+        let path = folder.path().join(name);
+        files::write(&path, &bytes)?;
+        written.push(path);
+    }
+    Ok((written, page))
+}
+
+fn rounds(standing: &Standing, path: &Path, all: u64) -> u64 {
+    match standing.stand {
+        Stand::Planned => 0,
+        Stand::Done => all,
+        _ => rounds_done(path),
+    }
+}
+
+fn report(folder: &Path) -> Result<Value> {
+    let path = folder.join("report.json");
+    serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()))
+}
+
+/// Every single value under its dotted name.
+fn values(prefix: &str, value: &Value, row: &mut Vec<(String, Option<Cell>)>) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, inner)| values(&format!("{prefix}.{name}"), inner, row)),
+        leaf => row.extend(Cell::of_json(leaf).map(|cell| (prefix.to_owned(), Some(cell)))),
+    }
+}
+
+/// Mean, and the sample's standard deviation where there are two values or more.
+fn mean_and_std(values: &[f64]) -> (f64, Option<f64>) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    (mean, (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
+}
+
+/// Trials of a point.
+struct Line {
+    point: usize,
+    rows: Vec<usize>,
+    done: usize,
+    best: Option<f64>,
+}
+
+fn page(name: &str, plan: &Plan, table: &Table, trials: &Trials, metrics: &[String]) -> String {
+    let number = |row: usize, metric: &str| table.get(row, &format!("report.{metric}")).and_then(Cell::number);
+    let of = |rows: &[usize], metric: &str| rows.iter().filter_map(|&row| number(row, metric)).collect::<Vec<f64>>();
+    let mut points: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    plan.trials.iter().enumerate().for_each(|(row, trial)| points.entry(trial.point).or_default().push(row));
+    let mut lines: Vec<Line> = points
+        .into_iter()
+        .map(|(point, rows)| {
+            let found = of(&rows, &metrics[0]);
+            let done = rows.iter().filter(|&&row| trials.0[row].stand == Stand::Done).count();
+            Line { point, done, best: (!found.is_empty()).then(|| mean_and_std(&found).0), rows }
+        })
+        .collect();
+    lines.sort_by(|a, b| (b.best.is_some().cmp(&a.best.is_some())).then(plan.goal.order(a.best, b.best)).then(a.point.cmp(&b.point)));
+
+    // Keys that some trials set, but for the seed.
+    let mut keys: Vec<&str> = Vec::new();
+    for (key, _) in plan.trials.iter().flat_map(|trial| &trial.set) {
+        if key != "seed" && !keys.contains(&key.as_str()) {
+            keys.push(key);
+        }
+    }
+    let whole = lines.iter().filter(|line| line.done == line.rows.len()).count();
+    let done = lines.iter().map(|line| line.done).sum::<usize>();
+    let mut out = format!("# {name}\n\n{done} of {} trials done; {whole} of {} points whole.", plan.trials.len(), lines.len());
+    let partial = lines.len() - whole;
+    if partial > 0 {
+        let _ = write!(out, " A point marked * is missing repeats.");
+    }
+    let _ = write!(out, " Mean ± sample standard deviation over repeats; best {} first.\n\n| point |", metrics[0]);
+    for column in keys.iter().copied().chain(metrics.iter().map(String::as_str)) {
+        let _ = write!(out, " {column} |");
+    }
+    let _ = write!(out, " repeats |\n| --- |{}", " --- |".repeat(keys.len() + metrics.len() + 1));
+    for line in &lines {
+        let mark = if line.done < line.rows.len() { "*" } else { "" };
+        let _ = write!(out, "\n| {}{mark} |", line.point);
+        for key in &keys {
+            let cell = table.get(line.rows[0], key).map_or("–".into(), |cell| cell.to_string().replace('|', "\\|"));
+            let _ = write!(out, " {cell} |");
+        }
+        for metric in metrics {
+            let found = of(&line.rows, metric);
+            let text = match (found.is_empty(), mean_and_std(&found)) {
+                (true, _) => "–".into(),
+                (_, (mean, Some(std))) => format!("{mean:.4} ± {std:.4}"),
+                (_, (mean, None)) => format!("{mean:.4}"),
+            };
+            let _ = write!(out, " {text} |");
+        }
+        let _ = write!(out, " {} of {}{} |", line.done, line.rows.len(), others(line, trials));
+    }
+    out.push('\n');
+    let failed = plan.trials.iter().zip(&trials.0).filter_map(|(trial, standing)| match &standing.stand {
+        Stand::Failed(reason) => Some(format!("* {} ({}): {reason}\n", trial.name(), shown(&trial.set))),
+        _ => None,
+    });
+    let failed: String = failed.collect();
+    if !failed.is_empty() {
+        let _ = write!(out, "\nFailed:\n\n{failed}");
+    }
+    out
+}
+
+/// What became of repeats that are not done.
+fn others(line: &Line, trials: &Trials) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    line.rows
+        .iter()
+        .map(|&row| trials.0[row].stand.name())
+        .filter(|name| *name != "done")
+        .for_each(|name| *counts.entry(name).or_default() += 1);
+    counts.iter().map(|(name, count)| format!(", {count} {name}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R: mean(c(2,4,4,4,5,5,7,9)) and sd() of them.
+    #[test]
+    fn the_deviation_is_the_samples() {
+        let (mean, std) = mean_and_std(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]);
+        assert!((mean - 5.0).abs() < 1e-12 && (std.unwrap() - 2.138_089_935_299_395).abs() < 1e-12);
+        assert_eq!(mean_and_std(&[3.0]), (3.0, None));
+    }
+}

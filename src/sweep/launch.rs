@@ -1,0 +1,245 @@
+//! How a trial is started, and what each gets of a machine.
+
+use super::folder::{LOG, SweepFolder};
+use super::local::{self, Tally};
+use super::plan::{Plan, Trial};
+use super::{gpu, slurm};
+use crate::config::PREFIX;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::parallel::allowed_cores;
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What runs a sweep's trials.
+pub enum Launcher {
+    /// This process, on this machine or inside a Slurm job.
+    Local {
+        /// Trials side by side; left out, as the plan or the machine has it.
+        jobs: Option<usize>,
+        /// Trials, or rungs of trials, after which no other is begun.
+        at_most: Option<usize>,
+    },
+    /// A job array.
+    Slurm,
+    /// Nothing: the job array is printed.
+    Print,
+}
+
+impl Launcher {
+    /// Runs or submits what is open, or prints what would be submitted.
+    pub fn start(&self, request: &Request) -> Result<Tally> {
+        request.plan.fits(request.ranks)?;
+        match self {
+            Self::Local { jobs, at_most } => {
+                let slots = slots(&Machine::seen(), *jobs, request)?;
+                local::run(request, slots, *at_most)
+            }
+            Self::Slurm => slurm::submit(request, true).map(|()| Tally::default()),
+            Self::Print => slurm::submit(request, false).map(|()| Tally::default()),
+        }
+    }
+}
+
+/// A sweep that is to be run.
+pub struct Request {
+    /// Its folder.
+    pub folder: SweepFolder,
+    /// Its plan.
+    pub plan: Plan,
+    /// Ranks of a trial.
+    pub ranks: usize,
+    /// This program.
+    pub program: PathBuf,
+}
+
+impl Request {
+    /// Of a sweep's folder; `ranks` instead of the plan's.
+    pub fn new(folder: &Path, ranks: Option<usize>) -> Result<Self> {
+        let folder = SweepFolder::new(folder)?;
+        let plan = Plan::read(&folder)?;
+        let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", &e))?;
+        Ok(Self { ranks: ranks.unwrap_or(plan.resources.ranks), folder, plan, program })
+    }
+
+    /// The words that start a trial, up to round `until` or to its end.
+    pub fn words(&self, trial: &Trial, until: Option<u64>) -> Vec<String> {
+        let path = |path: PathBuf| path.display().to_string();
+        let mut words = Vec::new();
+        if self.ranks > 1 {
+            words.extend(["bash".into(), path(self.folder.launch().join("mpirun.sh")), self.ranks.to_string()]);
+        }
+        words.extend([path(self.program.clone()), self.plan.command.command().into(), "--config".into()]);
+        words.push(path(self.folder.path().join(&self.plan.config)));
+        words.extend(trial.sets().into_iter().flat_map(|set| ["--set".to_owned(), set]));
+        words.extend(["--run-dir".into(), path(self.folder.trial(trial))]);
+        words.extend(until.into_iter().flat_map(|round| ["--until-round".into(), round.to_string()]));
+        words
+    }
+
+    /// Starts a trial on a slot; what it says goes to its log.
+    pub(super) fn command(&self, trial: &Trial, until: Option<u64>, slot: &Slot) -> Result<Command> {
+        let words = self.words(trial, until);
+        let path = self.folder.trial(trial).join(LOG);
+        let log = || File::options().create(true).append(true).open(&path).map_err(|e| Error::io("write", &path, &e));
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).stdin(Stdio::null()).stdout(log()?).stderr(log()?);
+        // Signals of a terminal come to us alone; we pass on what lets a trial save.
+        command.process_group(0);
+        // A plan is a function of its files; what runs it must be, too.
+        std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with(PREFIX)).for_each(|name| {
+            command.env_remove(name);
+        });
+        command.env("OMP_NUM_THREADS", slot.threads.to_string()).env_remove("SSDKD_COLUMNS");
+        if let Some(gpu) = &slot.gpu {
+            command.env("CUDA_VISIBLE_DEVICES", gpu);
+        }
+        if !slot.cores.is_empty() {
+            let cores = slot.cores.clone();
+            // SAFETY: between fork and exec, only a system call on memory that is there already.
+            unsafe { command.pre_exec(move || bind(&cores)) };
+        }
+        Ok(command)
+    }
+}
+
+/// Binds this process to cores. Allocates nothing.
+fn bind(cores: &[usize]) -> std::io::Result<()> {
+    // SAFETY: an all-zero set is valid, and numbers beyond it are ignored by CPU_SET.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        cores.iter().filter(|&&core| core < libc::CPU_SETSIZE as usize).for_each(|&core| libc::CPU_SET(core, &mut set));
+        if libc::sched_setaffinity(0, std::mem::size_of::<libc::cpu_set_t>(), &set) != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// What a machine has to share out.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Cores this process may run on.
+    pub cores: Vec<usize>,
+    /// Cores that Slurm has given the job on this node; where it does not bind jobs to them, other jobs use some of `cores`.
+    pub granted: Option<usize>,
+    /// GPUs.
+    pub gpus: Vec<String>,
+}
+
+impl Machine {
+    fn seen() -> Self {
+        let bits = allowed_cores();
+        let cores = (0..bits.len() * 8).filter(|core| bits[core / 8] >> (core % 8) & 1 == 1).collect();
+        let granted = std::env::var("SLURM_CPUS_ON_NODE").ok().and_then(|count| count.parse().ok());
+        Self { cores, granted, gpus: gpu::visible() }
+    }
+}
+
+/// One trial's share of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Cores it is bound to; none: it is not bound.
+    pub cores: Vec<usize>,
+    /// Threads of a rank.
+    pub threads: usize,
+    /// The GPU it sees.
+    pub gpu: Option<String>,
+}
+
+/// Shares a machine out to `jobs` trials at a time. Each gets cores of its own; GPUs are dealt out in turn.
+///
+/// Left out, the number is the plan's `trials_per_node`, else `trials_per_gpu` on every GPU, else as many as there are cores for.
+pub fn slots(machine: &Machine, jobs: Option<usize>, request: &Request) -> Result<Vec<Slot>> {
+    let (resources, ranks) = (&request.plan.resources, request.ranks);
+    let cores = machine.granted.map_or(machine.cores.len(), |granted| granted.min(machine.cores.len())).max(1);
+    let by_gpu = resources.trials_per_gpu.map(|each| each * machine.gpus.len()).filter(|all| *all > 0);
+    let by_cores = (cores / (ranks * resources.threads.unwrap_or(1))).max(1);
+    let jobs = jobs.or(resources.trials_per_node).or(by_gpu).unwrap_or(by_cores);
+    if jobs == 0 {
+        return Err(Error::refused("0 jobs at a time do nothing"));
+    }
+    // Where cores are not ours alone, or fewer than jobs, binding would put trials on each other's.
+    let each = if machine.cores.len() == cores && resources.nodes == 1 { cores / jobs } else { 0 };
+    let threads = resources.threads.unwrap_or((cores / jobs / ranks).max(1));
+    let slot = |i: usize| Slot {
+        cores: machine.cores[i * each..(i + 1) * each].to_vec(),
+        threads,
+        gpu: (!machine.gpus.is_empty()).then(|| machine.gpus[i % machine.gpus.len()].clone()),
+    };
+    Ok((0..jobs).map(slot).collect())
+}
+
+/// Launch scripts of the sweep's folder, which then needs nothing from the repository. `site.sh` is the one of the working folder, if
+/// that is a repository's.
+pub(super) fn write_scripts(folder: &SweepFolder) -> Result<()> {
+    let launch = folder.launch();
+    files::create_folder(&launch.join("slurm"))?;
+    let site = Path::new("launch/slurm/site.sh");
+    let site = if site.is_file() { files::read(site)? } else { include_bytes!("../../launch/slurm/site.sh").to_vec() };
+    for (name, text) in [
+        ("common.sh", &include_bytes!("../../launch/common.sh")[..]),
+        ("mpirun.sh", include_bytes!("../../launch/mpirun.sh")),
+        ("slurm/job.sh", include_bytes!("../../launch/slurm/job.sh")),
+        ("slurm/site.sh", &site),
+    ] {
+        files::write(&launch.join(name), text)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::file::Resources;
+    use super::super::halving::Goal;
+    use super::*;
+    use crate::config::Job;
+
+    /// A sweep without trials.
+    pub fn request(resources: Resources) -> Request {
+        let plan = Plan {
+            file: "f".into(),
+            config: "config-0.toml".into(),
+            command: Job::Train,
+            metric: "student.top1".into(),
+            goal: Goal::Max,
+            resources,
+            halving: None,
+            trials: Vec::new(),
+        };
+        Request {
+            folder: SweepFolder::new(Path::new("/s/my sweep")).unwrap(),
+            ranks: plan.resources.ranks,
+            plan,
+            program: "/bin/ssdkd".into(),
+        }
+    }
+
+    fn shared_out(machine: (usize, Option<usize>, usize), jobs: Option<usize>, resources: Resources) -> Vec<Slot> {
+        let (cores, granted, gpus) = machine;
+        let machine = Machine { cores: (4..4 + cores).collect(), granted, gpus: (0..gpus).map(|i| format!("g{i}")).collect() };
+        slots(&machine, jobs, &request(resources)).unwrap()
+    }
+
+    #[test]
+    fn every_slot_has_cores_of_its_own() {
+        let two = shared_out((8, None, 0), Some(2), Resources { ranks: 2, ..Resources::default() });
+        assert_eq!(two[0], Slot { cores: vec![4, 5, 6, 7], threads: 2, gpu: None });
+        assert_eq!(two[1].cores, [8, 9, 10, 11]);
+        // As many as there are cores for, unless the plan says otherwise.
+        let threads = Resources { threads: Some(3), ..Resources::default() };
+        assert_eq!(shared_out((8, None, 0), None, threads.clone()).len(), 2);
+        assert_eq!(shared_out((8, None, 0), None, Resources { trials_per_node: Some(5), ..threads }).len(), 5);
+        // More jobs than cores, and cores that Slurm has given to others as well: nobody is bound.
+        assert!(shared_out((2, None, 0), Some(4), Resources::default()).iter().all(|slot| slot.cores.is_empty() && slot.threads == 1));
+        assert_eq!(shared_out((16, Some(4), 0), Some(2), Resources::default())[1], Slot { cores: vec![], threads: 2, gpu: None });
+    }
+
+    #[test]
+    fn gpus_are_dealt_out_in_turn() {
+        let four = shared_out((8, None, 2), None, Resources { trials_per_gpu: Some(2), ..Resources::default() });
+        assert_eq!(four.iter().map(|slot| slot.gpu.clone().unwrap()).collect::<Vec<_>>(), ["g0", "g1", "g0", "g1"]);
+    }
+}

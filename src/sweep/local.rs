@@ -1,0 +1,281 @@
+//! Trials run by this process, a few at a time.
+
+use super::claim::{Claim, now};
+use super::folder::LOG;
+use super::gpu::Mps;
+use super::launch::{Request, Slot};
+use super::plan::{Trial, shown};
+use super::stand::{Ended, Outcome, Stand, Trials};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::run_folder::{State, Status};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use std::collections::BTreeSet;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a runner has seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Trials finished.
+    pub done: usize,
+    /// Trials that wait at a rung.
+    pub paused: usize,
+    /// Trials that failed.
+    pub failed: usize,
+    /// Whether a signal ended it.
+    pub stopped: bool,
+}
+
+/// A trial on its slot.
+struct Job {
+    trial: usize,
+    rung: Option<usize>,
+    slot: usize,
+    claim: Claim,
+    child: Child,
+    began: Instant,
+    before: Outcome,
+}
+
+struct Runner<'a> {
+    request: &'a Request,
+    slots: Vec<Slot>,
+    mps: Option<Mps>,
+    jobs: Vec<Job>,
+    /// Known to be done: not looked at again.
+    done: BTreeSet<usize>,
+    /// Interrupted by somebody else while we had them: for the next runner.
+    left: BTreeSet<usize>,
+    begun: usize,
+    tally: Tally,
+}
+
+/// Signals that end a runner: their flags are set and nothing else.
+struct Signals {
+    any: Arc<AtomicBool>,
+    interrupt: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let (any, interrupt) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        for (signal, flag) in [(SIGINT, &any), (SIGTERM, &any), (SIGUSR1, &any), (SIGINT, &interrupt)] {
+            signal_hook::flag::register(signal, flag.clone())
+                .map_err(|e| Error::refused(format!("cannot listen for signal {signal}: {e}")))?;
+        }
+        Ok(Self { any, interrupt })
+    }
+}
+
+/// Runs trials until none is left to be run, or `at_most` were begun; others may be doing the same. Trials that fail do not end it. At
+/// SIGINT, SIGTERM or SIGUSR1 the running ones save and stop; a second SIGINT kills them.
+pub fn run(request: &Request, slots: Vec<Slot>, at_most: Option<usize>) -> Result<Tally> {
+    let signals = Signals::listen()?;
+    let shared = slots.iter().enumerate().any(|(i, slot)| slot.gpu.is_some() && slots[..i].iter().any(|other| other.gpu == slot.gpu));
+    let mps = if shared { Mps::start()? } else { None };
+    let (done, left) = (BTreeSet::new(), BTreeSet::new());
+    let mut runner = Runner { request, slots, mps, jobs: Vec::new(), done, left, begun: 0, tally: Tally::default() };
+    let outcome = runner.work(&signals, at_most);
+    if outcome.is_err() {
+        // What is running must not be left without a runner.
+        runner.tell(libc::SIGUSR1);
+        while !runner.jobs.is_empty() && runner.reap(true).is_ok() {
+            std::thread::sleep(TICK);
+        }
+    }
+    outcome.map(|()| runner.tally)
+}
+
+const TICK: Duration = Duration::from_millis(50);
+
+impl Runner<'_> {
+    fn work(&mut self, signals: &Signals, at_most: Option<usize>) -> Result<()> {
+        let mut look = true;
+        loop {
+            if !self.tally.stopped && signals.any.load(Ordering::Relaxed) {
+                (self.tally.stopped, look) = (true, false);
+                signals.interrupt.store(false, Ordering::Relaxed);
+                eprintln!("{} running trials are asked to save and stop", self.jobs.len());
+                self.tell(libc::SIGUSR1);
+            } else if self.tally.stopped && signals.interrupt.swap(false, Ordering::Relaxed) {
+                eprintln!("killed: what was computed since the last checkpoints is lost");
+                self.tell(libc::SIGKILL);
+            }
+            // Only an end can make room, or make a rung's best known.
+            look |= self.reap(self.tally.stopped)?;
+            while look && !self.tally.stopped && self.jobs.len() < self.slots.len() && at_most.is_none_or(|most| self.begun < most) {
+                look = self.begin_next()?;
+            }
+            look = false;
+            if self.jobs.is_empty() {
+                return Ok(());
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Takes the first trial that can be had and starts it. Whether there was one.
+    fn begin_next(&mut self) -> Result<bool> {
+        let plan = &self.request.plan;
+        let trials = Trials::read(&self.request.folder, plan, &self.done)?;
+        self.done.extend((0..plan.trials.len()).filter(|&i| trials.0[i].stand == Stand::Done));
+        for (trial, rung) in trials.next(plan) {
+            if self.left.contains(&trial) {
+                continue;
+            }
+            let folder = self.request.folder.trial(&plan.trials[trial]);
+            files::create_folder(&folder)?;
+            let Some(claim) = Claim::take(&folder)? else { continue };
+            // Between the look and the claim another runner may have been through with it.
+            let now = Outcome::read(&folder)?;
+            if now != trials.0[trial].outcome {
+                claim.give_up(&folder)?;
+                return Ok(true);
+            }
+            self.begin(trial, rung, claim, now.unwrap_or_else(Outcome::none))?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn begin(&mut self, index: usize, rung: Option<usize>, claim: Claim, before: Outcome) -> Result<()> {
+        let (plan, trial) = (&self.request.plan, &self.request.plan.trials[index]);
+        let until = until(plan.halving.as_ref(), trial, rung);
+        let slot = (0..self.slots.len()).find(|slot| self.jobs.iter().all(|job| job.slot != *slot)).unwrap_or_default();
+        let mut command = self.request.command(trial, until, &self.slots[slot])?;
+        if let Some(mps) = &self.mps {
+            command.envs(mps.environment());
+        }
+        let goal = until.map(|round| format!(" up to round {round} of {}", trial.rounds)).unwrap_or_default();
+        println!("{} begins{goal}: {}", trial.name(), shown(&trial.set));
+        let began = Instant::now();
+        let child = match command.spawn() {
+            Ok(child) => child,
+            Err(e) => {
+                claim.give_up(&self.request.folder.trial(trial))?;
+                return Err(Error::refused(format!("{} cannot be started: {e}", command.get_program().to_string_lossy())));
+            }
+        };
+        self.begun += 1;
+        self.jobs.push(Job { trial: index, rung, slot, claim, child, began, before });
+        Ok(())
+    }
+
+    fn tell(&self, signal: i32) {
+        for job in &self.jobs {
+            let process = job.child.id() as i32;
+            // Only a kill goes to the whole group: mpirun passes the others on to its ranks.
+            let target = if signal == libc::SIGKILL { -process } else { process };
+            // SAFETY: a signal to a process that we started and have not waited for.
+            unsafe { libc::kill(target, signal) };
+        }
+    }
+
+    /// Looks after trials that have ended. Whether any has.
+    fn reap(&mut self, asked: bool) -> Result<bool> {
+        let mut any = false;
+        let mut at = 0;
+        while at < self.jobs.len() {
+            let ended = self.jobs[at].child.try_wait().map_err(|e| Error::refused(format!("cannot wait for a trial: {e}")))?;
+            match ended {
+                Some(status) => {
+                    let job = self.jobs.swap_remove(at);
+                    self.end(job, status, asked)?;
+                    any = true;
+                }
+                None => at += 1,
+            }
+        }
+        Ok(any)
+    }
+
+    fn end(&mut self, job: Job, status: ExitStatus, asked: bool) -> Result<()> {
+        let trial = &self.request.plan.trials[job.trial];
+        let folder = self.request.folder.trial(trial);
+        let (ended, reason) = judge(&folder, status, asked);
+        let mut rungs = job.before.rungs;
+        if let (Some(halving), Some(rung), Ended::Paused) = (&self.request.plan.halving, job.rung, ended) {
+            rungs.truncate(rung);
+            rungs.push(metric_at(&folder, &halving.metric, halving.rounds(trial.rounds)[rung])?);
+        }
+        let seconds = job.before.seconds + job.began.elapsed().as_secs_f64();
+        let outcome =
+            Outcome { ended, code: status.code(), reason: reason.clone(), launches: job.before.launches + 1, seconds, rungs, at: now() };
+        outcome.write(&folder)?;
+        job.claim.give_up(&folder)?;
+        match ended {
+            Ended::Done => self.tally.done += 1,
+            Ended::Paused => self.tally.paused += 1,
+            Ended::Failed => self.tally.failed += 1,
+            Ended::Stopped => drop(self.left.insert(job.trial)),
+        }
+        println!("{} {}{}", trial.name(), ended.name(), reason.map(|reason| format!(": {reason}")).unwrap_or_default());
+        Ok(())
+    }
+}
+
+/// The round at which a trial pauses on its way to a rung; none on its way to the end.
+fn until(halving: Option<&super::Halving>, trial: &Trial, rung: Option<usize>) -> Option<u64> {
+    let (halving, rung) = (halving?, rung?);
+    (rung < halving.rungs.len()).then(|| halving.rounds(trial.rounds)[rung])
+}
+
+/// How a launch ended. The run's own folder is asked first: exit codes do not survive every launcher.
+fn judge(folder: &Path, status: ExitStatus, asked: bool) -> (Ended, Option<String>) {
+    let state = Status::read(folder).ok();
+    match state.as_ref().map(|status| status.state) {
+        Some(State::Finished) => return (Ended::Done, None),
+        Some(State::Paused) if status.success() => return (Ended::Paused, None),
+        _ => {}
+    }
+    if asked || status.code() == Some(75) {
+        return (Ended::Stopped, Some("told to stop".into()));
+    }
+    // A shell, and mpirun, say 128 and the signal.
+    let signal = status.signal().or(status.code().filter(|code| *code > 128).map(|code| code - 128));
+    let cause = state.filter(|status| status.state == State::Failed).and_then(|status| status.cause);
+    // The log is of this attempt; a state may be of one before.
+    let said = last_words(folder).or(cause).unwrap_or_else(|| format!("ended with {status}, and said nothing"));
+    let reason = match (signal, status.code()) {
+        (Some(libc::SIGKILL), _) => "killed by signal 9 (SIGKILL): out of memory, as a rule".to_owned(),
+        (Some(signal), _) => format!("killed by signal {signal}: {said}"),
+        (None, Some(2)) => format!("refused: {said}"),
+        _ if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|words| said.contains(words)) => {
+            format!("out of memory: {said}")
+        }
+        _ => said,
+    };
+    (Ended::Failed, Some(reason))
+}
+
+/// The last error in a trial's log, else its last line.
+fn last_words(folder: &Path) -> Option<String> {
+    let mut file = std::fs::File::open(folder.join(LOG)).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(16_384))).ok()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines().rfind(|line| line.starts_with("error:")).or_else(|| lines().next_back())?;
+    Some(line.trim_start_matches("error:").trim().to_owned())
+}
+
+/// The last value of a column up to a round.
+fn metric_at(folder: &Path, metric: &str, rounds: u64) -> Result<Option<f64>> {
+    let path = folder.join("metrics.csv");
+    let trouble = |e: csv::Error| Error::file(&path, e.to_string());
+    let mut reader = csv::Reader::from_path(&path).map_err(trouble)?;
+    let Some(column) = reader.headers().map_err(trouble)?.iter().position(|name| name == metric) else { return Ok(None) };
+    let mut value = None;
+    for row in reader.records().take(rounds as usize) {
+        value = row.map_err(trouble)?.get(column).and_then(|cell| cell.parse().ok()).or(value);
+    }
+    Ok(value)
+}

@@ -1,0 +1,280 @@
+//! From a sweep file to numbered, hashed, checked trials, and the plan's own file.
+
+use super::check::Checker;
+use super::file::{Halving, Resources, SweepFile};
+use super::folder::SweepFolder;
+use super::halving::Goal;
+use super::keys::{get, put};
+use super::points::{Point, points};
+use crate::config::{self, Job, Loaded, is_path, load_with};
+use crate::error::{Error, Result};
+use crate::files;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// One run of a sweep.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(from = "TrialWritten")]
+pub struct Trial {
+    /// From 1; stays with the trial when the sweep is planned again.
+    pub number: usize,
+    /// Of the values that fix its numbers: a trial with the same hash is the same trial.
+    pub hash: String,
+    /// Trials of one point differ in their seed only. From 1.
+    pub point: usize,
+    /// Which seed. From 1.
+    pub repeat: usize,
+    /// Rounds of the whole run.
+    pub rounds: u64,
+    /// M.
+    pub logical_ranks: usize,
+    /// What it sets on top of the plan's configuration, the seed last.
+    pub set: Point,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrialWritten {
+    number: usize,
+    hash: String,
+    point: usize,
+    repeat: usize,
+    rounds: u64,
+    logical_ranks: usize,
+    set: Table,
+}
+
+impl From<TrialWritten> for Trial {
+    fn from(t: TrialWritten) -> Self {
+        let set = t.set.into_iter().collect();
+        Self { number: t.number, hash: t.hash, point: t.point, repeat: t.repeat, rounds: t.rounds, logical_ranks: t.logical_ranks, set }
+    }
+}
+
+impl Trial {
+    /// Name of its folder.
+    pub fn name(&self) -> String {
+        format!("{:04}-{}", self.number, self.hash)
+    }
+
+    /// What it sets, as `--set` takes it.
+    pub fn sets(&self) -> Vec<String> {
+        self.set.iter().map(|(key, value)| format!("{key}={}", written(value))).collect()
+    }
+
+    fn line(&self) -> String {
+        let set = Value::Table(self.set.iter().cloned().collect());
+        format!(
+            "\n[[trial]]\nnumber = {}\nhash = \"{}\"\npoint = {}\nrepeat = {}\nrounds = {}\nlogical_ranks = {}\nset = {set}\n",
+            self.number, self.hash, self.point, self.repeat, self.rounds, self.logical_ranks
+        )
+    }
+}
+
+/// A planned sweep: `plan.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// The sweep file it was made from.
+    pub file: PathBuf,
+    /// The base configuration, merged, in the sweep's folder.
+    pub config: String,
+    /// What a trial runs.
+    pub command: Job,
+    /// What tables are sorted by: a value of `report.json`.
+    pub metric: String,
+    /// Which end of it is good.
+    pub goal: Goal,
+    /// What a trial is given.
+    pub resources: Resources,
+    /// Early stopping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub halving: Option<Halving>,
+    /// The trials, by number.
+    #[serde(rename = "trial", default, skip_serializing)]
+    pub trials: Vec<Trial>,
+}
+
+impl Plan {
+    /// Reads a sweep folder's plan.
+    pub fn read(folder: &SweepFolder) -> Result<Self> {
+        let path = folder.plan();
+        if !path.exists() {
+            return Err(Error::file(folder.path(), "is no sweep's folder: it holds no plan.toml")
+                .with_hint("make one: `ssdkd sweep plan FILE --dir DIR`"));
+        }
+        let text = String::from_utf8_lossy(&files::read(&path)?).into_owned();
+        toml::from_str(&text).map_err(|e| config::misread(&path, &text, &e))
+    }
+
+    fn text(&self) -> Result<String> {
+        let head = toml::to_string(self).map_err(|e| Error::refused(e.to_string()))?;
+        let points = self.trials.iter().map(|trial| trial.point).max().unwrap_or(0);
+        let trials: String = self.trials.iter().map(Trial::line).collect();
+        Ok(format!(
+            "# {} trials of {points} points. Made by `ssdkd sweep plan`: change the sweep file and plan again.\n{head}{trials}",
+            self.trials.len()
+        ))
+    }
+
+    /// Whether every trial can be cut to so many ranks.
+    ///
+    /// # Errors
+    /// As a launch on so many ranks would say it.
+    pub fn fits(&self, ranks: usize) -> Result<()> {
+        self.trials.iter().try_for_each(|trial| crate::layout::Layout::new(trial.logical_ranks, ranks).map(|_| ()))
+    }
+}
+
+/// What planning came to.
+#[derive(Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// Trials that were not there before.
+    pub new: usize,
+    /// Folders of trials that the plan has no longer; they stay where they are.
+    pub left_out: usize,
+    /// Combinations that come to the same run as another one.
+    pub doubles: usize,
+    /// What is legal but probably not meant, and in how many trials.
+    pub warnings: BTreeMap<String, usize>,
+}
+
+/// Makes the plan of a sweep, checks every trial, and writes it all into the folder. Trials that were there keep their number and folder.
+///
+/// # Errors
+/// Every finding of every trial at once, each with the axis it comes from; nothing is written then.
+pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
+    let near = |set: &[(String, Value)]| -> Point { set.iter().map(|(k, v)| (k.clone(), resolved(&file.path, k, v))).collect() };
+    let set = near(&file.set);
+    let base = load_with(&file.config, set.iter().cloned().collect(), "[set]")?;
+    let values = Table::try_from(&base.config).map_err(|e| Error::refused(e.to_string()))?;
+    let text = said(&base, &values, file.resources.ranks)?;
+    let known = |key: &str| get(&values, key).cloned();
+    let found = points(&file.axes, file.strategy, file.trials, file.seed, &known)?;
+    let seeds: Vec<u64> =
+        if file.seeds.is_empty() { (base.config.seed..base.config.seed + file.repeats).collect() } else { file.seeds.clone() };
+
+    let mut checker = Checker::new(file, &set);
+    let (mut trials, mut doubles, mut count) = (Vec::<Trial>::new(), 0, 0);
+    let mut numbers = Numbers::known(folder)?;
+    let mut seen = std::collections::BTreeSet::new();
+    for (index, point) in found.iter().map(|point| near(point)).enumerate() {
+        for (repeat, seed) in seeds.iter().enumerate() {
+            let mut set = point.clone();
+            set.push((
+                "seed".into(),
+                Value::Integer(i64::try_from(*seed).map_err(|_| Error::config("seeds", format!("{seed} is too large")))?),
+            ));
+            count += 1;
+            let Some(checked) = checker.check(&set) else { continue };
+            if seen.insert(checked.hash.clone()) {
+                let (rounds, logical_ranks) = (checked.rounds, checked.logical_ranks);
+                let number = numbers.of(&checked.hash);
+                trials.push(Trial { number, hash: checked.hash, point: index + 1, repeat: repeat + 1, rounds, logical_ranks, set });
+            } else {
+                doubles += 1;
+            }
+        }
+    }
+    checker.findings(count)?;
+    let warnings = checker.warnings;
+    trials.sort_by_key(|trial| trial.number);
+    let left_out = numbers.folders.iter().filter(|hash| !seen.contains(*hash)).count();
+    let plan = Plan {
+        file: std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()),
+        config: format!("config-{}.toml", &files::sha256(text.as_bytes())[..8]),
+        command: file.command,
+        metric: file.metric.clone(),
+        goal: file.goal,
+        resources: file.resources.clone(),
+        halving: file.halving.clone(),
+        trials,
+    };
+    files::create_folder(&folder.trials())?;
+    files::create_folder(&folder.jobs())?;
+    super::launch::write_scripts(folder)?;
+    files::write(&folder.path().join(&plan.config), text.as_bytes())?;
+    // Last: from here on it can be run.
+    files::write(&folder.plan(), plan.text()?.as_bytes())?;
+    Ok(Planned { plan, new: numbers.new, left_out, doubles, warnings })
+}
+
+/// The base configuration as a file of its own: what its files and the sweep say. What a method brings along is left to the trials, since
+/// each may have another.
+fn said(base: &Loaded, values: &Table, ranks: usize) -> Result<String> {
+    let mut out = Table::new();
+    for key in base.said() {
+        let value = get(values, key).map(|value| match value {
+            Value::String(path) if is_path(key) => absolute(Path::new(path)),
+            other => other.clone(),
+        });
+        value.and_then(|value| put(&mut out, key, value));
+    }
+    if base.config.parallel.logical_ranks.is_none() {
+        // A run would take this over from its first launch; a plan must not depend on how its trials are launched.
+        put(&mut out, "parallel.logical_ranks", Value::Integer(ranks as i64));
+    }
+    toml::to_string(&out).map_err(|e| Error::refused(e.to_string()))
+}
+
+fn absolute(path: &Path) -> Value {
+    Value::String(std::path::absolute(path).unwrap_or_else(|_| path.into()).to_string_lossy().into_owned())
+}
+
+/// Paths in a sweep file are relative to it, as in any configuration.
+fn resolved(file: &Path, key: &str, value: &Value) -> Value {
+    match value {
+        Value::String(path) if is_path(key) => absolute(&file.parent().unwrap_or(Path::new("")).join(path)),
+        other => other.clone(),
+    }
+}
+
+/// Numbers of trials that were planned before.
+struct Numbers {
+    known: BTreeMap<String, usize>,
+    folders: Vec<String>,
+    next: usize,
+    new: usize,
+}
+
+impl Numbers {
+    fn known(folder: &SweepFolder) -> Result<Self> {
+        let planned = if folder.plan().exists() { Plan::read(folder)?.trials } else { Vec::new() };
+        let mut known: BTreeMap<String, usize> = planned.into_iter().map(|trial| (trial.hash, trial.number)).collect();
+        let mut folders = Vec::new();
+        for entry in std::fs::read_dir(folder.trials()).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some((number, hash)) = name.split_once('-').and_then(|(number, hash)| Some((number.parse().ok()?, hash.to_owned()))) {
+                folders.push(hash.clone());
+                known.entry(hash).or_insert(number);
+            }
+        }
+        let next = known.values().max().map_or(1, |last| last + 1);
+        Ok(Self { known, folders, next, new: 0 })
+    }
+
+    fn of(&mut self, hash: &str) -> usize {
+        if let Some(number) = self.known.get(hash) {
+            return *number;
+        }
+        (self.new, self.next) = (self.new + 1, self.next + 1);
+        self.next - 1
+    }
+}
+
+/// What a trial sets, for people.
+pub(super) fn shown(set: &[(String, Value)]) -> String {
+    set.iter().map(|(key, value)| format!("{key}={}", written(value))).collect::<Vec<_>>().join(" ")
+}
+
+/// A value as TOML; TOML's own writer spells out every zero of 1e-9.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Float(number) if number.is_finite() => format!("{number:?}"),
+        other => other.to_string(),
+    }
+}

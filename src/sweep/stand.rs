@@ -1,0 +1,237 @@
+//! How trials stand, from the files of their folders, and what is to be run next.
+
+use super::claim::{Claim, Freed, now};
+use super::folder::{LOG, SweepFolder};
+use super::halving::{Ladder, Rung};
+use super::plan::{Plan, Trial};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::run_folder::{State, Status};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+const OUTCOME: &str = "outcome.json";
+
+/// How a trial's last launch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// The run is finished.
+    Done,
+    /// It waits at a rung.
+    Paused,
+    /// Interrupted, or to be run again: it goes on where it was.
+    Stopped,
+    /// It is not started again unless asked for.
+    Failed,
+}
+
+impl Ended {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// `outcome.json`: what the runner saw of a trial's launches. Written by the holder of the trial's claim.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// How the last one ended.
+    pub ended: Ended,
+    /// Exit code of the launcher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// Why, in a line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Launches so far.
+    pub launches: u32,
+    /// Wall seconds of all launches.
+    pub seconds: f64,
+    /// Metric at every rung reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rungs: Vec<Option<f64>>,
+    /// Seconds since 1970.
+    pub at: u64,
+}
+
+impl Outcome {
+    /// Before the first launch.
+    pub(super) fn none() -> Self {
+        Self { ended: Ended::Stopped, code: None, reason: None, launches: 0, seconds: 0.0, rungs: Vec::new(), at: now() }
+    }
+
+    /// A trial's outcome, if it has been launched.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(OUTCOME);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(&path, e.to_string())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", &path, &e)),
+        }
+    }
+
+    /// Replaces it.
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::refused(e.to_string()))?;
+        files::write(&folder.join(OUTCOME), text.as_bytes())
+    }
+}
+
+/// How a trial stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stand {
+    /// Nobody has begun it.
+    Planned,
+    /// Somebody has it.
+    Running(Claim),
+    /// Waits at a rung: for others, or for good.
+    Paused,
+    /// Interrupted: `run` and `submit` go on with it.
+    Stopped,
+    /// Finished.
+    Done,
+    /// Not started again unless asked for; why.
+    Failed(String),
+}
+
+impl Stand {
+    /// In a word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Running(_) => "running",
+            Self::Paused => Ended::Paused.name(),
+            Self::Stopped => Ended::Stopped.name(),
+            Self::Done => Ended::Done.name(),
+            Self::Failed(_) => Ended::Failed.name(),
+        }
+    }
+}
+
+/// A trial as its folder shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Standing {
+    /// How it stands.
+    pub stand: Stand,
+    /// What its launches came to so far.
+    pub outcome: Option<Outcome>,
+}
+
+impl Standing {
+    /// From a trial's folder; one without the runner's files may hold a run that was started by hand.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let claim = Claim::read(folder)?;
+        let outcome = Outcome::read(folder)?;
+        let stand = match (claim, &outcome) {
+            (_, Some(Outcome { ended: Ended::Done, .. })) => Stand::Done,
+            (Some(claim), _) => Stand::Running(claim),
+            (None, Some(outcome)) => match outcome.ended {
+                Ended::Done => Stand::Done,
+                Ended::Paused => Stand::Paused,
+                Ended::Stopped => Stand::Stopped,
+                Ended::Failed => Stand::Failed(outcome.reason.clone().unwrap_or_default()),
+            },
+            (None, None) if !folder.join("state.json").exists() => Stand::Planned,
+            (None, None) => match Status::read(folder)? {
+                Status { state: State::Finished, .. } => Stand::Done,
+                Status { state: State::Failed, cause, .. } => Stand::Failed(cause.unwrap_or_default()),
+                _ => Stand::Stopped,
+            },
+        };
+        Ok(Self { stand, outcome })
+    }
+}
+
+/// Every trial of a plan, as they stood when they were looked at.
+#[derive(Debug)]
+pub struct Trials(pub Vec<Standing>);
+
+impl Trials {
+    /// Looks at all of them. Those `known` to be done are not looked at again.
+    pub fn read(folder: &SweepFolder, plan: &Plan, known: &BTreeSet<usize>) -> Result<Self> {
+        let look = |(i, trial): (usize, &Trial)| match known.contains(&i) && plan.halving.is_none() {
+            true => Ok(Standing { stand: Stand::Done, outcome: None }),
+            false => Standing::read(&folder.trial(trial)),
+        };
+        plan.trials.iter().enumerate().map(look).collect::<Result<_>>().map(Self)
+    }
+
+    /// Indices of trials that can be run now, in the order in which they should be, each with the index of the rung it is to reach.
+    /// Interrupted ones come first.
+    pub fn next(&self, plan: &Plan) -> Vec<(usize, Option<usize>)> {
+        let Some(halving) = &plan.halving else {
+            let all = |stand: Stand| self.0.iter().enumerate().filter(move |(_, s)| s.stand == stand).map(|(i, _)| (i, None));
+            return all(Stand::Stopped).chain(all(Stand::Planned)).collect();
+        };
+        let mut steps = Vec::new();
+        // Trials with the same seed compete; a point's repeats are judged each on its own.
+        for repeat in plan.trials.iter().map(|trial| trial.repeat).collect::<BTreeSet<_>>() {
+            let members: Vec<usize> = (0..plan.trials.len()).filter(|&i| plan.trials[i].repeat == repeat).collect();
+            let entry = |&i: &usize| {
+                let stand = match self.0[i].stand {
+                    Stand::Planned => Rung::Fresh,
+                    Stand::Stopped => Rung::Interrupted,
+                    Stand::Running(_) => Rung::Busy,
+                    Stand::Paused => Rung::Waiting,
+                    Stand::Done | Stand::Failed(_) => Rung::Ended,
+                };
+                (stand, self.0[i].outcome.as_ref().map(|o| o.rungs.clone()).unwrap_or_default())
+            };
+            let trials = members.iter().map(entry).collect();
+            let ladder = Ladder { trials, rungs: halving.rungs.len(), factor: halving.factor, goal: halving.goal };
+            steps.extend(ladder.steps().into_iter().map(|step| (members[step.trial], Some(step.rung))));
+        }
+        // What is begun goes before what is not, whatever its seed.
+        steps.sort_by_key(|(i, _)| self.0[*i].stand == Stand::Planned);
+        steps
+    }
+}
+
+/// Makes trials that failed, and those whose runner is gone, ready to be run again; their logs are kept. Named trials only, where any are
+/// named. Returns a line for every trial that was looked at.
+pub fn retry(folder: &SweepFolder, plan: &Plan, named: &[String], queued: &dyn Fn(&str) -> Option<bool>) -> Result<Vec<(String, String)>> {
+    let is_meant = |trial: &Trial| named.iter().any(|name| *name == trial.name() || name.parse() == Ok(trial.number));
+    if let Some(unknown) = named.iter().find(|name| !plan.trials.iter().any(|t| **name == t.name() || name.parse() == Ok(t.number))) {
+        return Err(Error::refused(format!("{unknown} is no trial of this plan"))
+            .with_hint("give numbers or names, as `ssdkd sweep status` shows them"));
+    }
+    let mut said = Vec::new();
+    for trial in plan.trials.iter().filter(|trial| named.is_empty() || is_meant(trial)) {
+        let path = folder.trial(trial);
+        let Standing { stand, outcome } = Standing::read(&path)?;
+        let again = |reason: &str| -> Result<()> {
+            let before = outcome.clone().unwrap_or_else(Outcome::none);
+            let log = path.join(LOG);
+            if log.exists() {
+                let kept = path.join(format!("trial-{}.log", before.launches));
+                fs::rename(&log, &kept).map_err(|e| Error::io("rename", &log, &e))?;
+            }
+            Outcome { ended: Ended::Stopped, code: None, reason: Some(reason.into()), at: now(), ..before }.write(&path)
+        };
+        let line = match stand {
+            Stand::Failed(reason) => {
+                again("to be run again")?;
+                format!("failed ({reason}): to be run again")
+            }
+            Stand::Running(claim) => match claim.free(&path, !named.is_empty(), queued)? {
+                Freed::Yes(why) => {
+                    again("its runner was lost")?;
+                    format!("free again: {why}")
+                }
+                Freed::No(why) => format!("left alone: {why}"),
+            },
+            _ if named.is_empty() => continue,
+            other => format!("left alone: it is {}", other.name()),
+        };
+        said.push((trial.name(), line));
+    }
+    Ok(said)
+}

@@ -1,0 +1,149 @@
+//! How a sweep stands, for people and as JSON.
+
+use super::claim::now;
+use super::folder::SweepFolder;
+use super::plan::{Plan, Trial, shown};
+use super::stand::{Stand, Standing, Trials};
+use crate::error::Result;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+/// A sweep at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Status {
+    /// Trials by how they stand.
+    pub counts: BTreeMap<&'static str, usize>,
+    /// Seconds until those that are open are done, at the pace so far and with as many at a time as now. None where nothing runs, or
+    /// no round is over yet.
+    pub seconds_left: Option<f64>,
+    /// Every trial.
+    pub trials: Vec<Row>,
+}
+
+/// A trial at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// Folder.
+    pub name: String,
+    /// How it stands.
+    pub state: &'static str,
+    /// Rounds that are over.
+    pub round: u64,
+    /// Rounds of the whole run.
+    pub rounds: u64,
+    /// What it sets.
+    pub set: String,
+    /// Who has it, why it failed or stopped, since when nothing was heard of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl Status {
+    /// Reads the trials' files and asks nobody.
+    pub fn read(folder: &SweepFolder, plan: &Plan) -> Result<Self> {
+        let trials = Trials::read(folder, plan, &BTreeSet::new())?;
+        let mut counts = BTreeMap::new();
+        let mut rows = Vec::new();
+        let mut pace = Pace::default();
+        for (trial, standing) in plan.trials.iter().zip(&trials.0) {
+            *counts.entry(standing.stand.name()).or_default() += 1;
+            let path = folder.trial(trial);
+            let round = match standing.stand {
+                Stand::Planned => 0,
+                Stand::Done => trial.rounds,
+                _ => rounds_done(&path),
+            };
+            pace.count(standing, trial, round);
+            let state = standing.stand.name();
+            rows.push(Row { name: trial.name(), state, round, rounds: trial.rounds, set: shown(&trial.set), note: note(standing, &path) });
+        }
+        Ok(Self { counts, seconds_left: pace.seconds_left(), trials: rows })
+    }
+}
+
+/// Rounds and seconds of all trials.
+#[derive(Default)]
+struct Pace {
+    rounds: u64,
+    seconds: f64,
+    left: u64,
+    running: usize,
+}
+
+impl Pace {
+    fn count(&mut self, standing: &Standing, trial: &Trial, round: u64) {
+        let before = standing.outcome.as_ref().map_or(0.0, |outcome| outcome.seconds);
+        let since = match &standing.stand {
+            Stand::Running(claim) if !claim.is_dead_here() => {
+                self.running += 1;
+                now().saturating_sub(claim.since) as f64
+            }
+            _ => 0.0,
+        };
+        if round > 0 && before + since > 0.0 {
+            self.rounds += round;
+            self.seconds += before + since;
+        }
+        // What waits at a rung may wait for good.
+        if !matches!(standing.stand, Stand::Done | Stand::Failed(_) | Stand::Paused) {
+            self.left += trial.rounds.saturating_sub(round);
+        }
+    }
+
+    fn seconds_left(&self) -> Option<f64> {
+        (self.rounds > 0 && self.running > 0).then(|| self.seconds / self.rounds as f64 * self.left as f64 / self.running as f64)
+    }
+}
+
+/// Lines of metrics.csv after its head.
+pub(super) fn rounds_done(folder: &Path) -> u64 {
+    let text = fs::read(folder.join("metrics.csv")).unwrap_or_default();
+    (text.iter().filter(|byte| **byte == b'\n').count() as u64).saturating_sub(1)
+}
+
+fn note(standing: &Standing, folder: &Path) -> Option<String> {
+    match &standing.stand {
+        Stand::Running(claim) if claim.is_dead_here() => {
+            Some(format!("its runner is dead ({claim}): `ssdkd sweep retry` makes it free again"))
+        }
+        Stand::Running(claim) => {
+            let heard = |name: &str| fs::metadata(folder.join(name)).and_then(|file| file.modified()).ok();
+            let last = ["metrics.csv", "state.json", "trial.log", "claim"].into_iter().filter_map(heard).max();
+            let silent = last.and_then(|last| SystemTime::now().duration_since(last).ok()).unwrap_or_default();
+            let silence =
+                if silent > Duration::from_secs(600) { format!(", silent for {}", time(silent.as_secs_f64())) } else { String::new() };
+            Some(format!("{claim}{silence}"))
+        }
+        Stand::Failed(reason) => Some(reason.clone()),
+        Stand::Stopped => standing.outcome.as_ref().and_then(|outcome| outcome.reason.clone()),
+        Stand::Paused => {
+            let value = standing.outcome.as_ref().and_then(|outcome| *outcome.rungs.last()?);
+            value.map(|value| format!("metric {value:.4} at its rung"))
+        }
+        _ => None,
+    }
+}
+
+/// The table that `ssdkd sweep status` prints: counts, then every trial that is not simply planned or done.
+pub fn table(status: &Status, name: &str) -> String {
+    let counts: Vec<String> = status.counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let left = status.seconds_left.map(|seconds| format!("; about {} left", time(seconds))).unwrap_or_default();
+    let mut out = format!("{name}: {} trials: {}{left}\n", status.trials.len(), counts.join(", "));
+    for row in status.trials.iter().filter(|row| !matches!(row.state, "planned" | "done")) {
+        let note = row.note.as_ref().map(|note| format!("  {note}")).unwrap_or_default();
+        out.push_str(&format!("{}  {:8} round {} of {}  {}{note}\n", row.name, row.state, row.round, row.rounds, row.set));
+    }
+    out
+}
+
+fn time(seconds: f64) -> String {
+    let minutes = (seconds / 60.0).round() as u64;
+    match minutes {
+        0 => format!("{seconds:.0} s"),
+        1..60 => format!("{minutes} min"),
+        _ => format!("{} h {:02} min", minutes / 60, minutes % 60),
+    }
+}

@@ -1,0 +1,648 @@
+//! Sweeps as their users run them: planned, run by one or several runners, interrupted, repeated, collected; on a real Slurm; and a
+//! thousand trials at once.
+
+use crate::cluster::{Frozen, has_checkpoint};
+use crate::docs::check;
+use crate::launch::{Outcome, has_mpirun, root, run, small_fashion_mnist, ssdkd, ssdkd_on};
+use crate::slurm::cluster;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use serde_json::Value;
+use ssdkd::checkpoint::checksums;
+use ssdkd::metrics::{RoundRecord, read_table};
+use ssdkd::sweep::{Array, Resources};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// A sweep file with runs of about a second, its data, and the sweep's folder.
+struct Scene {
+    folder: TempDir,
+}
+
+impl Scene {
+    fn new(rest: &str) -> Self {
+        let scene = Self { folder: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(scene.folder.path().join("data")).unwrap();
+        small_fashion_mnist(&scene.folder.path().join("data"), 32);
+        scene.write(rest);
+        scene
+    }
+
+    /// What is at the top of the file, and its other tables.
+    fn write(&self, rest: &str) {
+        let (top, tables) = rest.split_once("---").unwrap_or(("", rest));
+        let usual = "data.dir = \"data\"\nparallel.logical_ranks = 2\nparallel.threads = 1\ntrain.rounds = 4\ntrain.warmup_rounds = 1\n\
+             train.eval_every_rounds = 2\ntrain.max_nonfinite_steps = 1\ninversion.steps = 1\ninversion.batch_size = 16\n\
+             generator.filters = 8\nreplay.capacity = 100\ndistill.batch_size = 32\ndistill.steps_per_round = 3\n\
+             distill.teacher_views = 2";
+        // What the test sets takes the place of the usual.
+        let is_kept = |line: &&str| !tables.lines().any(|other| other.split(" = ").next() == line.split(" = ").next());
+        let usual: String = usual.lines().filter(is_kept).map(|line| format!("{line}\n")).collect();
+        let demo = root().join("configs/fashion_mnist/demo.toml");
+        let text = format!("config = \"{}\"\n{top}\n[set]\n{usual}{tables}", demo.display());
+        std::fs::write(self.file(), text).unwrap();
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("tiny.toml")
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join("sweep")
+    }
+
+    fn plan(&self) -> Outcome {
+        ssdkd(&["sweep", "plan", self.file().to_str().unwrap(), "--dir", self.dir().to_str().unwrap()])
+    }
+
+    fn planned(rest: &str) -> Self {
+        let scene = Self::new(rest);
+        scene.plan().expect(0);
+        scene
+    }
+
+    fn command(&self, what: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
+        command.args(["sweep", what]).arg(self.dir()).args(more);
+        command
+    }
+
+    fn sweep(&self, what: &str, more: &[&str]) -> Outcome {
+        run(self.command(what, more), DEADLINE)
+    }
+
+    /// A runner, in the background.
+    fn runner(&self, more: &[&str]) -> Runner {
+        let mut command = self.command("run", more);
+        Runner(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// `status --json`: state of every trial by its number, and its note.
+    fn states(&self) -> BTreeMap<usize, (String, String)> {
+        let status: Value = serde_json::from_str(&self.sweep("status", &["--json"]).expect(0).stdout).unwrap();
+        let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        let rows = status["trials"].as_array().unwrap().iter();
+        rows.map(|row| (row["name"].as_str().unwrap()[..4].parse().unwrap(), (text(row, "state"), text(row, "note")))).collect()
+    }
+
+    fn count(&self, state: &str) -> usize {
+        self.states().values().filter(|(found, _)| found == state).count()
+    }
+
+    /// Run folder of a trial.
+    fn trial(&self, number: usize) -> PathBuf {
+        let plan = std::fs::read_to_string(self.dir().join("plan.toml")).unwrap();
+        let hash = plan.split(&format!("number = {number}\nhash = \"")).nth(1).unwrap().split('"').next().unwrap();
+        self.dir().join("trials").join(format!("{number:04}-{hash}"))
+    }
+
+    fn outcome(&self, number: usize) -> Value {
+        serde_json::from_slice(&std::fs::read(self.trial(number).join("outcome.json")).unwrap()).unwrap()
+    }
+
+    /// A trial's own command, into another folder, undisturbed.
+    fn undisturbed(&self, number: usize, seed: u64, sets: &[&str]) -> Vec<(&'static str, String)> {
+        let alone = self.folder.path().join(format!("alone-{number}"));
+        let plan = std::fs::read_to_string(self.dir().join("plan.toml")).unwrap();
+        let config = plan.lines().find_map(|line| line.strip_prefix("config = \"")).unwrap().trim_end_matches('"');
+        let config = self.dir().join(config);
+        let mut words: Vec<String> =
+            ["train", "--config", config.to_str().unwrap(), "--run-dir", alone.to_str().unwrap()].map(String::from).into();
+        let seed = format!("seed={seed}");
+        sets.iter().chain([&seed.as_str()]).for_each(|set| words.extend(["--set".into(), (*set).into()]));
+        ssdkd(&words).expect(0);
+        checksums(&alone).unwrap().to_vec()
+    }
+}
+
+struct Runner(Child);
+
+impl Runner {
+    fn signal(&self, signal: i32) {
+        // SAFETY: a signal to a process that this test has started and not waited for.
+        assert_eq!(unsafe { libc::kill(self.0.id() as i32, signal) }, 0);
+    }
+
+    fn ends(mut self) -> Option<i32> {
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The process that holds a run folder.
+fn holder(run: &Path) -> i32 {
+    let text = std::fs::read_to_string(run.join("lock")).unwrap();
+    text.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn kill(process: i32) {
+    // SAFETY: a signal to a process that this test's runner has started.
+    assert_eq!(unsafe { libc::kill(process, libc::SIGKILL) }, 0);
+}
+
+fn report(run: &Path, pointer: &str) -> f64 {
+    let report: Value = serde_json::from_slice(&std::fs::read(run.join("report.json")).unwrap()).unwrap();
+    report.pointer(pointer).unwrap().as_f64().unwrap()
+}
+
+const CASES: &str = "seeds = [3, 4]\n---\n[axes]\ncase = [{ student.lr = 0.1 }, { student.lr = 1e30 }, { generator.filters = 60000 }, { student.lr = 0.2 }]\n";
+
+/// Six of eight trials cannot be what they should; the sweep goes on over them, says why, and changes nothing when it is run again. What is
+/// collected is what the reports say.
+#[test]
+fn trials_that_fail_do_not_stop_a_sweep_and_results_are_those_of_the_reports() {
+    let scene = Scene::planned(CASES);
+    let out = scene.sweep("run", &["--jobs", "2"]).expect(1).says(&["4 trials failed", "ssdkd sweep retry"]);
+    assert!(out.stdout.contains("4 done, 0 rungs reached, 4 failed"), "{}", out.stdout);
+    let states = scene.states();
+    let of = |number: usize| (states[&number].0.as_str(), states[&number].1.as_str());
+    assert!([1, 2, 7, 8].iter().all(|n| of(*n).0 == "done"), "{states:?}");
+    for (number, reason) in [(3, "the student's gradient was not finite"), (4, "not finite"), (5, "refused: "), (6, "GB of memory")] {
+        assert!(of(number).0 == "failed" && of(number).1.contains(reason), "{states:?}");
+    }
+
+    // Again: nothing to do, nothing touched.
+    let kept = std::fs::metadata(scene.trial(1).join("report.json")).unwrap().modified().unwrap();
+    let out = scene.sweep("run", &["--jobs", "2"]).expect(0);
+    assert!(out.stdout.contains("0 done, 0 rungs reached, 0 failed"), "{}", out.stdout);
+    assert_eq!(std::fs::metadata(scene.trial(1).join("report.json")).unwrap().modified().unwrap(), kept);
+
+    let page = scene.sweep("collect", &["--metric", "student.loss"]).expect(0).stdout;
+    assert_eq!(page, std::fs::read_to_string(scene.dir().join("results.md")).unwrap());
+    let losses = |a: usize, b: usize| [a, b].map(|n| report(&scene.trial(n), "/student/loss"));
+    let line = |a: usize, b: usize| {
+        let [x, y] = losses(a, b);
+        format!("{:.4} ± {:.4} | 2 of 2 |", (x + y) / 2.0, ((x - y) / 2.0).abs() * 2f64.sqrt())
+    };
+    assert!(page.contains(&line(1, 2)) && page.contains(&line(7, 8)), "{} {}\n{page}", line(1, 2), line(7, 8));
+    let at = |text: &str| page.find(text).unwrap();
+    let larger_first = losses(1, 2).iter().sum::<f64>() > losses(7, 8).iter().sum::<f64>();
+    assert_eq!(at(&line(1, 2)) < at(&line(7, 8)), larger_first, "{page}");
+    assert!(at("| 2* |") > at(&line(7, 8)) && page.contains("0 of 2, 2 failed") && page.contains("2 of 4 points whole"), "{page}");
+
+    let mut csv = csv::Reader::from_path(scene.dir().join("results.csv")).unwrap();
+    let rows: Vec<BTreeMap<String, String>> = csv.deserialize().map(Result::unwrap).collect();
+    let parquet = SerializedFileReader::new(std::fs::File::open(scene.dir().join("results.parquet")).unwrap()).unwrap();
+    let binary: Vec<BTreeMap<String, Field>> =
+        parquet.get_row_iter(None).unwrap().map(|row| row.unwrap().into_columns().into_iter().collect()).collect();
+    assert_eq!((rows.len(), binary.len()), (8, 8));
+    for number in [1, 2, 7, 8] {
+        for (column, pointer) in [("report.student.top1", "/student/top1"), ("report.seconds.total", "/seconds/total")] {
+            let want = report(&scene.trial(number), pointer);
+            assert_eq!(rows[number - 1][column].parse::<f64>().unwrap(), want);
+            assert_eq!(binary[number - 1][column], Field::Double(want));
+        }
+        assert_eq!(binary[number - 1]["seed"], Field::Long(if number % 2 == 1 { 3 } else { 4 }));
+    }
+    assert_eq!((rows[2]["state"].as_str(), rows[2]["report.student.top1"].as_str()), ("failed", ""));
+    assert_eq!(binary[2]["report.student.top1"], Field::Null);
+
+    // Retry: one by its number, then all; the log of the failure stays.
+    let out = scene.sweep("retry", &["5"]).expect(0).stdout;
+    assert!(out.contains("to be run again") && out.lines().count() == 1, "{out}");
+    assert_eq!((scene.count("stopped"), scene.count("failed")), (1, 3));
+    assert!(std::fs::read_to_string(scene.trial(5).join("trial-1.log")).unwrap().contains("GB of memory"));
+    scene.sweep("retry", &[]).expect(0);
+    assert_eq!((scene.count("stopped"), scene.count("failed"), scene.count("done")), (4, 0, 4));
+    scene.sweep("run", &["--jobs", "2"]).expect(1);
+    assert_eq!((scene.outcome(5)["launches"].as_u64(), scene.outcome(1)["launches"].as_u64()), (Some(2), Some(1)));
+    scene.sweep("retry", &["99"]).expect(2).says(&["99 is no trial of this plan"]);
+}
+
+/// A plan is a function of its file; one that was extended keeps what was there, by number and folder.
+#[test]
+fn planning_again_keeps_trials() {
+    let text = |lrs: &str| format!("repeats = 2\n---\n[axes]\nstudent.lr = [{lrs}]\n");
+    let scene = Scene::planned(&text("0.1, 0.2"));
+    let plan = || std::fs::read_to_string(scene.dir().join("plan.toml")).unwrap();
+    let first = plan();
+    let out = scene.plan().expect(0).stdout;
+    assert!(plan() == first && out.contains("4 trials of 2 points, 0 of them new"), "{out}");
+    let (one, three) = (scene.trial(1), scene.trial(3));
+    scene.sweep("run", &["--jobs", "2", "--at-most", "2"]).expect(0);
+    assert_eq!((scene.count("done"), scene.count("planned")), (2, 2));
+
+    // In front, and in place of the second value, which comes back later.
+    scene.write(&text("0.05, 0.1"));
+    let out = scene.plan().expect(0).stdout;
+    assert!(out.contains("4 trials of 2 points, 2 of them new"), "{out}");
+    assert_eq!(scene.trial(1), one);
+    assert_eq!((scene.count("done"), scene.count("planned")), (2, 2));
+    assert!(scene.states().contains_key(&5) && !scene.states().contains_key(&3));
+    scene.sweep("run", &["--jobs", "2"]).expect(0);
+    scene.write(&text("0.05, 0.1, 0.2"));
+    scene.plan().expect(0);
+    assert_eq!(scene.count("done"), 4);
+    // Its numbers were never used for anything: its folder may bear another, its hash is the same.
+    let hash = |path: &Path| path.file_name().unwrap().to_str().unwrap()[5..].to_owned();
+    assert!(plan().contains(&hash(&three)));
+
+    // Where things lie and how they are saved is no other trial; what changes numbers is.
+    let with = |set: &str| format!("{}\n[axes]\nstudent.lr = [0.05, 0.1, 0.2]\n", format_args!("repeats = 2\n---\n{set}"));
+    scene.write(&with("checkpoint.keep = 5"));
+    assert!(scene.plan().expect(0).stdout.contains("6 trials of 3 points, 0 of them new"));
+    scene.write(&with("phi.gamma = 3.0"));
+    assert!(scene.plan().expect(0).stdout.contains("6 trials of 3 points, 6 of them new"));
+}
+
+/// Every finding of every trial at once, with the axis it is of; nothing is written.
+#[test]
+fn what_cannot_run_is_refused_when_it_is_planned() {
+    for (rest, says) in [
+        (
+            "[axes]\nstudent.lrr = [0.1]\nreplay.alpha = [0.5, -1, -2]\n",
+            &["student.lrr: unknown key (from this sweep); did you mean `student.lr`?", "axis `student.lrr`, 3 of 3 trials"][..],
+        ),
+        (
+            "[axes]\nreplay.alpha = [0.5, -1]\ndistill.batch_size = [32, 33]\n",
+            &[
+                "2 settings are refused",
+                "replay.alpha: -1 is negative or not a number (axis `replay.alpha`, 2 of 4 trials, the first with replay.alpha=-1 distill.batch_size=32 seed=0",
+                "distill.batch_size: 33 rows cannot be shared by 2 logical ranks: use 32 or 34 (axis `distill.batch_size`",
+            ][..],
+        ),
+        (
+            "[axes]\nphi.gamma = [1]\n[resources]\nranks = 4\n",
+            &["parallel.logical_ranks: 4 ranks were launched, which does not divide the 2 logical ranks"],
+        ),
+        (
+            "[axes]\nstudent.model = [\"wrn16_9\"]\n",
+            &["student.model: \"wrn16_9\" is none of", "did you mean `wrn16_2`?", "axis `student.model`"],
+        ),
+        ("[axes]\nteacher.weights = [\"nowhere.pth\"]\n", &["teacher.weights: ", "nowhere.pth: no such file (axis `teacher.weights`"]),
+        ("[axes]\nphi.gamma = [1]\n[halving]\nrungs = [3]\n", &["halving.rungs: round 3 is not evaluated"]),
+        (
+            "[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2]\nmetric = \"top1\"\n",
+            &["halving.metric: `top1` is no column of metrics.csv, which has round,"],
+        ),
+        ("[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2, 8]\n", &["halving.rungs: come to rounds [2, 8, 4]"]),
+        ("[axes]\ncheckpoint.signals = [[\"term\"]]\n", &["checkpoint.signals: lacks \"usr1\""]),
+        ("[axes]\nseed = [1, 2]\n", &["axes.seed: repeats over seeds are not an axis"]),
+        ("strategy = \"sobol\"\n---\n[axes]\nphi.gamma = [1]\n", &["trials: is left out"]),
+        ("[axes]\nphi.gamma = [1]\n[resources]\nrank = 2\n", &["tiny.toml: line", "unknown field `rank`"]),
+    ] {
+        let scene = Scene::new(rest);
+        scene.plan().expect(2).says(says);
+        assert!(!scene.dir().exists(), "{rest}");
+    }
+}
+
+/// The user's Ctrl-C, and a scheduler's TERM: what runs saves itself; the next runner goes on with it, to the same end. Meanwhile each trial
+/// has cores of its own.
+#[test]
+fn an_interrupted_sweep_goes_on_where_it_was() {
+    let scene = Scene::planned("repeats = 2\n---\ntrain.rounds = 12\n[axes]\nstudent.lr = [0.1]\n");
+    let runner = scene.runner(&["--jobs", "2"]);
+    let frozen = [1, 2].map(|number| Frozen::at_first_checkpoint(&scene.trial(number)));
+    let cores = [1, 2].map(|number| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", holder(&scene.trial(number)))).unwrap();
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
+    });
+    if std::thread::available_parallelism().unwrap().get() > 1 {
+        assert_ne!(cores[0], cores[1]);
+    }
+    assert_eq!(scene.count("running"), 2);
+    // Another runner finds nothing, and retry leaves what lives alone, named or not.
+    assert!(scene.sweep("run", &[]).expect(0).stdout.contains("0 done"));
+    for named in [&[][..], &["1"]] {
+        assert!(scene.sweep("retry", named).expect(0).stdout.contains("left alone: a process of its run is alive"));
+    }
+    runner.signal(libc::SIGINT);
+    drop(frozen);
+    assert_eq!(runner.ends(), Some(75));
+    assert_eq!(scene.count("stopped"), 2);
+    scene.sweep("run", &["--jobs", "2"]).expect(0);
+    for (number, seed) in [(1, 0), (2, 1)] {
+        assert!(std::fs::read_to_string(scene.trial(number).join("trial.log")).unwrap().contains("resumed at step"));
+        assert_eq!(checksums(&scene.trial(number)).unwrap().to_vec(), scene.undisturbed(number, seed, &["student.lr=0.1"]));
+        assert_eq!(scene.outcome(number)["launches"], 2);
+    }
+}
+
+/// A trial that is killed (as when memory runs out) is failed and the next one begins; a runner that is killed leaves its claim, which is
+/// taken over when nothing of it lives any more and the user asks for it.
+#[test]
+fn killed_trials_and_killed_runners_are_told_apart() {
+    let scene = Scene::planned("repeats = 2\n---\ntrain.rounds = 12\n[axes]\nstudent.lr = [0.1]\n");
+    let runner = scene.runner(&["--jobs", "1"]);
+    let frozen = Frozen::at_first_checkpoint(&scene.trial(1));
+    kill(holder(&scene.trial(1)));
+    drop(frozen);
+    let frozen = Frozen::at_first_checkpoint(&scene.trial(2));
+    let states = scene.states();
+    assert!(states[&1].0 == "failed" && states[&1].1.contains("killed by signal 9 (SIGKILL): out of memory"), "{states:?}");
+    // Stopped processes that lose their parent are sent a HUP.
+    drop(frozen);
+    runner.signal(libc::SIGKILL);
+    runner.ends();
+    let frozen = Frozen::at_first_checkpoint(&scene.trial(2));
+    let states = scene.states();
+    assert!(states[&2].0 == "running" && states[&2].1.contains("its runner is dead"), "{states:?}");
+    let alive = scene.sweep("retry", &["2"]).expect(0).stdout;
+    assert!(alive.contains("left alone: a process of its run is alive"), "{alive}");
+    kill(holder(&scene.trial(2)));
+    drop(frozen);
+    // Never by itself.
+    assert!(scene.sweep("run", &[]).expect(0).stdout.contains("0 done"));
+    let out = scene.sweep("retry", &[]).expect(0).stdout;
+    assert!(out.contains("failed (killed by signal 9") && out.contains("free again: its runner is dead"), "{out}");
+    scene.sweep("run", &["--jobs", "2"]).expect(0);
+    assert_eq!(scene.count("done"), 2);
+    assert_eq!(checksums(&scene.trial(1)).unwrap().to_vec(), scene.undisturbed(1, 0, &["student.lr=0.1"]));
+    assert!(scene.trial(1).join("trial-1.log").exists());
+}
+
+#[test]
+fn several_runners_share_a_sweep() {
+    let scene = Scene::planned("repeats = 2\n---\n[axes]\nstudent.lr = [0.1, 0.15, 0.2]\n");
+    let runners: Vec<Runner> = (0..3).map(|_| scene.runner(&["--jobs", "1"])).collect();
+    assert!(runners.into_iter().all(|runner| runner.ends() == Some(0)));
+    assert_eq!(scene.count("done"), 6);
+    (1..=6).for_each(|number| assert_eq!(scene.outcome(number)["launches"], 1, "trial {number}"));
+}
+
+/// Teachers can be swept like students.
+#[test]
+fn teachers_are_swept() {
+    let scene = Scene::planned("command = \"teach\"\n---\nteach.epochs = 2\nteach.batch_size = 16\n[axes]\nteach.lr = [0.05, 0.1]\n");
+    scene.sweep("run", &["--jobs", "2"]).expect(0);
+    let page = scene.sweep("collect", &[]).expect(0).stdout;
+    for (number, lr) in [(1, "0.05"), (2, "0.1")] {
+        let line = format!("| {number} | {lr} | {:.4} | 1 of 1 |", report(&scene.trial(number), "/student/top1"));
+        assert!(page.contains(&line), "{line}\n{page}");
+    }
+}
+
+/// A method brings its published values along, below what the sweep says; trials run with what was planned.
+#[test]
+fn methods_are_compared() {
+    let scene = Scene::planned("---\ndistill.label_weight = 0.5\n[axes]\nmethod = [\"fast_meta\", \"scratch\", \"kd\"]\n");
+    scene.sweep("run", &["--jobs", "2"]).expect(0);
+    for (number, method) in [(1, "fast_meta"), (2, "scratch"), (3, "kd")] {
+        let text = std::fs::read_to_string(scene.trial(number).join("config.toml")).unwrap();
+        let run: toml::Table = text.parse().unwrap();
+        assert_eq!(run["method"].as_str(), Some(method));
+        let (sections, files) = (["student", "inversion", "distill"], [root().join("configs/fashion_mnist/demo.toml")]);
+        let given = |key: &str, value: toml::Value| (key.to_owned(), value);
+        let alone = ssdkd::config::load_with(&files, [given("method", method.into())].into(), "here").unwrap().config;
+        let alone = toml::Table::try_from(alone).unwrap();
+        for key in sections.iter().flat_map(|s| alone[*s].as_table().unwrap().keys().map(move |k| (*s, k.clone()))) {
+            let said =
+                ["inversion.steps", "inversion.batch_size", "distill.batch_size", "distill.steps_per_round", "distill.teacher_views"];
+            let name = format!("{}.{}", key.0, key.1);
+            if !said.contains(&name.as_str()) && name != "distill.label_weight" {
+                assert_eq!(run[key.0].get(&key.1), alone[key.0].get(&key.1), "{method}: {name}");
+            }
+        }
+        assert_eq!(run["distill"]["label_weight"].as_float(), Some(0.5));
+    }
+}
+
+#[test]
+fn trials_run_on_ranks() {
+    if !has_mpirun() {
+        return;
+    }
+    let scene = Scene::planned("[axes]\nstudent.lr = [0.1]\n");
+    scene.sweep("run", &["--ranks", "3"]).expect(2).says(&["3 ranks were launched, which does not divide the 2 logical ranks"]);
+    scene.sweep("run", &["--ranks", "2", "--jobs", "1"]).expect(0);
+    assert_eq!(report(&scene.trial(1), "/ranks"), 2.0);
+    assert_eq!(checksums(&scene.trial(1)).unwrap().to_vec(), scene.undisturbed(1, 0, &["student.lr=0.1"]));
+}
+
+/// Trials compete at a rung, and the better half goes on, with the numbers of runs that were never paused.
+#[test]
+fn halving_stops_the_worse_half_and_finishes_the_better() {
+    let halving = "[halving]\nmetric = \"loss_student\"\ngoal = \"min\"\nrungs = [2]\nfactor = 2\n";
+    let scene = Scene::planned(&format!("[axes]\nstudent.lr = [0.001, 0.2, 0.002, 0.05]\n{halving}"));
+    // One at a time: all four come to the rung or go on by then, in an order that anyone can follow.
+    scene.sweep("run", &["--jobs", "1"]).expect(0);
+    let rungs: Vec<f64> = (1..=4).map(|number| scene.outcome(number)["rungs"][0].as_f64().unwrap()).collect();
+    for (i, value) in rungs.iter().enumerate() {
+        let rows: Vec<RoundRecord> = read_table(&scene.trial(i + 1).join("metrics.csv")).unwrap();
+        assert_eq!(rows[1].loss_student, Some(*value));
+    }
+    // By hand: after two trials the better goes on at once, after four the best two have.
+    let better = |a: usize, b: usize| if rungs[a] <= rungs[b] { a } else { b };
+    let mut order: Vec<usize> = (0..4).collect();
+    order.sort_by(|a, b| rungs[*a].total_cmp(&rungs[*b]));
+    let expected: BTreeSet<usize> = [better(0, 1), order[0], order[1]].into();
+    for (number, (state, _)) in scene.states() {
+        assert_eq!(state, if expected.contains(&(number - 1)) { "done" } else { "paused" }, "trial {number}: {rungs:?}");
+        let rows: Vec<RoundRecord> = read_table(&scene.trial(number).join("metrics.csv")).unwrap();
+        assert_eq!(rows.len(), if state == "done" { 4 } else { 2 });
+    }
+    let lr = ["student.lr=0.001", "student.lr=0.2", "student.lr=0.002", "student.lr=0.05"][order[0]];
+    assert_eq!(checksums(&scene.trial(order[0] + 1)).unwrap().to_vec(), scene.undisturbed(order[0] + 1, 0, &[lr]));
+    let csv = scene.sweep("collect", &[]).map_csv(&scene);
+    assert!(csv.iter().all(|row| row["rung.1"].parse::<f64>().is_ok()));
+    // Nothing is left to do.
+    assert!(scene.sweep("run", &[]).expect(0).stdout.contains("0 done, 0 rungs"));
+}
+
+impl Outcome {
+    fn map_csv(self, scene: &Scene) -> Vec<BTreeMap<String, String>> {
+        self.expect(0);
+        csv::Reader::from_path(scene.dir().join("results.csv")).unwrap().deserialize().map(Result::unwrap).collect()
+    }
+}
+
+/// A run that pauses between rounds and goes on is the run that never did, on any number of ranks.
+#[test]
+fn a_run_pauses_at_a_round_and_goes_on() {
+    let scene = Scene::planned("[axes]\nstudent.lr = [0.1]\n");
+    let want = scene.undisturbed(1, 0, &["student.lr=0.1"]);
+    let plan = std::fs::read_to_string(scene.dir().join("plan.toml")).unwrap();
+    let config = scene.dir().join(plan.lines().find_map(|line| line.strip_prefix("config = \"")).unwrap().trim_end_matches('"'));
+    let dir = scene.folder.path().join("paused");
+    let arguments = |until: &[&str]| -> Vec<String> {
+        let words = ["train", "--config", config.to_str().unwrap(), "--set", "student.lr=0.1", "--run-dir", dir.to_str().unwrap()];
+        words.iter().chain(until).map(|word| (*word).to_owned()).collect()
+    };
+    let state = || ssdkd(&["inspect", "--status", dir.to_str().unwrap()]).expect(0).stdout.trim().to_owned();
+    let rounds = || read_table::<RoundRecord>(&dir.join("metrics.csv")).unwrap().len();
+    let ranks = if has_mpirun() { 2 } else { 1 };
+    let paused = |ranks: usize, until: &str| {
+        let words = arguments(&["--until-round", until]);
+        if ranks == 1 { ssdkd(&words) } else { ssdkd_on(ranks, &words) }
+    };
+    paused(ranks, "2").expect(0);
+    assert_eq!((state().as_str(), rounds(), dir.join("report.json").exists()), ("paused", 2, false));
+    paused(1, "1").expect(0);
+    assert_eq!((state().as_str(), rounds()), ("paused", 2));
+    paused(1, "3").expect(0);
+    assert_eq!(rounds(), 3);
+    ssdkd(&arguments(&[])).expect(0);
+    assert_eq!((state().as_str(), checksums(&dir).unwrap().to_vec()), ("finished", want));
+}
+
+/// Where several trials share a GPU, NVIDIA's service runs as long as they do, and they are told of both.
+#[test]
+fn trials_that_share_a_gpu_share_it_through_mps() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::planned("repeats = 2\n---\ndevice = \"cpu\"\n[axes]\nstudent.lr = [0.1]\n[resources]\ntrials_per_gpu = 2\n");
+    let (bin, said) = (scene.folder.path().join("bin"), scene.folder.path().join("said"));
+    std::fs::create_dir(&bin).unwrap();
+    let control = bin.join("nvidia-cuda-mps-control");
+    std::fs::write(
+        &control,
+        format!("#!/bin/sh\n(echo \"$@\"; [ -n \"$1\" ] || cat; echo $CUDA_MPS_PIPE_DIRECTORY) >> {}\n", said.display()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&control, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = scene.command("run", &[]);
+    command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())).env("CUDA_VISIBLE_DEVICES", "7");
+    let runner = Runner(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let frozen = [1, 2].map(|number| Frozen::at_first_checkpoint(&scene.trial(number)));
+    let before = std::fs::read_to_string(&said).unwrap();
+    let pipe = before.lines().nth(1).unwrap();
+    for number in [1, 2] {
+        let environment = std::fs::read(format!("/proc/{}/environ", holder(&scene.trial(number)))).unwrap();
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        for wanted in ["CUDA_VISIBLE_DEVICES=7".to_owned(), format!("CUDA_MPS_PIPE_DIRECTORY={pipe}")] {
+            assert!(environment.split('\0').any(|variable| variable == wanted), "{wanted}");
+        }
+    }
+    assert!(before.starts_with("-d\n") && !before.contains("quit"), "{before}");
+    drop(frozen);
+    assert_eq!(runner.ends(), Some(0));
+    assert!(std::fs::read_to_string(&said).unwrap().contains("quit"));
+}
+
+/// The batch file of docs/sweeps.md, as `submit` writes it.
+#[test]
+fn the_shipped_batch_file_is_what_submit_prints() {
+    let array = Array {
+        tasks: 8,
+        throttle: Some(4),
+        packed: 2,
+        at_most: Some(2),
+        ranks: 1,
+        resources: Resources { threads: Some(1), time: Some("01:00:00".into()), ..Resources::default() },
+        name: "sweep-student-0123abcd-x2".into(),
+        folder: "/shared/me/runs/student".into(),
+        program: "/shared/me/ssdkd/target/release/ssdkd".into(),
+    };
+    check("launch/slurm/sweep.sbatch", &array.text());
+}
+
+/// A real array: two trials of two ranks packed into a task, throttled, one task stopped and requeued on its way; submitting again submits nothing while it is queued,
+/// nor when it is done.
+#[test]
+fn a_job_array_runs_a_sweep() {
+    let Some(cluster) = cluster() else { return };
+    let resources = "[resources]\nranks = 2\nthreads = 1\ntrials_per_node = 2\nthrottle = 1\nsignal_s = 30\n";
+    let scene = Scene::planned(&format!("repeats = 2\n---\n[axes]\nstudent.lr = [0.1, 0.2]\n{resources}"));
+    let dir = scene.dir().display().to_string();
+    let submit =
+        |more: &[&str]| cluster.slurm.call(env!("CARGO_BIN_EXE_ssdkd"), &[&["sweep", "submit", &dir], more].concat()).expect(0).stdout;
+    assert!(submit(&["--dry-run"]).contains("#SBATCH --array=0-1%1\n"));
+    let said = submit(&[]);
+    let id = said.strip_prefix("job ").and_then(|rest| rest.split(':').next()).unwrap_or_else(|| panic!("{said}")).to_owned();
+    let tasks = [0, 1].map(|task| cluster.slurm.job(&format!("{id}_{task}"), &scene.dir().join(format!("jobs/{id}_{task}.log"))));
+    let frozen = [1, 2].map(|number| Frozen::at_first_checkpoint(&scene.trial(number)));
+    let states = scene.states();
+    assert!(states[&1].0 == "running" && states[&1].1.contains("Slurm job "), "{states:?}");
+    assert!(!scene.trial(3).exists(), "one task at a time");
+    let again = submit(&[]);
+    assert!(again.contains("nothing to submit: 2 trials are open, tasks for 2 are in the queue"), "{again}");
+    tasks[0].signal(&["--batch", "--signal=USR1"]);
+    tasks[0].says("USR1: the run is asked to save and stop");
+    drop(frozen);
+    tasks[0].is_requeued();
+    for task in &tasks {
+        assert_eq!(task.ends(), "COMPLETED", "{}", task.log());
+    }
+    assert_eq!(scene.count("done"), 4);
+    assert!(submit(&[]).contains("nothing to submit: 0 trials are open"));
+    let interrupted: Vec<usize> = (1..=4).filter(|number| scene.outcome(*number)["launches"] == 2).collect();
+    assert_eq!(interrupted, [1, 2], "those that were running when the signal came, and no others");
+    assert_eq!(checksums(&scene.trial(1)).unwrap().to_vec(), scene.undisturbed(1, 0, &["student.lr=0.1"]));
+}
+
+/// A job that Slurm has lost leaves a claim; Slurm is asked once, and the trial is free.
+#[test]
+fn a_claim_of_a_job_that_is_gone_is_freed() {
+    let Some(cluster) = cluster() else { return };
+    let scene = Scene::planned("---\ntrain.rounds = 12\n[axes]\nstudent.lr = [0.1]\n");
+    let dir = scene.dir().display().to_string();
+    let call = |words: &[&str]| cluster.slurm.call(env!("CARGO_BIN_EXE_ssdkd"), words).expect(0).stdout;
+    let said = call(&["sweep", "submit", &dir]);
+    let id = said.strip_prefix("job ").and_then(|rest| rest.split(':').next()).unwrap().to_owned();
+    let task = cluster.slurm.job(&format!("{id}_0"), &scene.dir().join(format!("jobs/{id}_0.log")));
+    has_checkpoint(&scene.trial(1));
+    // As of another host, where no process can be asked after.
+    let claim = scene.trial(1).join("claim");
+    let held = std::fs::read_to_string(&claim).unwrap();
+    let value: Value = serde_json::from_str(&held).unwrap();
+    std::fs::write(&claim, held.replace(value["machine"].as_str().unwrap(), "elsewhere")).unwrap();
+    assert!(call(&["sweep", "retry", &dir]).contains("left alone"));
+    // The runner first, which has no moment to give anything up.
+    kill(value["process"].as_i64().unwrap() as i32);
+    kill(holder(&scene.trial(1)));
+    assert_eq!(task.ends(), "FAILED", "{}", task.log());
+    assert_eq!(scene.count("running"), 1);
+    let said = call(&["sweep", "retry", &dir]);
+    assert!(said.contains("free again: its Slurm job has ended"), "{said}");
+    assert_eq!(scene.count("stopped"), 1);
+}
+
+/// A thousand trials, planned, looked at and collected; what fails or is missing is counted, the rest is averaged.
+#[test]
+fn a_thousand_trials_are_counted_and_averaged() {
+    let axes = "student.lr = { min = 1e-3, max = 1.0, scale = \"log\" }\nphi.gamma = { min = 0, max = 4 }\n";
+    let scene = Scene::planned(&format!("strategy = \"sobol\"\ntrials = 250\nrepeats = 4\n---\n[axes]\n{axes}"));
+    let top1 = |number: usize| (number * 37 % 1000) as f64 / 1000.0;
+    let state = ssdkd::run_folder::Status { state: ssdkd::run_folder::State::Finished, ..Default::default() };
+    for number in 1..=1000 {
+        let run = scene.trial(number);
+        std::fs::create_dir_all(&run).unwrap();
+        if number % 10 == 0 {
+            std::fs::write(run.join("outcome.json"), r#"{"ended": "failed", "reason": "why", "launches": 1, "seconds": 1.0, "at": 0}"#)
+                .unwrap();
+        } else if number % 10 != 5 {
+            state.write(&run).unwrap();
+            std::fs::write(run.join("report.json"), format!("{{\"student\": {{\"top1\": {}}}}}", top1(number))).unwrap();
+        }
+    }
+    let out = scene.sweep("status", &[]).expect(0);
+    assert!(out.stdout.starts_with("sweep: 1000 trials: 800 done, 100 failed, 100 planned\n"), "{}", &out.stdout[..200]);
+    let page = scene.sweep("collect", &[]).expect(0).stdout;
+    assert!(page.contains("800 of 1000 trials done; 50 of 250 points whole."), "{}", &page[..200]);
+    // Point 1: trials 1 to 4. Point 2: 6 to 8, the fifth being planned.
+    let of = |trials: &[usize]| {
+        let mean = trials.iter().map(|n| top1(*n)).sum::<f64>() / trials.len() as f64;
+        let squares = trials.iter().map(|n| top1(*n).powi(2)).sum::<f64>() - trials.len() as f64 * mean * mean;
+        (mean, format!("{mean:.4} ± {:.4}", (squares / (trials.len() - 1) as f64).sqrt()))
+    };
+    let line = |point: &str| page.lines().find(|line| line.starts_with(point)).unwrap();
+    assert!(line("| 1 |").contains(&format!("{} | 4 of 4 |", of(&[1, 2, 3, 4]).1)), "{}", line("| 1 |"));
+    assert!(line("| 2* |").contains(&format!("{} | 3 of 4, 1 planned |", of(&[6, 7, 8]).1)), "{}", line("| 2* |"));
+    let means: Vec<f64> = page.lines().filter_map(|line| line.split(" | ").nth(3)?.split(" ± ").next()?.parse().ok()).collect();
+    assert!(means.len() == 250 && means.is_sorted_by(|a, b| a >= b), "best first");
+    assert_eq!(csv::Reader::from_path(scene.dir().join("results.csv")).unwrap().records().count(), 1000);
+}
+
+/// The shipped example is a plan, and its head shows how.
+#[test]
+fn the_shipped_sweep_can_be_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(root().join("configs/fashion_mnist/sweeps")).unwrap() {
+        let file = entry.unwrap().path();
+        let dir = folder.path().join(file.file_stem().unwrap());
+        ssdkd(&["sweep", "plan", file.to_str().unwrap(), "--dir", dir.to_str().unwrap()]).expect(0);
+        let head = format!("ssdkd sweep plan {}", file.strip_prefix(root()).unwrap().display());
+        assert!(std::fs::read_to_string(&file).unwrap().contains(&head), "{}", file.display());
+    }
+}
