@@ -3,7 +3,7 @@
 use crate::config::{self, Schedule};
 use crate::data::{Normalise, apply_views, to_unit};
 use crate::error::Result;
-use crate::losses::{cross_entropy, kl_divergence};
+use crate::losses::{cross_entropy, kl_divergence, logit_distance};
 use crate::models::Network;
 use crate::nn::{Entries, Pass, Sgd, State, Stateful};
 use crate::parallel::made_progress;
@@ -128,7 +128,7 @@ pub fn backward(
             let kl = kl_divergence(&logits, &target(teacher, rows, &seen_bchw), temperature);
             if label_weight == 0.0 { kl } else { labelled(&logits, rows).map_or_else(|| kl.shallow_clone(), |ce| &kl + ce * label_weight) }
         }
-        Criterion::LogitDistance => (&logits - target(teacher, rows, &seen_bchw)).abs().flatten(1, -1).mean_dim(1, false, Kind::Float),
+        Criterion::LogitDistance => logit_distance(&logits, &target(teacher, rows, &seen_bchw)),
     };
     let weighted = &loss_b * &rows.weights_b;
     (weighted.sum(Kind::Float) / global_batch as f64).backward();

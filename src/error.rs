@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 /// Result with the crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Exit code of a run that a signal has stopped behind a whole checkpoint (docs/exit-codes.md).
+pub const STOPPED: i32 = 75;
+
 /// One refused configuration value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {

@@ -12,7 +12,7 @@ mod train;
 
 use crate::cli::{Command, ConfigArgs};
 use crate::config::{Job, Loaded, check, load};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, STOPPED};
 use crate::logs::launched_rank;
 use crate::metrics::Timings;
 
@@ -30,7 +30,7 @@ impl Outcome {
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Done => 0,
-            Self::Stopped => 75,
+            Self::Stopped => STOPPED as u8,
         }
     }
 }

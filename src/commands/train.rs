@@ -4,7 +4,7 @@ use super::{Outcome, configured};
 use crate::checkpoint;
 use crate::cli::RunArgs;
 use crate::config::{self, Config, Job, Loaded, Plan};
-use crate::data::{self, Split};
+use crate::data::{self, Dataset, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::logs;
@@ -28,7 +28,7 @@ pub fn train(args: &RunArgs, timings: Timings) -> Result<Outcome> {
         }
         let split = data::source(config.dataset, &config.data).read(Split::Train)?;
         if config.distill.steps_per_round == 0 {
-            config.distill.steps_per_round = (split.len() / config.distill.batch_size).max(1) as u64;
+            config.distill.steps_per_round = steps_of_an_epoch(&split, config.distill.batch_size);
         }
         Ok((method, Some(RealData::new(split, config.seed, config.distill.view_shift, true))))
     })
@@ -41,10 +41,14 @@ pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
         config.student.model = config.teacher.model;
         (config.student.lr, config.student.weight_decay) = (config.teach.lr, config.teach.weight_decay);
         config.distill.batch_size = config.teach.batch_size;
-        config.distill.steps_per_round = (split.len() / config.teach.batch_size).max(1) as u64;
+        config.distill.steps_per_round = steps_of_an_epoch(&split, config.teach.batch_size);
         (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
         Ok((Method::teach(), Some(RealData::new(split, config.seed, config.teach.view_shift, config.teach.flip))))
     })
+}
+
+fn steps_of_an_epoch(split: &Dataset, batch: usize) -> u64 {
+    (split.len() / batch).max(1) as u64
 }
 
 /// Everything up to the first round can be refused; from there on an error of one rank ends the job.
@@ -133,15 +137,11 @@ fn known_status(folder: &Path) -> Result<Option<Status>> {
 }
 
 fn teacher_hash(config: &Config, method: Method) -> Result<String> {
-    match &config.teacher.weights {
-        _ if !method.has_teacher() => Ok(String::new()),
-        Some(path) => Ok(files::sha256(&files::read(path)?)),
-        None => Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)")),
-    }
+    method.teacher_weights(config)?.map_or_else(|| Ok(String::new()), |path| Ok(files::sha256(&files::read(path)?)))
 }
 
 fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teacher>> {
-    let (true, Some(path)) = (method.has_teacher(), &config.teacher.weights) else { return Ok(None) };
+    let Some(path) = method.teacher_weights(config)? else { return Ok(None) };
     let _span = tracing::debug_span!("loading").entered();
     let facts = data::facts(config.dataset);
     let shape = Shape { channels: facts.channels, classes: facts.classes };

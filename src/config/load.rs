@@ -133,7 +133,7 @@ fn file_layer(file: &Path) -> Result<Layer> {
     let table: Table = text.parse().map_err(|e| misread(file, &text, &e))?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let mut values = BTreeMap::new();
-    flatten("", &Value::Table(table), &mut values);
+    flat("", &table, &mut values);
     for (key, value) in &mut values {
         if let (true, Value::String(path)) = (reference::is_path(key), &*value) {
             *value = Value::String(folder.join(path).to_string_lossy().into_owned());
@@ -164,20 +164,17 @@ fn method_layer(method: &str) -> Option<Layer> {
         _ => return None,
     };
     let mut values = BTreeMap::new();
-    flatten("", &Value::Table(text.parse().ok()?), &mut values);
+    flat("", &text.parse().ok()?, &mut values);
     Some(Layer { origin: format!("{BROUGHT}{method}"), values })
 }
 
-fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Table(table) => {
-            for (name, inner) in table {
-                let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-                flatten(&key, inner, into);
-            }
-        }
-        leaf => {
-            into.insert(prefix.to_owned(), leaf.clone());
+/// Leaves of a table under their dotted names.
+pub fn flat(prefix: &str, table: &Table, out: &mut impl Extend<(String, Value)>) {
+    for (name, value) in table {
+        let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(inner) => flat(&name, inner, out),
+            leaf => out.extend([(name, leaf.clone())]),
         }
     }
 }

@@ -46,9 +46,7 @@ impl<'a> Canvas<'a> {
             Synthesis::Generator { start, learned_latent, share } => {
                 let generator = generator.expect("a method that moves a generator has one");
                 generator.begin(start, |slot| Key::of(settings.seed, Purpose::GeneratorStart, call.round << 32 | slot, call.rank));
-                let device = generator.state.parameters().device();
-                let values = call.key(settings, Purpose::Latent).normals(b * generator.network.shape().latent as usize);
-                let latent_bz = Tensor::from_slice(&values).view([b as i64, -1]).to_device(device).set_requires_grad(learned_latent);
+                let latent_bz = generator.latents(&call.key(settings, Purpose::Latent), b).set_requires_grad(learned_latent);
                 let latent = learned_latent.then(|| Adam::new(&latent_bz, k.adam_beta1, k.adam_beta2));
                 let gradient_sum = generator.working.parameters().detach().zeros_like();
                 Self { paint: Paint::Generator { generator, latent_bz, latent, share }, gradient_sum }

@@ -31,11 +31,11 @@ pub struct Contrast {
 }
 
 impl Contrast {
-    /// For images of `features` values; `most` rows are ever remembered.
+    /// For images of `features` values; `most` rows are ever remembered. Every logical rank's head starts alike.
     ///
     /// # Errors
     /// A memory for which there is no room.
-    pub fn new(of: &config::Inversion, features: i64, most: usize, key: impl Fn(u64) -> Key, device: Device) -> Result<Self> {
+    pub fn new(of: &config::Inversion, features: i64, most: usize, seed: u64, device: Device) -> Result<Self> {
         let root = Scope::default();
         let head = root.child("head");
         let first = Linear::declare(head.child(0), features, features, None);
@@ -43,7 +43,7 @@ impl Contrast {
         let blueprint = root.blueprint();
         let bytes = 4.0 * (2.0 * most as f64 * features as f64 + 4.0 * blueprint.parameter_count() as f64);
         room_for("inversion.contrastive_bank", &format!("{most} images of {features} features"), bytes, device)?;
-        let state = State::new(&blueprint, key, device).trainable()?;
+        let state = State::initialised(&blueprint, seed, Purpose::ContrastInit, device).trainable()?;
         let adam = Adam::new(state.parameters(), BETAS.0, BETAS.1);
         let bank = Tensor::zeros([most as i64, 2 * features], (Kind::Float, device));
         let (temperature, negatives) = (of.contrastive_temperature, of.contrastive_negatives);
@@ -102,11 +102,6 @@ impl Contrast {
         self.proposed = None;
         head.copy_tensor("parameters", self.state.parameters())?;
         head.load("adam", &mut self.adam)
-    }
-
-    /// Key of the head's start values, the same on every logical rank.
-    pub fn start(seed: u64) -> impl Fn(u64) -> Key {
-        move |entry| Key::global(seed, Purpose::ContrastInit, entry)
     }
 }
 

@@ -54,6 +54,13 @@ impl SharedGenerator {
         }
     }
 
+    /// `count` latent vectors z ~ N(0, I), `[count, z]`.
+    pub(super) fn latents(&self, key: &Key, count: usize) -> Tensor {
+        let latent = self.network.shape().latent;
+        let values = key.normals(count * latent as usize);
+        Tensor::from_slice(&values).view([-1, latent]).to_device(self.state.parameters().device())
+    }
+
     /// What the shared generator is to take from the working copy, flat: one number where that is nothing.
     pub(super) fn shared(&self, share: Share, rule: MetaRule, gradient_sum: Tensor) -> Tensor {
         match (share, rule) {
@@ -97,9 +104,7 @@ impl SharedGenerator {
     /// Source: zju-vipa/Fast-Datafree `generative.py`, `sample`.
     pub fn sample(&mut self, key: &Key, count: usize) -> Tensor {
         self.working.copy_from(&self.state);
-        let latent = self.network.shape().latent;
-        let latent_bz =
-            Tensor::from_slice(&key.normals(count * latent as usize)).view([-1, latent]).to_device(self.state.parameters().device());
+        let latent_bz = self.latents(key, count);
         tch::no_grad(|| self.network.forward(&self.working, &latent_bz, &mut Pass::train()))
     }
 }

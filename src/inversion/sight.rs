@@ -14,8 +14,8 @@ use tch::{Kind, Tensor};
 const JS_TEMPERATURE: f64 = 3.0;
 
 pub(super) struct Sight {
-    /// The images themselves, normalised.
-    plain_bchw: Tensor,
+    /// The images themselves, in [0, 1].
+    images_bchw: Tensor,
     /// As the networks saw them.
     seen_bchw: Tensor,
     teacher: Output,
@@ -59,7 +59,7 @@ impl Sight {
             Labels::Pseudo => output.logits.argmax(1, false),
         };
         Self {
-            plain_bchw: networks.normalise.apply(images_bchw),
+            images_bchw: images_bchw.shallow_clone(),
             features_be: embedded.as_ref().map(|parts| Tensor::cat(parts, 1).detach()),
             taps: pass.into_taps(),
             teacher: output,
@@ -99,8 +99,8 @@ impl Sight {
                 Term::Adversarial(measure) => self.disagreement(measure, networks),
                 Term::Balance => losses::balance(&self.teacher.logits),
                 Term::Activation => losses::activation(&self.teacher.features_bd),
-                Term::Variation => losses::variation(&self.plain_bchw),
-                Term::Norm => self.plain_bchw.norm(),
+                Term::Variation => losses::variation(&networks.normalise.apply(&self.images_bchw)),
+                Term::Norm => networks.normalise.apply(&self.images_bchw).norm(),
                 Term::Contrast => {
                     let (Some(contrast), Some([near, whole])) = (&local.contrast, &self.embedded) else {
                         unreachable!("a method with a contrastive term has its state and its embeddings");
@@ -127,7 +127,7 @@ impl Sight {
         match measure {
             Disagreement::Masked => losses::masked_disagreement(&student_logits, teacher_logits),
             Disagreement::Plain => losses::kl_divergence(&student_logits, teacher_logits, 1.0).mean(Kind::Float),
-            Disagreement::Logits => losses::logit_distance(&student_logits, teacher_logits),
+            Disagreement::Logits => losses::logit_distance(&student_logits, teacher_logits).mean(Kind::Float),
             Disagreement::JensenShannon => losses::jensen_shannon(&student_logits, teacher_logits, JS_TEMPERATURE),
         }
     }

@@ -9,7 +9,9 @@ mod ssd_kd;
 
 use crate::config::{Config, DrawRule, MethodName, Replay};
 use crate::distill::Criterion;
-use crate::inversion::Recipe;
+use crate::error::{Error, Result};
+use crate::inversion::{Recipe, Term};
+use std::path::Path;
 
 /// How a student is trained.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -60,14 +62,21 @@ impl Method {
         real::scratch()
     }
 
-    /// Whether a teacher takes part.
-    pub fn has_teacher(&self) -> bool {
-        self.recipe.is_some() || matches!(self.criterion, Criterion::Distillation { .. })
+    /// Weights file of the teacher, where one takes part.
+    ///
+    /// # Errors
+    /// One that takes part and is not named.
+    pub fn teacher_weights<'a>(&self, config: &'a Config) -> Result<Option<&'a Path>> {
+        if self.recipe.is_none() && !matches!(self.criterion, Criterion::Distillation { .. }) {
+            return Ok(None);
+        }
+        let named = config.teacher.weights.as_deref();
+        let missing = || Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)");
+        named.ok_or_else(missing).map(Some)
     }
 
     /// Whether it inverts the teacher's batch-norm statistics.
     pub fn needs_batch_norm(&self, config: &Config) -> bool {
-        use crate::inversion::Term;
         let has = |term| self.recipe.is_some_and(|recipe| recipe.has(term, &config.inversion));
         has(Term::Statistics) || has(Term::Contrast)
     }

@@ -35,7 +35,13 @@ pub trait Network {
     ///
     /// Source: zju-vipa/DataFree `datafree_kd.py`: all batch-norm layers, but the stages of a ResNet-34.
     fn embedding(&self) -> (Embedding, i64) {
-        (Embedding::BatchNorms, self.blueprint().batch_norm_channels().iter().sum())
+        let of_batch_norms = || (Embedding::BatchNorms, self.blueprint().batch_norm_channels().iter().sum());
+        self.stage_channels().map_or_else(of_batch_norms, |channels| (Embedding::Stages, channels))
+    }
+
+    /// Channels that go into all stages together, where the embedding is taken there.
+    fn stage_channels(&self) -> Option<i64> {
+        None
     }
 
     /// Least height and width of its images.

@@ -89,13 +89,9 @@ impl Network for ResNet {
         &self.blueprint
     }
 
-    fn embedding(&self) -> (Embedding, i64) {
+    fn stage_channels(&self) -> Option<i64> {
         // Of a ResNet-34 the batch-norms have 8,512 channels.
         const SHALLOW: usize = 8;
-        if self.blocks.len() > SHALLOW {
-            (Embedding::Stages, self.stages.iter().map(|(_, channels)| channels).sum())
-        } else {
-            (Embedding::BatchNorms, self.blueprint.batch_norm_channels().iter().sum())
-        }
+        (self.blocks.len() > SHALLOW).then(|| self.stages.iter().map(|(_, channels)| channels).sum())
     }
 }

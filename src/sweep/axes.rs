@@ -1,6 +1,6 @@
 //! Axes as a sweep file has them.
 
-use super::keys::flat;
+use crate::config::flat;
 use crate::error::Finding;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};

@@ -131,21 +131,14 @@ impl<'a> Checker<'a> {
     }
 
     fn teacher(&mut self, config: &Config) -> Result<String> {
-        let has_teacher = self.file.command == Job::Train && Method::of(config).has_teacher();
-        match config.teacher.weights.as_ref().filter(|_| has_teacher) {
-            None if has_teacher => {
-                Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)"))
-            }
-            None => Ok(String::new()),
-            Some(path) => match self.teachers.get(path) {
-                Some(hash) => Ok(hash.clone()),
-                None => {
-                    let hash = files::sha256(&files::read(path)?);
-                    self.teachers.insert(path.clone(), hash.clone());
-                    Ok(hash)
-                }
-            },
+        let method = if self.file.command == Job::Train { Method::of(config) } else { Method::teach() };
+        let Some(path) = method.teacher_weights(config)? else { return Ok(String::new()) };
+        if let Some(known) = self.teachers.get(path) {
+            return Ok(known.clone());
         }
+        let hash = files::sha256(&files::read(path)?);
+        self.teachers.insert(path.into(), hash.clone());
+        Ok(hash)
     }
 
     fn rungs(&self, config: &Config, all: u64) -> Result<()> {

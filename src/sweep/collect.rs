@@ -2,8 +2,7 @@
 
 use super::folder::SweepFolder;
 use super::plan::{Plan, shown};
-use super::stand::{Stand, Standing, Trials};
-use super::status::rounds_done;
+use super::stand::{Stand, Trials};
 use super::table::{Cell, Table};
 use crate::error::{Error, Result};
 use crate::files;
@@ -27,7 +26,7 @@ pub fn collect(folder: &SweepFolder, plan: &Plan, metrics: &[String]) -> Result<
             ("point".into(), Some(Cell::Whole(trial.point as i64))),
             ("repeat".into(), Some(Cell::Whole(trial.repeat as i64))),
             ("state".into(), text(standing.stand.name().into())),
-            ("rounds".into(), Some(Cell::Whole(rounds(standing, &path, trial.rounds) as i64))),
+            ("rounds".into(), Some(Cell::Whole(standing.rounds_done(&path, trial) as i64))),
         ];
         row.extend(trial.set.iter().map(|(key, value)| (key.clone(), Some(Cell::of_toml(value)))));
         let rungs = standing.outcome.iter().flat_map(|outcome| outcome.rungs.iter().enumerate());
@@ -46,14 +45,6 @@ pub fn collect(folder: &SweepFolder, plan: &Plan, metrics: &[String]) -> Result<
         written.push(path);
     }
     Ok((written, page))
-}
-
-fn rounds(standing: &Standing, path: &Path, all: u64) -> u64 {
-    match standing.stand {
-        Stand::Planned => 0,
-        Stand::Done => all,
-        _ => rounds_done(path),
-    }
 }
 
 fn report(folder: &Path) -> Result<Value> {

@@ -2,8 +2,7 @@
 
 use super::axes::{self, Axis};
 use super::halving::Goal;
-use super::keys::flat;
-use crate::config::{Job, misread};
+use crate::config::{Job, flat, misread};
 use crate::error::{Error, Finding, Result};
 use crate::files;
 use serde::{Deserialize, Serialize};

@@ -2,17 +2,6 @@
 
 use toml::{Table, Value};
 
-/// Leaves of a table under their dotted names.
-pub(super) fn flat(prefix: &str, table: &Table, out: &mut Vec<(String, Value)>) {
-    for (name, value) in table {
-        let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        match value {
-            Value::Table(inner) => flat(&name, inner, out),
-            leaf => out.push((name, leaf.clone())),
-        }
-    }
-}
-
 /// The value of a key.
 pub(super) fn get<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     match key.split_once('.') {

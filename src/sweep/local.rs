@@ -6,7 +6,7 @@ use super::gpu::Mps;
 use super::launch::{Request, Slot};
 use super::plan::{Trial, shown};
 use super::stand::{Ended, Outcome, Stand, Trials};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, STOPPED};
 use crate::files;
 use crate::run_folder::{State, Status};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -234,7 +234,7 @@ fn judge(folder: &Path, status: ExitStatus, asked: bool) -> (Ended, Option<Strin
         Some(State::Paused) if status.success() => return (Ended::Paused, None),
         _ => {}
     }
-    if asked || status.code() == Some(75) {
+    if asked || status.code() == Some(STOPPED) {
         return (Ended::Stopped, Some("told to stop".into()));
     }
     // A shell, and mpirun, say 128 and the signal.

@@ -61,7 +61,7 @@ impl Trial {
 
     /// What it sets, as `--set` takes it.
     pub fn sets(&self) -> Vec<String> {
-        self.set.iter().map(|(key, value)| format!("{key}={}", written(value))).collect()
+        assignments(&self.set).collect()
     }
 
     fn line(&self) -> String {
@@ -268,7 +268,11 @@ impl Numbers {
 
 /// What a trial sets, for people.
 pub(super) fn shown(set: &[(String, Value)]) -> String {
-    set.iter().map(|(key, value)| format!("{key}={}", written(value))).collect::<Vec<_>>().join(" ")
+    assignments(set).collect::<Vec<_>>().join(" ")
+}
+
+fn assignments(set: &[(String, Value)]) -> impl Iterator<Item = String> {
+    set.iter().map(|(key, value)| format!("{key}={}", written(value)))
 }
 
 /// A value as TOML; TOML's own writer spells out every zero of 1e-9.

@@ -2,8 +2,8 @@
 
 use super::file::Resources;
 use super::launch::Request;
-use super::stand::Trials;
-use crate::error::{Error, Result};
+use super::stand::{Stand, Trials};
+use crate::error::{Error, Result, STOPPED};
 use crate::files;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ impl Array {
 . launch/slurm/job.sh
 run_dir=$PWD
 # How the task stands follows from its own runner alone: trials that others have are not its affair.
-status() {{ case $code in 0) echo finished ;; 75) echo stopped ;; *) echo failed ;; esac; }}
+status() {{ case $code in 0) echo finished ;; {STOPPED}) echo stopped ;; *) echo failed ;; esac; }}
 site_modules
 launch \"$SSDKD\" sweep run . --jobs {packed}{at_most} --ranks {ranks}
 finish
@@ -119,10 +119,12 @@ pub fn submit(request: &Request, really: bool) -> Result<()> {
     let plan = &request.plan;
     let lock = if really { Some(Lock::take(&request.folder.jobs().join("submitting"))?) } else { None };
     let trials = Trials::read(&request.folder, plan, &BTreeSet::new())?;
-    let (next, runs) = (trials.next(plan).len(), trials.0.iter().any(|t| t.stand.name() == "running"));
+    let (next, runs) = (trials.next(plan).len(), trials.0.iter().any(|t| matches!(t.stand, Stand::Running(_))));
     let open = match &plan.halving {
         // As long as anything moves, what waits at a rung may get its turn: worth a task as well.
-        Some(_) if next > 0 || runs => trials.0.iter().filter(|t| !matches!(t.stand.name(), "done" | "failed" | "running")).count(),
+        Some(_) if next > 0 || runs => {
+            trials.0.iter().filter(|t| !matches!(t.stand, Stand::Done | Stand::Failed(_) | Stand::Running(_))).count()
+        }
         _ => next,
     };
     let largest = ask("scontrol", &["show", "config"]).ok().and_then(|text| max_array_size(&text));

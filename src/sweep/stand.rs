@@ -148,6 +148,18 @@ impl Standing {
         };
         Ok(Self { stand, outcome })
     }
+
+    /// Rounds that are over: of a run in the middle, lines of metrics.csv after its head.
+    pub(super) fn rounds_done(&self, folder: &Path, trial: &Trial) -> u64 {
+        match self.stand {
+            Stand::Planned => 0,
+            Stand::Done => trial.rounds,
+            _ => {
+                let text = fs::read(folder.join("metrics.csv")).unwrap_or_default();
+                (text.iter().filter(|byte| **byte == b'\n').count() as u64).saturating_sub(1)
+            }
+        }
+    }
 }
 
 /// Every trial of a plan, as they stood when they were looked at.

@@ -51,11 +51,7 @@ impl Status {
         for (trial, standing) in plan.trials.iter().zip(&trials.0) {
             *counts.entry(standing.stand.name()).or_default() += 1;
             let path = folder.trial(trial);
-            let round = match standing.stand {
-                Stand::Planned => 0,
-                Stand::Done => trial.rounds,
-                _ => rounds_done(&path),
-            };
+            let round = standing.rounds_done(&path, trial);
             pace.count(standing, trial, round);
             let state = standing.stand.name();
             rows.push(Row { name: trial.name(), state, round, rounds: trial.rounds, set: shown(&trial.set), note: note(standing, &path) });
@@ -96,12 +92,6 @@ impl Pace {
     fn seconds_left(&self) -> Option<f64> {
         (self.rounds > 0 && self.running > 0).then(|| self.seconds / self.rounds as f64 * self.left as f64 / self.running as f64)
     }
-}
-
-/// Lines of metrics.csv after its head.
-pub(super) fn rounds_done(folder: &Path) -> u64 {
-    let text = fs::read(folder.join("metrics.csv")).unwrap_or_default();
-    (text.iter().filter(|byte| **byte == b'\n').count() as u64).saturating_sub(1)
 }
 
 fn note(standing: &Standing, folder: &Path) -> Option<String> {

@@ -460,7 +460,7 @@ fn local(config: &Config, plan: &Plan, method: &Method, teacher: Option<&Teacher
             let (_, features) = teacher.parts().0.embedding();
             let made = config.train.rounds as usize * k.batch_size;
             let most = made.min(k.contrastive_bank / plan.layout.logical_ranks()).max(k.batch_size);
-            Some(Contrast::new(k, features, most, Contrast::start(config.seed), device)?)
+            Some(Contrast::new(k, features, most, config.seed, device)?)
         }
         _ => None,
     };
