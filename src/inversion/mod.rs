@@ -124,6 +124,7 @@ impl MetaGenerator {
     /// One meta step: first-order MAML, the inner gradients summed over the inner steps and averaged over the logical ranks
     /// (zju-vipa/Fast-Datafree `fast_meta.py`, whose learning rate `inversion.lr_meta` = 0 stands for).
     pub fn apply(&mut self, meta_gradient_sum: &Tensor, logical_ranks: usize, settings: &config::Inversion) -> Result<()> {
+        let _span = tracing::debug_span!("update", of = "generator").entered();
         let gradient = meta_gradient_sum / logical_ranks as f64;
         self.meta.step(self.state.parameters(), &gradient, settings.meta_rate())
     }
@@ -216,6 +217,7 @@ pub fn descend(
     let mut best: Option<(Tensor, Tensor)> = None;
     let (mut last_taps, mut last_terms) = (Vec::new(), Tensor::zeros([4], (Kind::Double, device)));
     for step in 0..k.steps {
+        let _span = tracing::debug_span!("inner step", step).entered();
         let images_bchw = network.forward(working, &latent_bz, &mut Pass::train());
         let views: Vec<View> =
             (0..b as u64).map(|i| View::draw(&key(Purpose::InversionView), step * b as u64 + i, k.view_shift, true)).collect();
@@ -269,6 +271,7 @@ fn keep_better(best: Option<(Tensor, Tensor)>, images_bchw: &Tensor, loss: &Tens
 /// Looks at finished images as the memory will hold them: the teacher's category, confidence and logits of every stored view,
 /// and δ = KL_T(teacher ‖ student) on the unaugmented images (SSD-KD Eq. 5 with w = 1).
 fn assess(settings: &Settings, networks: &Networks<'_>, images_bchw: &Tensor, first_id: u64) -> Samples {
+    let _span = tracing::debug_span!("assessment").entered();
     tch::no_grad(|| {
         let held = match settings.image_dtype {
             config::ImageDtype::Uint8 => to_bytes(images_bchw),

@@ -143,7 +143,7 @@ pub enum Memory {
 impl Memory {
     /// Rows of a global batch. A collective.
     pub fn draw(&mut self, world: &World, batch: usize, step: u64) -> Result<Draw> {
-        let _span = tracing::debug_span!("sampling").entered();
+        let _span = tracing::debug_span!("sampling", what = "draw").entered();
         match self {
             Self::Replay(replay) => replay.draw(world, batch, step),
             Self::Real(data) => Ok(data.draw(world, batch, step)),
@@ -152,7 +152,7 @@ impl Memory {
 
     /// Tells the memory the new loss of every row. A collective.
     pub fn write_back(&mut self, world: &World, draw: &mut Draw, loss: &PerRank<Tensor>) -> Result<()> {
-        let _span = tracing::debug_span!("sampling").entered();
+        let _span = tracing::debug_span!("sampling", what = "write-back").entered();
         match self {
             Self::Replay(replay) => replay.write_back(world, draw, loss),
             Self::Real(_) => Ok(()),

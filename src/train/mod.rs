@@ -113,6 +113,7 @@ pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Out
         outlet.start_clock(run);
     }
     while !run.finished() {
+        let _span = tracing::debug_span!("round", round = run.cursor.round()).entered();
         let Some(record) = step::round(run, world, keeper)? else { return Ok(None) };
         after_round(run, world, outlet, &record)?;
         outlet.remember(record);

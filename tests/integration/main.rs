@@ -17,4 +17,5 @@ mod mpi;
 mod networks;
 mod refusals;
 mod slurm;
+mod trace;
 mod training;
