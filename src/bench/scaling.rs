@@ -6,7 +6,7 @@ use super::{filled, median};
 use crate::config::ReduceRule;
 use crate::distill::backward;
 use crate::error::Result;
-use crate::inversion::{Call, Networks, descend};
+use crate::inversion::{Call, Networks, Share, descend};
 use crate::layout::Layout;
 use crate::parallel::comm::Solo;
 use crate::parallel::{Launch, PerRank, TreeSum, World, thread_count};
@@ -145,12 +145,12 @@ impl Scene<'_> {
         for rank in world.hosted() {
             let networks = Networks { teacher: &bench.teacher, student: bench.student.frozen(), normalise: &bench.normalise };
             let call = Call { round: self.turn, rank, adversarial: true, class_counts_k: &class_counts_k, first_id: 0 };
-            let found = descend(&bench.settings, &networks, &mut bench.generator, &bench.average, &call)?;
-            meta_gradient.add(rank, found.meta_gradient);
+            let found = descend(&bench.settings, &networks, Some(&mut bench.generator), &mut bench.local, &call)?;
+            meta_gradient.add(rank, found.shared);
         }
         clock(&mut parts.waiting, || world.barrier())?;
         let meta_gradient = clock(&mut parts.communication, || world.reduce(meta_gradient))?;
-        bench.generator.apply(&meta_gradient, layout.logical_ranks(), &bench.settings.inversion)?;
+        bench.generator.apply(Share::MetaStep, &meta_gradient, layout.logical_ranks(), &bench.settings.inversion)?;
         let histograms = 8 * class_counts_k.len() * layout.logical_ranks() * (layout.ranks() - 1);
         parts.bytes_expected = sum_bytes(meta_gradient.numel(), layout.ranks()) + histograms;
         Ok(())

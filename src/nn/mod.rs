@@ -11,7 +11,7 @@ mod stateful;
 pub mod weights;
 
 pub use count::multiplications;
-pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass};
+pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass};
 pub use optim::{Adam, Sgd, cosine};
 pub use room::room_for;
 pub use state::{Blueprint, Entry, Init, Role, Scope, Slot, State};
