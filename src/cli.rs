@@ -13,6 +13,9 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "ssdkd", version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("SSDKD_COMMIT"), ")"), max_term_width = 110)]
 pub struct Cli {
+    /// Write what every rank does when to this file, for a browser to show (docs/trace.md).
+    #[arg(long, value_name = "FILE", global = true)]
+    pub trace: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -274,11 +277,13 @@ pub enum BenchAction {
     Replay(BenchReplayArgs),
     /// An inversion step and a distillation step of a pair: time, arithmetic, memory.
     Step(BenchStepArgs),
+    /// A pair on the ranks of this launch, each with the work of one alone: efficiency, communication, bytes.
+    Ranks(BenchRanksArgs),
 }
 
-/// How to measure steps.
+/// A pair of networks and the images of a step.
 #[derive(Debug, Args)]
-pub struct BenchStepArgs {
+pub struct PairArgs {
     /// The teacher's architecture.
     #[arg(long, value_name = "NAME", default_value = "wrn40_2", help = architecture())]
     pub teacher: ModelName,
@@ -288,9 +293,34 @@ pub struct BenchStepArgs {
     /// Data set whose classes and image size are used; no file is read.
     #[arg(long, value_name = "NAME", default_value = "cifar10")]
     pub dataset: DatasetName,
-    /// Images of a step.
+    /// Images of a step, on one rank.
     #[arg(long, value_name = "B", default_value_t = 128)]
     pub batch: usize,
+}
+
+/// How to measure ranks.
+#[derive(Debug, Args)]
+pub struct BenchRanksArgs {
+    /// Of what.
+    #[command(flatten)]
+    pub pair: PairArgs,
+    /// The library's own sum over ranks, in place of the one whose bits do not depend on their number.
+    #[arg(long)]
+    pub native: bool,
+    /// Measure nothing: project the pair's steps to 8, 64 and 1,024 GPUs, and print what that assumes.
+    #[arg(long, conflicts_with = "native")]
+    pub project: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to measure steps.
+#[derive(Debug, Args)]
+pub struct BenchStepArgs {
+    /// Of what.
+    #[command(flatten)]
+    pub pair: PairArgs,
     /// Threads; left out: OMP_NUM_THREADS, else all cores.
     #[arg(long, value_name = "T")]
     pub threads: Option<usize>,

@@ -65,6 +65,7 @@ impl Student {
 
     /// Applies a reduced payload: one SGD step with the summed gradient, running statistics averaged over logical ranks.
     pub fn apply(&mut self, payload: &Tensor, logical_ranks: usize, lr: f64) -> Result<()> {
+        let _span = tracing::debug_span!("update", of = "student").entered();
         let (gradient, statistics) = self.state.split_payload(payload);
         self.sgd.step(self.state.parameters(), &gradient, lr)?;
         self.state.set_statistics(&(statistics / logical_ranks as f64));

@@ -1,6 +1,9 @@
 //! Logs: fields to stderr for people, JSON lines in the run folder for programs; and what a panic does.
 
 mod fault;
+mod trace;
+
+pub use trace::{end_trace, is_traced, join_traces, trace_is_open};
 
 use crate::metrics::Timings;
 use crate::parallel::{end_job, host_name, launcher_columns};
@@ -25,8 +28,8 @@ pub fn launched_rank() -> usize {
 /// Starts logging and timing, and makes a panic end the whole job with one line.
 ///
 /// `SSDKD_LOG` sets what goes to stderr (for example `debug`); otherwise rank 0 logs a line a round, and warnings only when a
-/// progress bar is on screen; other ranks log warnings.
-pub fn start() -> Timings {
+/// progress bar is on screen; other ranks log warnings. Every span also goes to the file `trace`, if one is named.
+pub fn start(trace: Option<&Path>) -> Timings {
     let (timings, layer) = Timings::new();
     let rank = launched_rank();
     let quiet = rank != 0 || io::stderr().is_terminal() || launcher_columns().is_some();
@@ -40,7 +43,8 @@ pub fn start() -> Timings {
     let programs = tracing_subscriber::fmt::layer().json().with_writer(|| JsonLog).with_filter(LevelFilter::INFO);
     let spans = || Targets::new().with_target("ssdkd", LevelFilter::DEBUG);
     let (times, fault) = (layer.with_filter(spans()), fault::Fault::asked_for(rank).with_filter(spans()));
-    tracing_subscriber::registry().with(people).with(programs).with(times).with(fault).init();
+    let trace = trace::begin(trace, rank).with_filter(spans());
+    tracing_subscriber::registry().with(people).with(programs).with(times).with(trace).with(fault).init();
     std::panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
         let cause = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());

@@ -10,8 +10,10 @@ fn main() -> ExitCode {
         Err(usage) => return explain(&usage),
     };
     memory::keep_freed();
-    let timings = logs::start();
-    match commands::run(cli.command, timings) {
+    let timings = logs::start(cli.trace.as_deref());
+    let outcome = commands::run(cli.command, timings);
+    logs::end_trace();
+    match outcome {
         Ok(outcome) => ExitCode::from(outcome.exit_code()),
         Err(error) => ExitCode::from(error.exit_code() as u8),
     }

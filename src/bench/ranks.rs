@@ -1,7 +1,8 @@
 //! What it costs that draws are global: one draw on the ranks of this launch, taken apart, with bytes and messages counted.
 
 use super::median;
-use crate::config::{Distill, ImageDtype, Replay as Rule};
+use crate::config::{DatasetName, Distill, ImageDtype, Replay as Rule};
+use crate::data;
 use crate::error::Result;
 use crate::inversion::Samples;
 use crate::parallel::{PerRank, World};
@@ -54,7 +55,7 @@ fn clock<T>(times: &mut Vec<f64>, work: impl FnOnce() -> T) -> T {
 
 /// Draws `batch` rows `draws` times from a full buffer of `capacity` CIFAR-sized images. A collective.
 pub fn draw_times(world: &World, capacity: usize, batch: usize, draws: u64) -> Result<DrawTimes> {
-    let mut replay = filled(world, capacity)?;
+    let mut replay = filled(world, DatasetName::Cifar10, capacity)?;
     let layout = *world.layout();
     let mut parts: [Vec<f64>; 4] = Default::default();
     let (mut rows, mut bytes_expected, mut messages_expected) = (0, 0, 0);
@@ -104,21 +105,24 @@ pub fn draw_times(world: &World, capacity: usize, batch: usize, draws: u64) -> R
     })
 }
 
-/// A buffer full of images, losses between 0 and 1.
-fn filled(world: &World, capacity: usize) -> Result<Replay> {
-    const CLASSES: i64 = 10;
+/// A buffer full of images of a data set's size, losses between 0 and 1.
+pub(super) fn filled(world: &World, dataset: DatasetName, capacity: usize) -> Result<Replay> {
+    let facts = data::facts(dataset);
+    let (classes, [h, w]) = (facts.classes, facts.size);
     let rule = Rule { capacity, image_dtype: ImageDtype::Uint8, ..Rule::default() };
     let views = Distill::default();
     let stored = views.teacher_views as i64;
-    let shape = SampleShape { image: vec![3, 32, 32], view_logits: vec![stored, CLASSES], classes: CLASSES as usize };
+    let shape = SampleShape { image: vec![facts.channels, h, w], view_logits: vec![stored, classes], classes: classes as usize };
     let mut replay = Replay::new(&rule, &views, SEED, shape, world)?;
     let layout = *world.layout();
+    let noise: Vec<u8> = (0..facts.channels * h * w).map(|i| Key::global(SEED, Purpose::Latent, 0).below(i as u64, 256) as u8).collect();
+    let image = Tensor::from_slice(&noise).view([1, facts.channels, h, w]).to_device(world.device());
     let born = PerRank::build(world.hosted(), |rank| {
         let count = layout.capacity(rank, capacity);
         let key = Key::of(SEED, Purpose::Latent, 0, rank);
         Samples {
-            images_bchw: Tensor::zeros([count as i64, 3, 32, 32], (Kind::Uint8, world.device())),
-            view_logits: Tensor::zeros([count as i64, stored, CLASSES], (Kind::Float, world.device())),
+            images_bchw: image.repeat([count as i64, 1, 1, 1]),
+            view_logits: Tensor::zeros([count as i64, stored, classes], (Kind::Float, world.device())),
             class_counts: vec![vec![(0, 1)]; count],
             confidence: vec![1.0; count],
             delta: (0..count as u64).map(|i| key.uniform(i)).collect(),

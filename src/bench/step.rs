@@ -1,6 +1,6 @@
 //! One step of inversion and one of distillation: time, arithmetic and memory, beside the same in plain PyTorch.
 
-use super::{Peers, median};
+use super::{Pair, Peers, median};
 use crate::config::{self, DatasetName, ModelName, Precision};
 use crate::data::{self, Facts, Normalise, View, to_bytes, to_unit};
 use crate::distill::{Criterion, Student, backward};
@@ -31,7 +31,9 @@ const STEPS: u64 = 2;
 const TURNS: usize = 7;
 const TEMPERATURE: f64 = 20.0;
 /// Learning rate of the distillation steps: small, so that every turn does the same work on nearly the same numbers.
-const LR: f64 = 1e-4;
+pub(super) const LR: f64 = 1e-4;
+/// The student's loss.
+pub(super) const CRITERION: Criterion = Criterion::Distillation { temperature: TEMPERATURE, label_weight: 0.0 };
 
 /// What is measured.
 #[derive(Debug, Clone, Copy)]
@@ -112,14 +114,14 @@ pub struct StepReport {
 }
 
 /// All that the steps need.
-struct Bench {
-    settings: Settings,
+pub(super) struct Bench {
+    pub(super) settings: Settings,
     facts: Facts,
-    normalise: Normalise,
-    teacher: Teacher,
-    student: Student,
-    generator: SharedGenerator,
-    local: Local,
+    pub(super) normalise: Normalise,
+    pub(super) teacher: Teacher,
+    pub(super) student: Student,
+    pub(super) generator: SharedGenerator,
+    pub(super) local: Local,
     asks_teacher: Rows,
     stored: Rows,
 }
@@ -130,7 +132,7 @@ fn normals(index: u64, shape: &[i64]) -> Tensor {
 }
 
 impl Bench {
-    fn new(of: StepSettings) -> Result<Self> {
+    pub(super) fn new(of: StepSettings) -> Result<Self> {
         check_precision("--dtype", of.dtype, Device::Cpu)?;
         let facts = data::facts(of.dataset);
         let shape = Shape { channels: facts.channels, classes: facts.classes };
@@ -205,8 +207,7 @@ impl Bench {
             Work::Distillation => &self.asks_teacher,
             Work::DistillationStored => &self.stored,
         };
-        let criterion = Criterion::Distillation { temperature: TEMPERATURE, label_weight: 0.0 };
-        let slice = backward(&mut self.student, Some(&self.teacher), &self.normalise, rows, criterion, batch);
+        let slice = backward(&mut self.student, Some(&self.teacher), &self.normalise, rows, CRITERION, batch);
         self.student.apply(&slice.payload, 1, LR)?;
         Ok(vec![slice.sums.double_value(&[0]) / batch as f64])
     }
@@ -238,6 +239,22 @@ impl Bench {
                 Work::DistillationStored => 3.0 * student,
             };
             2e-9 * forwards
+        }
+    }
+
+    /// What a projection of the pair to many GPUs counts.
+    pub(super) fn counts(&self) -> Pair {
+        let (gflop, state) = (self.gflop(), self.student.state());
+        let image: i64 = self.facts.channels * self.facts.size.iter().product::<i64>();
+        Pair {
+            batch: self.settings.inversion.batch_size,
+            inner_steps: config::Inversion::default().steps,
+            inner_gflop: gflop(Work::Inversion),
+            student_gflop: gflop(Work::DistillationStored),
+            generator_values: self.generator.state.parameters().numel(),
+            student_values: state.parameters().numel() + state.statistics().numel(),
+            // As `Replay::row_bytes` has it for uint8: image, logits of one view, id, weight.
+            row_bytes: (image + 4 * self.facts.classes) as usize + 16,
         }
     }
 
@@ -276,6 +293,11 @@ impl Bench {
         })
         .to_string()
     }
+}
+
+/// Counts what a projection of a pair needs.
+pub fn counts(of: StepSettings) -> Result<Pair> {
+    Ok(Bench::new(of)?.counts())
 }
 
 /// Measures the three kinds of steps, each turn between those of plain PyTorch in `against`; notes say what could not be measured.

@@ -1,21 +1,27 @@
 //! `ssdkd bench`.
 
+mod ranks;
+
+use super::{join, join_traces};
 use crate::bench::{Balance, DrawTimes, Measured, SIZES, StepSettings, Work, balance, draw_times, sampler, sampler_peers, steps};
-use crate::cli::{BenchAction, BenchReplayArgs, BenchStepArgs};
-use crate::config::ReduceRule;
+use crate::cli::{BenchAction, BenchReplayArgs, BenchStepArgs, PairArgs};
+use crate::config::{Precision, ReduceRule};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::parallel::{Launch, set_threads};
+use crate::logs;
+use crate::parallel::set_threads;
 use serde::Serialize;
 
 /// Measures what was asked for.
 pub fn run(action: &BenchAction) -> Result<()> {
     match action {
-        BenchAction::Replay(args) if args.ranks => ranks(args),
+        BenchAction::Replay(args) if args.ranks => draws(args),
         BenchAction::Replay(args) if args.balance => shards(args),
         BenchAction::Replay(args) => samplers(args),
         BenchAction::Step(args) => step(args),
+        BenchAction::Ranks(args) if args.project => ranks::project(args),
+        BenchAction::Ranks(args) => ranks::measure(args),
     }
 }
 
@@ -25,6 +31,7 @@ fn json(value: &impl Serialize) -> Result<()> {
 }
 
 fn samplers(args: &BenchReplayArgs) -> Result<()> {
+    logs::trace_is_open()?;
     let sizes = if args.n.is_empty() { &SIZES[..] } else { &args.n };
     let (mut peers, notes) = args.against.as_deref().map_or((None, Vec::new()), sampler_peers);
     notes.iter().for_each(|note| eprintln!("{note}"));
@@ -42,6 +49,7 @@ fn samplers(args: &BenchReplayArgs) -> Result<()> {
 
 fn shards(args: &BenchReplayArgs) -> Result<()> {
     const SPREAD: f64 = 0.01;
+    logs::trace_is_open()?;
     let found = [2, 4, 8].into_iter().map(|m| balance(m, SPREAD)).collect::<Result<Vec<_>>>()?;
     if args.json {
         return json(&found);
@@ -54,15 +62,16 @@ fn shards(args: &BenchReplayArgs) -> Result<()> {
     Ok(())
 }
 
-fn ranks(args: &BenchReplayArgs) -> Result<()> {
+fn draws(args: &BenchReplayArgs) -> Result<()> {
     const BATCH: usize = 256;
     const DRAWS: u64 = 300;
-    let launch = Launch::join()?;
+    let launch = join()?;
     // At least four logical ranks, so that one, two and four ranks do the same work.
     let logical = launch.ranks() * 4usize.div_ceil(launch.ranks());
     let layout = launch.agree(Layout::new(logical, launch.ranks()))?;
     let world = launch.into_world(layout, ReduceRule::Deterministic, Device::Cpu);
     let times = draw_times(&world, args.n.first().copied().unwrap_or(SIZES[0]), BATCH, DRAWS)?;
+    join_traces(&world)?;
     if !world.leads() {
         return Ok(());
     }
@@ -84,13 +93,17 @@ fn ranks(args: &BenchReplayArgs) -> Result<()> {
     Ok(())
 }
 
-fn step(args: &BenchStepArgs) -> Result<()> {
-    if args.batch < 2 {
-        return Err(Error::refused(format!("--batch {} is too small for batch statistics", args.batch)).with_hint("give 2 or more"));
+fn settings(pair: &PairArgs, dtype: Precision) -> Result<StepSettings> {
+    let PairArgs { teacher, student, dataset, batch } = *pair;
+    if batch < 2 {
+        return Err(Error::refused(format!("--batch {batch} is too small for batch statistics")).with_hint("give 2 or more"));
     }
-    set_threads(args.threads, Launch::join()?.local())?;
-    let BenchStepArgs { teacher, student, dataset, batch, dtype, .. } = *args;
-    let settings = StepSettings { teacher, student, dataset, batch, dtype };
+    Ok(StepSettings { teacher, student, dataset, batch, dtype })
+}
+
+fn step(args: &BenchStepArgs) -> Result<()> {
+    let settings = settings(&args.pair, args.dtype)?;
+    set_threads(args.threads, join()?.local())?;
     let (report, notes) = steps(settings, args.against.as_deref())?;
     notes.iter().for_each(|note| eprintln!("{note}"));
     if args.json {

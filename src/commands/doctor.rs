@@ -1,16 +1,17 @@
 //! `ssdkd doctor`: what was found, which versions, what is missing and how to get it.
 
+use super::join;
 use crate::config::ReduceRule;
 use crate::device::{CudaLibrary, Device, gpu_count, load_cuda, open};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::nn::shim;
-use crate::parallel::{Launch, MpiComm, check_sum, comm::conformance, host_name};
+use crate::parallel::{MpiComm, check_sum, comm::conformance, host_name};
 use std::process::Command;
 
 /// Prints one line a subject.
 pub fn run() -> Result<()> {
-    let launch = Launch::join()?;
+    let launch = join()?;
     let local = launch.local();
     let conformance = conformance::run(launch.comm());
     let layout = Layout::new(launch.ranks(), launch.ranks())?;

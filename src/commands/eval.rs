@@ -1,5 +1,6 @@
 //! `ssdkd eval`.
 
+use super::{join, join_traces};
 use crate::cli::EvalArgs;
 use crate::config::{Config, Job, ModelName, check, load};
 use crate::data::{self, Normalise, Split};
@@ -7,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::eval::{self, Score};
 use crate::layout::Layout;
 use crate::models::Shape;
-use crate::parallel::{Launch, set_threads};
+use crate::parallel::set_threads;
 use crate::teacher::Teacher;
 use std::path::PathBuf;
 
@@ -20,7 +21,7 @@ struct Candidate {
 
 /// Evaluates a run's networks, or one weights file, and prints a line of JSON for each.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let launch = Launch::join()?;
+    let launch = join()?;
     let (config, candidates) = launch.agree(subject(args))?;
     let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
@@ -39,7 +40,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             println!("{}", line(&config, candidate, &score));
         }
     }
-    Ok(())
+    join_traces(&world)
 }
 
 fn subject(args: &EvalArgs) -> Result<(Config, Vec<Candidate>)> {

@@ -13,8 +13,9 @@ mod train;
 use crate::cli::{Command, ConfigArgs};
 use crate::config::{Job, Loaded, check, load};
 use crate::error::{Error, Result, STOPPED};
-use crate::logs::launched_rank;
+use crate::logs::{self, launched_rank};
 use crate::metrics::Timings;
+use crate::parallel::{Launch, World};
 
 /// How a command ended, where it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +43,13 @@ pub fn run(command: Command, timings: Timings) -> Result<Outcome> {
         Command::Train(args) => train::train(&args, timings),
         Command::Teach(args) => train::teach(&args, timings),
         Command::Eval(args) => eval::run(&args).map(done),
-        Command::Predict(args) => predict::run(&args).map(done),
-        Command::Export(args) => export::run(&args).map(done),
-        Command::Inspect(args) => inspect::run(&args).map(done),
+        Command::Predict(args) => logs::trace_is_open().and_then(|()| predict::run(&args)).map(done),
+        Command::Export(args) => logs::trace_is_open().and_then(|()| export::run(&args)).map(done),
+        Command::Inspect(args) => logs::trace_is_open().and_then(|()| inspect::run(&args)).map(done),
         Command::Bench { action } => bench::run(&action).map(done),
         Command::Sweep { action } => sweep::run(&action),
         Command::Doctor => doctor::run().map(done),
-        Command::Config { action } => config::run(&action).map(done),
+        Command::Config { action } => logs::trace_is_open().and_then(|()| config::run(&action)).map(done),
     };
     outcome.inspect_err(print)
 }
@@ -58,6 +59,29 @@ fn print(error: &Error) {
     if launched_rank() == 0 {
         eprintln!("{}", error.render());
     }
+}
+
+/// Joins the job; a trace that one rank cannot write is refused by all. A collective.
+fn join() -> Result<Launch> {
+    let launch = Launch::join()?;
+    launch.agree(logs::trace_is_open())?;
+    Ok(launch)
+}
+
+/// Makes one trace of those of all ranks, where there are some. The last thing that ranks do together. A collective.
+fn join_traces(world: &World) -> Result<()> {
+    if !logs::is_traced() {
+        return Ok(());
+    }
+    if !world.leads() {
+        logs::end_trace();
+    }
+    world.barrier()?;
+    if world.leads() {
+        logs::join_traces(world.layout().ranks());
+    }
+    // No rank ends before that is done: mpirun kills all when one has a code other than 0.
+    world.barrier()
 }
 
 /// Merges and checks a configuration.

@@ -1,6 +1,6 @@
 //! `ssdkd train` and `ssdkd teach`.
 
-use super::{Outcome, configured};
+use super::{Outcome, configured, join, join_traces};
 use crate::checkpoint;
 use crate::cli::RunArgs;
 use crate::config::{self, Config, Job, Loaded, Plan};
@@ -11,7 +11,7 @@ use crate::logs;
 use crate::methods::{Memory, Method};
 use crate::metrics::Timings;
 use crate::models::Shape;
-use crate::parallel::{Launch, World, set_threads};
+use crate::parallel::{World, set_threads};
 use crate::replay::RealData;
 use crate::report;
 use crate::run_folder::{RunFolder, State, Status};
@@ -58,7 +58,7 @@ fn start(
     job: Job,
     method: impl Fn(&mut Config) -> Result<(Method, Option<RealData>)>,
 ) -> Result<Outcome> {
-    let launch = Launch::join()?;
+    let launch = join()?;
     let loaded = configured(&args.config, job);
     let timeout_s = loaded.as_ref().map_or_else(|_| config::Parallel::default().timeout_s, |l| l.config.parallel.timeout_s);
     let watchdog = launch.watch(timeout_s);
@@ -101,6 +101,7 @@ fn start(
         print!("{}", summary.table());
         println!("report: {}", args.run_dir.join("report.html").display());
     }
+    join_traces(&world)?;
     Ok(if matches!(end, End::Stopped) { Outcome::Stopped } else { Outcome::Done })
 }
 

@@ -75,6 +75,7 @@ impl SharedGenerator {
     /// A meta step follows the mean gradient of the inner steps (first-order MAML, summed over them) or 67·(θ − θ') (REPTILE) by Adam;
     /// both from zju-vipa/Fast-Datafree `fast_meta.py`, whose learning rate `inversion.lr_meta` = 0 stands for.
     pub fn apply(&mut self, share: Share, sum: &Tensor, logical_ranks: usize, settings: &config::Inversion) -> Result<()> {
+        let _span = tracing::debug_span!("update", of = "generator").entered();
         let mean = sum / logical_ranks as f64;
         let gradient = match (share, settings.meta) {
             (Share::Nothing, _) => return Ok(()),

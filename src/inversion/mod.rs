@@ -215,6 +215,7 @@ pub fn descend(
     let mut best: Option<Best> = None;
     let (mut taps, mut terms) = (Vec::new(), Tensor::zeros([COLUMNS as i64], (Kind::Double, canvas.device())));
     for step in 0..k.steps {
+        let _span = tracing::debug_span!("inner step", step).entered();
         let images_bchw = canvas.images();
         let sight = Sight::of(&images_bchw, settings, networks, &labels_b, call, step);
         let (loss, of_step) = sight.loss(settings, networks, local, &modulation, call);
@@ -269,6 +270,7 @@ fn keep_better(best: Option<Best>, offered: [Option<&Tensor>; 2], loss: &Tensor)
 /// Looks at finished images as the memory will hold them: the teacher's category, confidence and logits of every stored view,
 /// and δ = KL_T(teacher ‖ student) on the unaugmented images (SSD-KD Eq. 5 with w = 1).
 fn assess(settings: &Settings, networks: &Networks<'_>, images_bchw: &Tensor, first_id: u64) -> Samples {
+    let _span = tracing::debug_span!("assessment").entered();
     tch::no_grad(|| {
         let held = match settings.image_dtype {
             config::ImageDtype::Uint8 => to_bytes(images_bchw),

@@ -1,4 +1,5 @@
-//! Seconds per kind of work, from the spans that also feed the logs. A span's time excludes that of spans inside it.
+//! Seconds per kind of work, from the spans that also feed the logs. A span's time excludes that of other kinds inside it; a span of no
+//! kind counts as what it lies in.
 
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -62,13 +63,22 @@ impl Timings {
     }
 }
 
+/// The kind of work that a span is.
+fn kind(span: &'static str) -> Option<&'static str> {
+    match span {
+        "inversion" | "sampling" | "distillation" | "communication" | "evaluation" => Some(span),
+        "barrier" | "all-gather" | "all-to-all" | "all-reduce" => Some("communication"),
+        _ => None,
+    }
+}
+
 /// Listens to spans.
 pub struct TimingsLayer {
     busy: Arc<Mutex<HashMap<&'static str, f64>>>,
 }
 
 thread_local! {
-    /// Open spans of this thread: when each was entered, and the seconds of spans inside it.
+    /// Open spans of this thread: when each was entered, and the seconds of some kind of work inside it.
     static OPEN: RefCell<Vec<(Instant, f64)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -82,13 +92,14 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TimingsLayer {
     fn on_exit(&self, id: &Id, context: Context<'_, S>) {
         let Some((entered, inside)) = OPEN.with_borrow_mut(Vec::pop) else { return };
         let elapsed = entered.elapsed().as_secs_f64();
+        let kind = context.span(id).and_then(|span| kind(span.name()));
         OPEN.with_borrow_mut(|open| {
             if let Some(outer) = open.last_mut() {
-                outer.1 += elapsed;
+                outer.1 += if kind.is_some() { elapsed } else { inside };
             }
         });
-        if let Some(span) = context.span(id) {
-            *self.busy.lock().unwrap_or_else(PoisonError::into_inner).entry(span.name()).or_default() += elapsed - inside;
+        if let Some(kind) = kind {
+            *self.busy.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += elapsed - inside;
         }
     }
 }
@@ -110,5 +121,21 @@ mod tests {
         let seconds = timings.seconds();
         assert!(seconds.communication >= 0.02 && seconds.sampling < seconds.communication, "{seconds:?}");
         assert!(seconds.total >= seconds.communication);
+    }
+
+    #[test]
+    fn a_span_of_no_kind_counts_as_what_it_lies_in() {
+        let (timings, layer) = Timings::new();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let _round = tracing::debug_span!("round").entered();
+            let _outer = tracing::debug_span!("inversion").entered();
+            let _inner = tracing::debug_span!("inner step").entered();
+            std::thread::sleep(Duration::from_millis(20));
+            let _collective = tracing::debug_span!("all-gather").entered();
+            std::thread::sleep(Duration::from_millis(60));
+        });
+        let seconds = timings.seconds();
+        assert!(seconds.inversion >= 0.02 && seconds.communication >= 0.06, "{seconds:?}");
+        assert!(seconds.inversion + seconds.communication <= seconds.total, "{seconds:?}");
     }
 }

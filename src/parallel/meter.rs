@@ -72,12 +72,15 @@ impl Communicator for Metered {
     }
 
     fn barrier(&self) -> Result<()> {
+        let _span = tracing::debug_span!("barrier").entered();
         let _inside = self.pulse.enter(Operation::Barrier);
         self.inner.barrier()
     }
 
     fn all_gather(&self, send: &[u8], receive: &mut [u8]) -> Result<()> {
-        self.meter.all_gather.add(self.size() - 1, send.len() * (self.size() - 1));
+        let bytes = send.len() * (self.size() - 1);
+        let _span = tracing::debug_span!("all-gather", bytes).entered();
+        self.meter.all_gather.add(self.size() - 1, bytes);
         let _inside = self.pulse.enter(Operation::AllGather);
         self.inner.all_gather(send, receive)
     }
@@ -85,19 +88,25 @@ impl Communicator for Metered {
     fn all_to_all(&self, send: &Tensor, send_counts: &[usize], receive: &Tensor, receive_counts: &[usize]) -> Result<()> {
         let kept = send_counts[self.rank().0] * send.kind().elt_size_in_bytes();
         let receivers = (0..self.size()).filter(|&to| to != self.rank().0 && send_counts[to] > 0).count();
-        self.meter.all_to_all.add(receivers, size_of(send) - kept);
+        let bytes = size_of(send) - kept;
+        let _span = tracing::debug_span!("all-to-all", bytes).entered();
+        self.meter.all_to_all.add(receivers, bytes);
         let _inside = self.pulse.enter(Operation::AllToAll);
         self.inner.all_to_all(send, send_counts, receive, receive_counts)
     }
 
     fn all_gather_parts(&self, part: &Tensor, whole: &Tensor, counts: &[usize]) -> Result<()> {
-        self.meter.all_gather.add(self.size() - 1, size_of(part) * (self.size() - 1));
+        let bytes = size_of(part) * (self.size() - 1);
+        let _span = tracing::debug_span!("all-gather", bytes).entered();
+        self.meter.all_gather.add(self.size() - 1, bytes);
         let _inside = self.pulse.enter(Operation::AllGather);
         self.inner.all_gather_parts(part, whole, counts)
     }
 
     fn all_reduce_native(&self, tensor: &Tensor) -> Result<()> {
-        self.meter.all_reduce.add(2 * (self.size() - 1), 2 * size_of(tensor) * (self.size() - 1) / self.size());
+        let bytes = 2 * size_of(tensor) * (self.size() - 1) / self.size();
+        let _span = tracing::debug_span!("all-reduce", bytes).entered();
+        self.meter.all_reduce.add(2 * (self.size() - 1), bytes);
         let _inside = self.pulse.enter(Operation::AllReduce);
         self.inner.all_reduce_native(tensor)
     }

@@ -12,6 +12,6 @@ pub(crate) mod test_ranks;
 
 pub use comm::{Communicator, MpiComm, end_job};
 pub use meter::Meter;
-pub use reduce::{TreeSum, check_sum};
+pub use reduce::{BUCKET, TreeSum, check_sum};
 pub use watchdog::{HEARTBEATS, Watchdog, made_progress};
 pub use world::{Launch, Local, PerRank, World, allowed_cores, host_name, launcher_columns, set_threads, thread_count};

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 /// Values exchanged at a time: bounds the memory of a reduction to about twice this many, at no more messages than needed.
-const BUCKET: usize = 4 << 20;
+pub const BUCKET: usize = 4 << 20;
 
 /// The partial sum of one rank: values of its logical ranks, pre-added where the tree adds them anyway.
 pub struct TreeSum {

@@ -162,7 +162,8 @@ impl World {
         self.comm.pulse.clone()
     }
 
-    pub(super) fn reduce_rule(&self) -> ReduceRule {
+    /// Rule of its sums over logical ranks.
+    pub fn reduce_rule(&self) -> ReduceRule {
         self.reduce
     }
 

@@ -157,7 +157,7 @@ pub enum Memory {
 impl Memory {
     /// Rows of a global batch; `make` gives so many new images in [0, 1] for a logical rank, where none are kept. A collective.
     pub fn draw(&mut self, world: &World, batch: usize, step: u64, mut make: impl FnMut(LogicalRank, usize) -> Tensor) -> Result<Draw> {
-        let _span = tracing::debug_span!("sampling").entered();
+        let _span = tracing::debug_span!("sampling", what = "draw").entered();
         match self {
             Self::Replay(replay) => replay.draw(world, batch, step),
             Self::Fresh => Ok(Draw::local(PerRank::build(world.hosted(), |rank| {
@@ -170,7 +170,7 @@ impl Memory {
 
     /// Tells the memory the new loss of every row. A collective.
     pub fn write_back(&mut self, world: &World, draw: &mut Draw, loss: &PerRank<Tensor>) -> Result<()> {
-        let _span = tracing::debug_span!("sampling").entered();
+        let _span = tracing::debug_span!("sampling", what = "write-back").entered();
         match self {
             Self::Replay(replay) => replay.write_back(world, draw, loss),
             Self::Fresh | Self::Real(_) => Ok(()),

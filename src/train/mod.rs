@@ -127,6 +127,7 @@ pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Out
             keeper.save(run, world, State::Paused, true)?;
             return Ok(End::Paused);
         }
+        let _span = tracing::debug_span!("round", round = run.cursor.round()).entered();
         let Some(record) = step::round(run, world, keeper)? else { return Ok(End::Stopped) };
         after_round(run, world, outlet, &record)?;
         outlet.remember(record);

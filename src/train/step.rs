@@ -42,7 +42,7 @@ fn invert(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
     let before = run.locals_now();
     let (mut shared, mut born, mut terms) = (TreeSum::new(*world.layout()), PerRank::default(), PerRank::default());
     for rank in world.hosted() {
-        let _span = tracing::debug_span!("inversion").entered();
+        let _span = tracing::debug_span!("inversion", logical_rank = rank.0).entered();
         let batch = run.synthesise(rank, &class_counts_k)?;
         shared.add(rank, batch.shared);
         terms.set(rank, batch.terms);
@@ -63,11 +63,12 @@ fn invert(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
 
 /// One student step on a global draw.
 fn distil(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
+    let _span = tracing::debug_span!("step", step = run.cursor.student_steps()).entered();
     let (batch, criterion) = (run.batch_size(), run.method.criterion);
     let mut draw = run.draw(world)?;
     let (mut payload, mut loss, mut sums) = (TreeSum::new(*world.layout()), PerRank::default(), PerRank::default());
     for rank in world.hosted() {
-        let _span = tracing::debug_span!("distillation").entered();
+        let _span = tracing::debug_span!("distillation", logical_rank = rank.0).entered();
         let rows = draw.rows.get(rank);
         let out = distill::backward(&mut run.student, run.teacher.as_ref(), &run.normalise, rows, criterion, batch);
         payload.add(rank, out.payload);

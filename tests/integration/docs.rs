@@ -32,6 +32,7 @@ fn the_command_reference_is_current() {
         "bench",
         "bench replay",
         "bench step",
+        "bench ranks",
         "sweep",
         "sweep plan",
         "sweep run",
@@ -53,6 +54,16 @@ fn the_command_reference_is_current() {
         page.push_str(&format!("\n## `{}`\n\n```text\n{}\n```\n", format!("ssdkd {command}").trim(), help.trim_end()));
     }
     check("docs/commands.md", &page);
+}
+
+/// The projected table is the one that the command above it prints.
+#[test]
+fn the_projection_is_current() {
+    let page = std::fs::read_to_string(root().join("docs/scaling.md")).unwrap();
+    for pair in [&["wrn40_2", "wrn16_1"], &["resnet34", "resnet18"]] {
+        let printed = ssdkd(&["bench", "ranks", "--project", "--teacher", pair[0], "--student", pair[1]]).expect(0).stdout;
+        assert!(page.contains(&printed), "docs/scaling.md does not show:\n{printed}");
+    }
 }
 
 fn pages() -> Vec<PathBuf> {

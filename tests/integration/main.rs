@@ -18,4 +18,5 @@ mod networks;
 mod refusals;
 mod slurm;
 mod sweep;
+mod trace;
 mod training;

@@ -359,6 +359,12 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             way_out: "set it to cores ÷ ranks, or unset it",
         },
     ];
+    all.push(command(
+        "a trace in a folder that is not there",
+        &["train", "--config", DEMO, "--run-dir", "RUN", "--trace", "/nowhere/trace.json"],
+        "the trace /nowhere/trace.json cannot be created: …",
+        "give --trace the name of a file in a folder that exists and may be written to",
+    ));
     all.push(sets(
         "CUDA where there is none",
         &["device=cuda"],
