@@ -8,6 +8,7 @@ use crate::models::Network;
 use crate::nn::{Entries, Pass, Sgd, State, Stateful};
 use crate::parallel::made_progress;
 use crate::replay::{Rows, Target};
+use crate::rng::Key;
 use crate::task;
 use crate::teacher::Teacher;
 use tch::{Kind, Tensor};
@@ -99,7 +100,8 @@ pub struct Slice {
 /// Forward, weighted loss, backward for the rows of one logical rank.
 ///
 /// The loss is Σ_b w_b·loss_b / B with B the *global* batch, so that slices add up (SSD-KD Eq. 3). Batch-norm uses this
-/// slice's statistics (ghost batch norm) and starts from the same running ones on every logical rank.
+/// slice's statistics (ghost batch norm) and starts from the same running ones on every logical rank. `dropout` is the stream of the
+/// slice's random numbers.
 pub fn backward(
     student: &mut Student,
     teacher: Option<&Teacher>,
@@ -107,18 +109,23 @@ pub fn backward(
     rows: &Rows,
     criterion: Criterion,
     global_batch: usize,
+    dropout: Key,
 ) -> Slice {
     student.forget_slice();
     student.state.zero_gradient();
     let seen_bchw = normalise.apply(&apply_views(&to_unit(&rows.images_bchw), &rows.views));
-    let logits = student.network.forward(&student.state, &seen_bchw, &mut Pass::train()).logits;
+    let logits = student.network.forward(&student.state, &seen_bchw, &mut Pass::train().with_dropout(dropout)).logits;
     let loss_b = match (&rows.target, criterion, teacher) {
-        (Target::Logits(target), Criterion::Distillation { temperature }, _) => kl_divergence(&logits, target, temperature),
+        (Target::Logits(target), Criterion::Distillation { temperature }, _) => {
+            kl_divergence(&logits, &task::at_size(target, &seen_bchw), temperature)
+        }
         (Target::AskTeacher, Criterion::Distillation { temperature }, Some(teacher)) => {
             kl_divergence(&logits, &teacher.evaluate(&seen_bchw).logits, temperature)
         }
         (Target::Labels(labels), _, _) => task::per_sample(&cross_entropy(&logits, labels)),
-        (Target::Logits(target), Criterion::CrossEntropy, _) => task::per_sample(&cross_entropy(&logits, &target.argmax(1, false))),
+        (Target::Logits(target), Criterion::CrossEntropy, _) => {
+            task::per_sample(&cross_entropy(&logits, &task::at_size(target, &seen_bchw).argmax(1, false)))
+        }
         (Target::AskTeacher, _, _) => unreachable!("methods that ask a teacher have one"),
     };
     let weighted = &loss_b * &rows.weights_b;

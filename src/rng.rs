@@ -32,6 +32,12 @@ pub enum Purpose {
     Replace = 10,
     /// Weights of the generator that are drawn anew at its reset; the step is the round, then the slot.
     GeneratorReset = 11,
+    /// Dropout masks of a student step.
+    Dropout = 20,
+    /// Where real images that are larger than a network's are cut.
+    Crop = 21,
+    /// Made scenes; the step is the scene's number and its split.
+    Scene = 22,
 }
 
 /// Key of one stream: fixes everything but the index.

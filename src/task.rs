@@ -9,6 +9,15 @@ pub fn per_sample(values: &Tensor) -> Tensor {
     if values.dim() == 1 { values.shallow_clone() } else { values.flatten(1, -1).mean_dim(1, false, Kind::Float) }
 }
 
+/// A map `[b, k, h', w']` brought to the images' size, bilinearly with corners not aligned, as DeepLab's head is; logits of images, and
+/// a map of that size, as they are.
+pub fn at_size(logits: &Tensor, images_bchw: &Tensor) -> Tensor {
+    match (&logits.size()[..], &images_bchw.size()[..]) {
+        ([_, _, from @ ..], [_, _, to @ ..]) if !from.is_empty() && from != to => logits.upsample_bilinear2d(to, false, None, None),
+        _ => logits.shallow_clone(),
+    }
+}
+
 /// One target per image, given to every pixel where logits are dense.
 pub fn spread(targets_b: &Tensor, logits: &Tensor) -> Tensor {
     match logits.size()[..] {

@@ -143,7 +143,7 @@ impl Bench {
         let normalise = Normalise::new(&facts, Device::Cpu);
         let [h, w] = facts.size;
         let images_bchw = to_bytes(&normals(0, &[of.batch as i64, facts.channels, h, w]).sigmoid());
-        let logits = teacher.evaluate(&normalise.apply(&to_unit(&images_bchw))).logits;
+        let logits = teacher.evaluate(&normalise.apply(&to_unit(&images_bchw))).head;
         let key = Key::global(SEED, Purpose::DrawView, 0);
         let rows = |target| Rows {
             images_bchw: images_bchw.shallow_clone(),
@@ -197,7 +197,15 @@ impl Bench {
             Work::DistillationStored => &self.stored,
         };
         let criterion = Criterion::Distillation { temperature: TEMPERATURE };
-        let slice = backward(&mut self.student, Some(&self.teacher), &self.normalise, rows, criterion, batch);
+        let slice = backward(
+            &mut self.student,
+            Some(&self.teacher),
+            &self.normalise,
+            rows,
+            criterion,
+            batch,
+            Key::global(SEED, Purpose::Dropout, 0),
+        );
         self.student.apply(&slice.payload, 1, LR)?;
         Ok(vec![slice.sums.double_value(&[0]) / batch as f64])
     }

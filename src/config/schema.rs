@@ -104,11 +104,25 @@ pub enum ModelName {
     /// Wide ResNet, depth 40, widening factor 2.
     #[serde(rename = "wrn40_2")]
     Wrn40x2,
+    /// DeepLabV3 on a ResNet-50: labels pixels.
+    Deeplabv3Resnet50,
+    /// DeepLabV3 on a MobileNetV2: labels pixels.
+    Deeplabv3Mobilenet,
 }
 
 impl ModelName {
     /// Every network.
-    pub const ALL: [Self; 7] = [Self::Resnet18, Self::Resnet34, Self::Vgg11, Self::Wrn16x1, Self::Wrn16x2, Self::Wrn40x1, Self::Wrn40x2];
+    pub const ALL: [Self; 9] = [
+        Self::Resnet18,
+        Self::Resnet34,
+        Self::Vgg11,
+        Self::Wrn16x1,
+        Self::Wrn16x2,
+        Self::Wrn40x1,
+        Self::Wrn40x2,
+        Self::Deeplabv3Resnet50,
+        Self::Deeplabv3Mobilenet,
+    ];
 
     /// As written in a configuration.
     pub fn name(self) -> &'static str {
@@ -120,6 +134,8 @@ impl ModelName {
             Self::Wrn16x2 => "wrn16_2",
             Self::Wrn40x1 => "wrn40_1",
             Self::Wrn40x2 => "wrn40_2",
+            Self::Deeplabv3Resnet50 => "deeplabv3_resnet50",
+            Self::Deeplabv3Mobilenet => "deeplabv3_mobilenet",
         }
     }
 }

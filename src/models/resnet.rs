@@ -74,7 +74,7 @@ impl Network for ResNet {
         let stem = self.bn1.forward(state, &self.conv1.forward(state, images_bchw), pass, Activation::Relu);
         let x = self.blocks.iter().fold(stem, |x, block| block.forward(state, &x, pass));
         let features_bd = x.adaptive_avg_pool2d([1, 1]).flatten(1, -1);
-        Output { logits: self.linear.forward(state, &features_bd), features_bd }
+        Output::of_images(self.linear.forward(state, &features_bd), features_bd)
     }
 
     fn blueprint(&self) -> &Rc<Blueprint> {

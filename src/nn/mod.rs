@@ -1,6 +1,7 @@
 //! Building blocks of networks: state in flat buffers, layers, optimisers, and what libtorch needs a shim for.
 
 mod count;
+mod dilated;
 mod layers;
 mod optim;
 pub mod pickle;
@@ -11,6 +12,7 @@ mod stateful;
 pub mod weights;
 
 pub use count::multiplications;
+pub use dilated::{DilatedConv2d, DilatedShape};
 pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass};
 pub use optim::{Adam, Sgd, cosine};
 pub use room::room_for;

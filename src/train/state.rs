@@ -16,7 +16,7 @@ use crate::models::{self, Shape};
 use crate::nn::{Entries, State, Stateful};
 use crate::parallel::{PerRank, World};
 use crate::replay::{Memory, Moved, RealData, Replay, SampleShape};
-use crate::rng::Purpose;
+use crate::rng::{Key, Purpose};
 use crate::teacher::Teacher;
 use tch::{Device, Kind, Tensor};
 
@@ -164,7 +164,8 @@ impl Run {
         let (memory, generator) = match real {
             None => {
                 let image = vec![facts.channels, facts.size[0], facts.size[1]];
-                let view_logits = vec![config.distill.teacher_views as i64, facts.classes];
+                let head = teacher.as_ref().map_or_else(|| vec![facts.classes], |t| t.head_shape(facts.channels, facts.size));
+                let view_logits = [vec![config.distill.teacher_views as i64], head].concat();
                 let shape = SampleShape { image, view_logits, classes: facts.classes as usize };
                 let replay = Replay::new(&config.replay, &config.distill, config.seed, shape, world)?;
                 (Memory::Replay(replay), Some(MetaGenerator::new(&config.generator, &config.inversion, &facts, config.seed, device)?))
@@ -237,6 +238,11 @@ impl Run {
             return 0;
         }
         (self.cursor.round + u64::from(self.cursor.inverted)) * self.plan.images_per_round as u64
+    }
+
+    /// Where the random numbers of a slice of this step come from.
+    pub(super) fn dropout_key(&self, rank: LogicalRank) -> Key {
+        Key::of(self.config.seed, Purpose::Dropout, self.cursor.student_steps, rank)
     }
 
     /// Learning rate of this round.

@@ -11,6 +11,7 @@ use ssdkd::losses::StatisticsAverage;
 use ssdkd::models::{self, Shape};
 use ssdkd::nn::{Adam, Entries, InputStatistics, Role, Sgd, Stateful, weights};
 use ssdkd::replay::{Rows, Target};
+use ssdkd::rng::{Key, Purpose};
 use ssdkd::teacher::Teacher;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -122,8 +123,15 @@ fn a_slice_of_a_student_step_is_pytorchs() {
         weights_b: (fill_f64(501, &[5]) * 0.5 + 1.0).to_kind(Kind::Float),
         target: Target::Logits((fill_f64(502, &[5, 3]) * 3.0).to_kind(Kind::Float)),
     };
-    let slice =
-        backward(&mut student, None, &Normalise::new(&facts(), Device::Cpu), &rows, Criterion::Distillation { temperature: 4.0 }, 20);
+    let slice = backward(
+        &mut student,
+        None,
+        &Normalise::new(&facts(), Device::Cpu),
+        &rows,
+        Criterion::Distillation { temperature: 4.0 },
+        20,
+        Key::global(0, Purpose::Dropout, 0),
+    );
     golden.equals("slice.loss", &slice.loss_b, 1e-5);
     let (gradient, statistics) = student.state().split_payload(&slice.payload);
     golden.equals("slice.statistics", &statistics, 1e-6);
