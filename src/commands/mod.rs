@@ -2,6 +2,7 @@
 
 mod bench;
 mod config;
+mod data;
 mod doctor;
 mod eval;
 mod export;
@@ -14,6 +15,7 @@ use crate::config::{Job, Loaded, check, load};
 use crate::error::{Error, Result};
 use crate::logs::launched_rank;
 use crate::metrics::Timings;
+use crate::task::Task;
 
 /// How a command ended, where it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,7 @@ pub fn run(command: Command, timings: Timings) -> Result<Outcome> {
         Command::Predict(args) => predict::run(&args).map(done),
         Command::Export(args) => export::run(&args).map(done),
         Command::Inspect(args) => inspect::run(&args).map(done),
+        Command::Data { action } => data::run(&action).map(done),
         Command::Bench { action } => bench::run(&action).map(done),
         Command::Doctor => doctor::run().map(done),
         Command::Config { action } => config::run(&action).map(done),
@@ -62,6 +65,11 @@ fn print(error: &Error) {
 fn configured(args: &ConfigArgs, job: Job) -> Result<Loaded> {
     let loaded = merged(args)?;
     check(&loaded.config, job)?;
+    let config = &loaded.config;
+    Task::check(config.dataset, "teacher.model", config.teacher.model)?;
+    if job == Job::Train {
+        Task::check(config.dataset, "student.model", config.student.model)?;
+    }
     Ok(loaded)
 }
 

@@ -4,7 +4,7 @@ use super::{Outcome, configured};
 use crate::checkpoint;
 use crate::cli::RunArgs;
 use crate::config::{self, Config, Job, Loaded, Plan};
-use crate::data::{self, Dataset, Split};
+use crate::data::{self, Examples, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::logs;
@@ -26,8 +26,9 @@ pub fn train(args: &RunArgs, timings: Timings) -> Result<Outcome> {
 /// Trains a teacher: the same loop, with real data as the memory and labels as the target.
 pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
     start(args, timings, Job::Teach, |config| {
-        let split = data::source(config.dataset, &config.data).read(Split::Train)?;
+        let split = data::open(config.dataset, &config.data, Split::Train)?;
         config.student.model = config.teacher.model;
+        config.student.backbone.clone_from(&config.teach.backbone);
         (config.student.lr, config.student.weight_decay) = (config.teach.lr, config.teach.weight_decay);
         config.distill.batch_size = config.teach.batch_size;
         config.distill.steps_per_round = (split.len() / config.teach.batch_size).max(1) as u64;
@@ -41,7 +42,7 @@ fn start(
     args: &RunArgs,
     mut timings: Timings,
     job: Job,
-    method: impl Fn(&mut Config) -> Result<(Method, Option<Dataset>)>,
+    method: impl Fn(&mut Config) -> Result<(Method, Option<Examples>)>,
 ) -> Result<Outcome> {
     let launch = Launch::join()?;
     let loaded = configured(&args.config, job);
@@ -131,7 +132,7 @@ fn teacher_hash(config: &Config, method: Method) -> Result<String> {
 fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teacher>> {
     let (Memory::Replay, Some(path)) = (method.memory, &config.teacher.weights) else { return Ok(None) };
     let _span = tracing::debug_span!("loading").entered();
-    let facts = data::facts(config.dataset);
+    let facts = data::facts_of(config);
     let shape = Shape { channels: facts.channels, classes: facts.classes };
     let teacher = Teacher::load(config.teacher.model, path, shape, world.device())?;
     teacher.needs_batch_norm(path)?;

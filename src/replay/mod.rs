@@ -223,6 +223,12 @@ impl Replay {
         Ok(Self { rule: rule.clone(), views: views.clone(), shape, seed, shards })
     }
 
+    /// Memory of this process's shards when they are full.
+    pub fn bytes(&self) -> f64 {
+        let slots: usize = self.shards.iter().map(|(_, shard)| shard.capacity()).sum();
+        slots as f64 * self.shape.bytes(self.rule.image_dtype)
+    }
+
     /// A hosted shard.
     pub fn shard(&self, rank: LogicalRank) -> &Shard {
         self.shards.get(rank)

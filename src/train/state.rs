@@ -3,7 +3,7 @@
 use super::guard::{Guard, Verdict};
 use crate::checkpoint::{Contents, Loaded, Position};
 use crate::config::{Config, Plan};
-use crate::data::{self, Dataset, Facts, Normalise, Split};
+use crate::data::{self, Examples, Facts, Normalise, Split};
 use crate::distill::{Student, learning_rate};
 use crate::error::Result;
 use crate::eval::{self, Score};
@@ -43,7 +43,7 @@ pub struct Run {
     /// Where rows come from.
     pub memory: Memory,
     /// The test split.
-    pub test: Dataset,
+    pub test: Examples,
     /// How far the run is.
     pub cursor: Cursor,
     /// Non-finite policy.
@@ -153,13 +153,22 @@ impl Stateful for RoundSums {
 impl Run {
     /// Builds everything a method needs. `teacher` is checked already; `real` is the training split, for methods that train on
     /// it; the test split is read here.
-    pub fn new(config: Config, plan: Plan, method: Method, teacher: Option<Teacher>, real: Option<Dataset>, world: &World) -> Result<Self> {
-        let facts = data::facts(config.dataset);
+    pub fn new(
+        config: Config,
+        plan: Plan,
+        method: Method,
+        teacher: Option<Teacher>,
+        real: Option<Examples>,
+        world: &World,
+    ) -> Result<Self> {
+        let facts = data::facts_of(&config);
         let device = world.device();
         let shape = Shape { channels: facts.channels, classes: facts.classes };
-        let source = data::source(config.dataset, &config.data);
         let network = models::build(config.student.model, shape);
         let state = State::initialised(network.blueprint(), config.seed, Purpose::StudentInit, device);
+        if let Some(path) = &config.student.backbone {
+            models::load_backbone(&*network, &state, path)?;
+        }
         let student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
         let (memory, generator) = match real {
             None => {
@@ -171,7 +180,7 @@ impl Run {
                 (Memory::Replay(replay), Some(MetaGenerator::new(&config.generator, &config.inversion, &facts, config.seed, device)?))
             }
             Some(data) => {
-                let real = RealData::new(data, config.seed, config.teach.view_shift, config.teach.flip);
+                let real = RealData::new(data, config.seed, &config.teach, facts.size);
                 (Memory::Real(real), None)
             }
         };
@@ -180,7 +189,7 @@ impl Run {
             averages: PerRank::build(world.hosted(), |_| StatisticsAverage::new(config.inversion.statistics_momentum, channels, device)),
             sums: PerRank::build(world.hosted(), |_| RoundSums::new(device)),
             normalise: Normalise::new(&facts, device),
-            test: source.read(Split::Test)?,
+            test: data::open(config.dataset, &config.data, Split::Test)?,
             guard: Guard::new(config.train.max_nonfinite_steps),
             cursor: Cursor::default(),
             moved: Moved::default(),
@@ -396,7 +405,7 @@ impl Run {
         let last = round + 1 == self.config.train.rounds;
         let due = self.past_warmup() && (last || (round + 1).is_multiple_of(self.config.train.eval_every_rounds));
         let score = if due { Some(self.evaluate_student(world)?) } else { None };
-        Ok(RoundRecord {
+        let record = RoundRecord {
             round,
             student_step: self.cursor.student_steps,
             samples_synthesised: self.samples_synthesised(),
@@ -409,9 +418,11 @@ impl Run {
             loss_unweighted: mean_over_rows(5),
             buffer_filled: counts.iter().sum(),
             buffer_class_balance: balance(&counts),
-            student_top1: score.map(|s| s.counts.top1()),
-            student_top5: score.map(|s| s.counts.top5()),
-            student_loss: score.map(|s| s.loss),
+            ..RoundRecord::default()
+        };
+        Ok(match score {
+            Some(Score { scores, loss, .. }) => record.evaluated(&scores, loss),
+            None => record,
         })
     }
 }

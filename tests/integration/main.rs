@@ -16,5 +16,6 @@ mod fuzz;
 mod mpi;
 mod networks;
 mod refusals;
+mod segmentation;
 mod slurm;
 mod training;

@@ -3,7 +3,7 @@
 use crate::fill::{fill, fill_f64};
 use crate::networks::filled;
 use ssdkd::config::{self, ImageDtype, ModelName};
-use ssdkd::data::{Facts, Normalise, View};
+use ssdkd::data::{Facts, Fit, Normalise, View};
 use ssdkd::distill::{Criterion, Student, backward};
 use ssdkd::inversion::{Call, MetaGenerator, Networks, Settings, invert};
 use ssdkd::layout::LogicalRank;
@@ -51,7 +51,7 @@ fn three_steps_of_sgd_and_adam_are_pytorchs() {
 }
 
 fn facts() -> Facts {
-    Facts { classes: 3, channels: 1, size: [8, 8], padding: 0, mean: vec![0.25], std: vec![0.5], class_names: vec![] }
+    Facts { classes: 3, channels: 1, size: [8, 8], padding: 0, fit: Fit::Exact, mean: vec![0.25], std: vec![0.5], class_names: vec![] }
 }
 
 /// Two inner steps of one logical rank with every term at work: meta-gradient, kept images, their assessment, and the meta step.
