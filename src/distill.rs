@@ -1,6 +1,6 @@
 //! Training of the student: one logical rank's slice of a step, and the update all ranks make together.
 
-use crate::config;
+use crate::config::{self, Schedule};
 use crate::data::{Normalise, apply_views, to_unit};
 use crate::error::Result;
 use crate::losses::{cross_entropy, kl_divergence};
@@ -20,7 +20,11 @@ pub enum Criterion {
     Distillation {
         /// T.
         temperature: f64,
+        /// Weight of the cross entropy with the label, where rows have one.
+        label_weight: f64,
     },
+    /// Mean |s − t| over the logits.
+    LogitDistance,
     /// Cross entropy with the label: training on real data.
     CrossEntropy,
 }
@@ -115,18 +119,13 @@ pub fn backward(
     student.state.zero_gradient();
     let seen_bchw = normalise.apply(&apply_views(&to_unit(&rows.images_bchw), &rows.views));
     let logits = student.network.forward(&student.state, &seen_bchw, &mut Pass::train().with_dropout(dropout)).logits;
-    let loss_b = match (&rows.target, criterion, teacher) {
-        (Target::Logits(target), Criterion::Distillation { temperature }, _) => {
-            kl_divergence(&logits, &task::at_size(target, &seen_bchw), temperature)
+    let loss_b = match criterion {
+        Criterion::CrossEntropy => labelled(&logits, rows).unwrap_or_else(|| unreachable!("real data has labels")),
+        Criterion::Distillation { temperature, label_weight } => {
+            let kl = kl_divergence(&logits, &target(teacher, rows, &seen_bchw), temperature);
+            if label_weight == 0.0 { kl } else { labelled(&logits, rows).map_or_else(|| kl.shallow_clone(), |ce| &kl + ce * label_weight) }
         }
-        (Target::AskTeacher, Criterion::Distillation { temperature }, Some(teacher)) => {
-            kl_divergence(&logits, &teacher.evaluate(&seen_bchw).logits, temperature)
-        }
-        (Target::Labels(labels), _, _) => task::per_sample(&cross_entropy(&logits, labels)),
-        (Target::Logits(target), Criterion::CrossEntropy, _) => {
-            task::per_sample(&cross_entropy(&logits, &task::at_size(target, &seen_bchw).argmax(1, false)))
-        }
-        (Target::AskTeacher, _, _) => unreachable!("methods that ask a teacher have one"),
+        Criterion::LogitDistance => (&logits - target(teacher, rows, &seen_bchw)).abs().flatten(1, -1).mean_dim(1, false, Kind::Float),
     };
     let weighted = &loss_b * &rows.weights_b;
     (weighted.sum(Kind::Float) / global_batch as f64).backward();
@@ -140,8 +139,42 @@ pub fn backward(
     Slice { payload, sums, loss_b: loss_b.detach() }
 }
 
-/// Learning rate of a round: cosine from `student.lr` to `student.lr_min`, counted in rounds from the end of the warm-up.
+/// The teacher's logits on the rows: stored ones, or asked for.
+fn target(teacher: Option<&Teacher>, rows: &Rows, seen_bchw: &Tensor) -> Tensor {
+    match (&rows.target, teacher) {
+        (Target::Logits(logits), _) => task::at_size(logits, seen_bchw),
+        (_, Some(teacher)) => teacher.evaluate(seen_bchw).logits,
+        (_, None) => unreachable!("methods that ask a teacher have one"),
+    }
+}
+
+/// Cross entropy of rows that have labels.
+fn labelled(logits: &Tensor, rows: &Rows) -> Option<Tensor> {
+    let Target::Labels(labels) = &rows.target else { return None };
+    Some(task::per_sample(&cross_entropy(logits, labels)))
+}
+
+/// Learning rate of a round, by `student.schedule`, counted in rounds from the end of the warm-up.
+///
+/// Source: zju-vipa/Fast-Datafree `datafree_kd.py` (cosine), `vanilla_kd.py` (× 0.1 at 120, 150 and 180 of 200 epochs).
 pub fn learning_rate(student: &config::Student, train: &config::Train, round: u64) -> f64 {
-    let period = train.rounds - train.warmup_rounds;
-    crate::nn::cosine(student.lr, student.lr_min, round.saturating_sub(train.warmup_rounds), period)
+    let (period, at) = (train.rounds - train.warmup_rounds, round.saturating_sub(train.warmup_rounds));
+    match student.schedule {
+        Schedule::Cosine => crate::nn::cosine(student.lr, student.lr_min, at, period),
+        Schedule::Steps => student.lr * 0.1f64.powi([60, 75, 90].into_iter().filter(|share| 100 * at >= share * period).count() as i32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_fall_where_the_published_ones_do() {
+        let student = config::Student { lr: 0.1, schedule: Schedule::Steps, ..Default::default() };
+        let train = config::Train { rounds: 200, warmup_rounds: 0, ..Default::default() };
+        for (round, want) in [(0, 0.1), (119, 0.1), (120, 0.01), (149, 0.01), (150, 1e-3), (179, 1e-3), (180, 1e-4), (199, 1e-4)] {
+            assert!((learning_rate(&student, &train, round) - want).abs() < 1e-12, "round {round}");
+        }
+    }
 }

@@ -32,6 +32,18 @@ pub enum Purpose {
     Replace = 10,
     /// Weights of the generator that are drawn anew at its reset; the step is the round, then the slot.
     GeneratorReset = 11,
+    /// Latent vectors of images made for one student step.
+    FreshLatent = 12,
+    /// Start weights of a copy of the generator; the step is the round, then the slot.
+    GeneratorStart = 13,
+    /// Initial weights of the contrastive head.
+    ContrastInit = 14,
+    /// Which remembered features an inner step is set against; the step is the round, then the inner step.
+    Negatives = 15,
+    /// Local views of the contrastive loss; the step is the round, then the inner step.
+    LocalView = 16,
+    /// Pixels that an inversion starts from.
+    Pixels = 17,
     /// Dropout masks of a student step.
     Dropout = 20,
     /// Where real images that are larger than a network's are cut.

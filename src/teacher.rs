@@ -67,11 +67,9 @@ impl Teacher {
         head.size()[1..].to_vec()
     }
 
-    /// Logits and the input statistics of every batch-norm layer, both with a gradient to the images.
-    pub fn tapped(&self, images_bchw: &Tensor) -> (Tensor, Vec<InputStatistics>) {
-        let mut pass = Pass::tapped();
-        let output = self.network.forward(&self.state, images_bchw, &mut pass);
-        (output.logits, pass.into_taps())
+    /// Output, and what `pass` records, with a gradient to the images.
+    pub fn watch(&self, images_bchw: &Tensor, pass: &mut Pass) -> Output {
+        self.network.forward(&self.state, images_bchw, pass)
     }
 
     /// L_BN of tapped statistics.

@@ -19,8 +19,8 @@
 : "${MAX_RESTARTS:=20}"
 # The program, seen from the repository's top folder or absolute.
 : "${SSDKD:=target/release/ssdkd}"
-# Slurm's MPI plug-in for srun (`srun --mpi=list` names what there is). Open MPI needs a pmix, MPICH may need pmi2.
-: "${SRUN_MPI:=pmix}"
+# Slurm's MPI plug-in for srun (`srun --mpi=list` names what there is). Empty: pmix with Open MPI's mpirun on PATH, else pmi2.
+: "${SRUN_MPI:=}"
 # Further options, for example (--mca pml ucx) for mpirun, (--cpu-bind=cores) for srun.
 MPIRUN_OPTIONS=()
 SRUN_OPTIONS=()

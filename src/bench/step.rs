@@ -5,9 +5,10 @@ use crate::config::{self, DatasetName, ModelName};
 use crate::data::{self, Facts, Normalise, View, to_bytes, to_unit};
 use crate::distill::{Criterion, Student, backward};
 use crate::error::{Error, Result};
-use crate::inversion::{Call, MetaGenerator, Networks, Settings, descend};
+use crate::inversion::{Call, Local, Networks, Settings, SharedGenerator, descend};
 use crate::layout::LogicalRank;
 use crate::losses::StatisticsAverage;
+use crate::methods::Method;
 use crate::models::{self, Network, Shape};
 use crate::nn::{Pass, State, multiplications, shim, weights};
 use crate::parallel::thread_count;
@@ -115,8 +116,8 @@ struct Bench {
     normalise: Normalise,
     teacher: Teacher,
     student: Student,
-    generator: MetaGenerator,
-    average: StatisticsAverage,
+    generator: SharedGenerator,
+    local: Local,
     asks_teacher: Rows,
     stored: Rows,
 }
@@ -139,7 +140,7 @@ impl Bench {
         let (student, student_state) = network(of.student, Purpose::GeneratorInit);
         let teacher = Teacher::new(teacher, teacher_state);
         let inversion = config::Inversion { steps: STEPS, batch_size: of.batch, statistics_momentum: 0.0, ..Default::default() };
-        let generator = MetaGenerator::new(&config::Generator::default(), &inversion, &facts, SEED, Device::Cpu)?;
+        let generator = SharedGenerator::new(&config::Generator::default(), &inversion, &facts, SEED, Device::Cpu)?;
         let normalise = Normalise::new(&facts, Device::Cpu);
         let [h, w] = facts.size;
         let images_bchw = to_bytes(&normals(0, &[of.batch as i64, facts.channels, h, w]).sigmoid());
@@ -154,6 +155,8 @@ impl Bench {
         };
         let (asks_teacher, stored) = (rows(Target::AskTeacher), rows(Target::Logits(logits)));
         let settings = Settings {
+            recipe: Method::of(&config::Config::default()).recipe.expect("SSD-KD makes images"),
+            image: [facts.channels, h, w],
             inversion,
             phi: config::Phi::default(),
             distill: config::Distill { temperature: TEMPERATURE, teacher_views: 0, ..Default::default() },
@@ -162,7 +165,7 @@ impl Bench {
             classes: facts.classes,
         };
         Ok(Self {
-            average: StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu),
+            local: Local { average: StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu), contrast: None },
             student: Student::new(student, student_state, 0.9, 1e-4)?,
             settings,
             facts,
@@ -191,21 +194,14 @@ impl Bench {
                 let networks = Networks { teacher: &self.teacher, student: self.student.frozen(), normalise: &self.normalise };
                 let class_counts_k = vec![0; self.settings.classes as usize];
                 let call = Call { round: 0, rank: RANK, adversarial: true, class_counts_k: &class_counts_k, first_id: 0 };
-                return read(&descend(&self.settings, &networks, &mut self.generator, &self.average, &call)?.terms);
+                return read(&descend(&self.settings, &networks, Some(&mut self.generator), &mut self.local, &call)?.terms.narrow(0, 0, 4));
             }
             Work::Distillation => &self.asks_teacher,
             Work::DistillationStored => &self.stored,
         };
-        let criterion = Criterion::Distillation { temperature: TEMPERATURE };
-        let slice = backward(
-            &mut self.student,
-            Some(&self.teacher),
-            &self.normalise,
-            rows,
-            criterion,
-            batch,
-            Key::global(SEED, Purpose::Dropout, 0),
-        );
+        let criterion = Criterion::Distillation { temperature: TEMPERATURE, label_weight: 0.0 };
+        let dropout = Key::global(SEED, Purpose::Dropout, 0);
+        let slice = backward(&mut self.student, Some(&self.teacher), &self.normalise, rows, criterion, batch, dropout);
         self.student.apply(&slice.payload, 1, LR)?;
         Ok(vec![slice.sums.double_value(&[0]) / batch as f64])
     }

@@ -4,7 +4,7 @@ use super::{Outcome, configured};
 use crate::checkpoint;
 use crate::cli::RunArgs;
 use crate::config::{self, Config, Job, Loaded, Plan};
-use crate::data::{self, Examples, Split};
+use crate::data::{self, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::logs;
@@ -12,6 +12,7 @@ use crate::methods::{Memory, Method};
 use crate::metrics::{Summary, Timings};
 use crate::models::Shape;
 use crate::parallel::{Launch, World, set_threads};
+use crate::replay::{Augmentation, RealData};
 use crate::report;
 use crate::run_folder::{RunFolder, State, Status};
 use crate::teacher::Teacher;
@@ -20,7 +21,18 @@ use std::path::Path;
 
 /// Trains a student.
 pub fn train(args: &RunArgs, timings: Timings) -> Result<Outcome> {
-    start(args, timings, Job::Train, |config| Ok((Method::of(config), None)))
+    start(args, timings, Job::Train, |config| {
+        let method = Method::of(config);
+        if method.memory != Memory::RealData {
+            return Ok((method, None));
+        }
+        let split = data::open(config.dataset, &config.data, Split::Train)?;
+        if config.distill.steps_per_round == 0 {
+            config.distill.steps_per_round = (split.len() / config.distill.batch_size).max(1) as u64;
+        }
+        let seen = Augmentation::of_distillation(&config.distill, data::facts_of(config).size);
+        Ok((method, Some(RealData::new(split, config.seed, seen))))
+    })
 }
 
 /// Trains a teacher: the same loop, with real data as the memory and labels as the target.
@@ -33,7 +45,8 @@ pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
         config.distill.batch_size = config.teach.batch_size;
         config.distill.steps_per_round = (split.len() / config.teach.batch_size).max(1) as u64;
         (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
-        Ok((Method::teach(), Some(split)))
+        let seen = Augmentation::of_teaching(&config.teach, data::facts_of(config).size);
+        Ok((Method::teach(), Some(RealData::new(split, config.seed, seen))))
     })
 }
 
@@ -42,7 +55,7 @@ fn start(
     args: &RunArgs,
     mut timings: Timings,
     job: Job,
-    method: impl Fn(&mut Config) -> Result<(Method, Option<Examples>)>,
+    method: impl Fn(&mut Config) -> Result<(Method, Option<RealData>)>,
 ) -> Result<Outcome> {
     let launch = Launch::join()?;
     let loaded = configured(&args.config, job);
@@ -122,19 +135,21 @@ fn known_status(folder: &Path) -> Result<Option<Status>> {
 }
 
 fn teacher_hash(config: &Config, method: Method) -> Result<String> {
-    match (method.memory, &config.teacher.weights) {
-        (Memory::RealData, _) => Ok(String::new()),
-        (_, Some(path)) => Ok(files::sha256(&files::read(path)?)),
-        (_, None) => Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)")),
+    match &config.teacher.weights {
+        _ if !method.has_teacher() => Ok(String::new()),
+        Some(path) => Ok(files::sha256(&files::read(path)?)),
+        None => Err(Error::config("teacher.weights", "is not set: name the teacher's weights file (.safetensors, .pth or .pt)")),
     }
 }
 
 fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teacher>> {
-    let (Memory::Replay, Some(path)) = (method.memory, &config.teacher.weights) else { return Ok(None) };
+    let (true, Some(path)) = (method.has_teacher(), &config.teacher.weights) else { return Ok(None) };
     let _span = tracing::debug_span!("loading").entered();
     let facts = data::facts_of(config);
     let shape = Shape { channels: facts.channels, classes: facts.classes };
     let teacher = Teacher::load(config.teacher.model, path, shape, world.device())?;
-    teacher.needs_batch_norm(path)?;
+    if method.needs_batch_norm(config) {
+        teacher.needs_batch_norm(path)?;
+    }
     Ok(Some(teacher))
 }

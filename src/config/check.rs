@@ -68,6 +68,18 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     found.not_negative("inversion.statistics_weight", c.inversion.statistics_weight);
     found.not_negative("inversion.task_weight", c.inversion.task_weight);
     found.not_negative("inversion.adversarial_weight", c.inversion.adversarial_weight);
+    found.not_negative("inversion.balance_weight", c.inversion.balance_weight);
+    found.not_negative("inversion.activation_weight", c.inversion.activation_weight);
+    found.not_negative("inversion.variation_weight", c.inversion.variation_weight);
+    found.not_negative("inversion.norm_weight", c.inversion.norm_weight);
+    found.not_negative("inversion.contrastive_weight", c.inversion.contrastive_weight);
+    found.positive("inversion.contrastive_temperature", c.inversion.contrastive_temperature);
+    found.at_least("inversion.contrastive_bank", c.inversion.contrastive_bank as i64, 1);
+    found.at_least("inversion.contrastive_negatives", c.inversion.contrastive_negatives as i64, 1);
+    if job == Job::Train && c.method.trains_one_generator() && c.inversion.steps != 1 {
+        let (method, steps) = (c.method.name(), c.inversion.steps);
+        found.add("inversion.steps", format!("{steps}: {method} moves its generator once a round; use 1, and more train.rounds"));
+    }
     found.within("inversion.statistics_momentum", c.inversion.statistics_momentum, 0.0, 0.999_999, "0 and 1 (exclusive)");
     found.shift("inversion.view_shift", c.inversion.view_shift);
     found.not_negative("phi.gamma", c.phi.gamma);
@@ -78,6 +90,7 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     found.not_negative("replay.epsilon", c.replay.epsilon);
     found.at_least("distill.batch_size", c.distill.batch_size as i64, 1);
     found.positive("distill.temperature", c.distill.temperature);
+    found.not_negative("distill.label_weight", c.distill.label_weight);
     found.shift("distill.view_shift", c.distill.view_shift);
     found.at_most("distill.teacher_views", c.distill.teacher_views as i64, 256);
     if job == Job::Train && c.train.rounds <= c.train.warmup_rounds {
@@ -153,7 +166,7 @@ pub(super) fn logical_ranks(config: &Config, job: Job, logical: usize) -> Vec<Fi
         );
     }
     let (capacity, made) = (config.replay.capacity, config.inversion.batch_size);
-    if job == Job::Train && capacity / logical < made {
+    if job == Job::Train && config.method.has_bounded_buffer() && capacity / logical < made {
         found.add(
             "replay.capacity",
             format!(

@@ -42,6 +42,11 @@ fn load_from(files: &[PathBuf], environment: impl Iterator<Item = (String, Strin
     }
     layers.push(environment_layer(environment));
     layers.push(command_line_layer(sets)?);
+    // A method's own defaults lie below everything that is said, whoever names the method.
+    let method = layers.iter().rev().find_map(|layer| layer.values.get("method")?.as_str().map(str::to_owned));
+    if let Some(defaults) = method.and_then(|method| method_layer(&method)) {
+        layers.insert(0, defaults);
+    }
 
     let keys = reference::keys();
     let mut findings = Vec::new();
@@ -119,6 +124,26 @@ fn file_layer(file: &Path) -> Result<Layer> {
     Ok(Layer { origin: file.display().to_string(), values })
 }
 
+/// What a method sets unless told otherwise: its published values, `configs/methods/`.
+fn method_layer(method: &str) -> Option<Layer> {
+    let text = match method {
+        "fast_meta" => include_str!("../../configs/methods/fast_meta.toml"),
+        "fast" => include_str!("../../configs/methods/fast.toml"),
+        "dafl" => include_str!("../../configs/methods/dafl.toml"),
+        "zskt" => include_str!("../../configs/methods/zskt.toml"),
+        "dfad" => include_str!("../../configs/methods/dfad.toml"),
+        "dfq" => include_str!("../../configs/methods/dfq.toml"),
+        "deepinv" => include_str!("../../configs/methods/deepinv.toml"),
+        "cmi" => include_str!("../../configs/methods/cmi.toml"),
+        "kd" => include_str!("../../configs/methods/kd.toml"),
+        "scratch" => include_str!("../../configs/methods/scratch.toml"),
+        _ => return None,
+    };
+    let mut values = BTreeMap::new();
+    flatten("", &Value::Table(text.parse().ok()?), &mut values);
+    Some(Layer { origin: format!("default of {method}"), values })
+}
+
 fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
     match value {
         Value::Table(table) => {
@@ -178,6 +203,7 @@ fn last(key: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Job, MethodName, check};
 
     fn with(file: &str, environment: &[(&str, &str)], sets: &[&str]) -> Result<Loaded> {
         let folder = tempfile::tempdir().unwrap();
@@ -200,6 +226,27 @@ mod tests {
         assert_eq!(loaded.origins["replay.capacity"], "environment");
         assert!(loaded.origins["replay.alpha"].ends_with("a.toml"));
         assert!(!loaded.origins.contains_key("replay.beta"));
+    }
+
+    /// Whoever names the method, its defaults lose against everything that is said, before or after.
+    #[test]
+    fn a_method_brings_its_published_values() {
+        for (file, sets) in [("method = \"dafl\"\nstudent.lr = 0.3", &[][..]), ("student.lr = 0.3", &["method=dafl"])] {
+            let Loaded { config, origins } = with(file, &[], sets).unwrap();
+            assert_eq!((config.inversion.balance_weight, config.student.lr, config.generator.latent), (20.0, 0.3, 512));
+            assert_eq!(origins["inversion.balance_weight"], "default of dafl");
+        }
+    }
+
+    /// Every file is read, and sets nothing but known keys that pass the checks; SSD-KD's values are the defaults.
+    #[test]
+    fn every_method_has_its_file() {
+        for name in MethodName::ALL {
+            let loaded = with("", &[], &[&format!("method={}", name.name())]).unwrap();
+            check(&loaded.config, Job::Train).unwrap();
+            assert_eq!(loaded.config.method, name);
+            assert_eq!(method_layer(name.name()).is_none(), name == MethodName::SsdKd);
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 /// Derived numbers of a run.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// What the run is for.
+    pub job: Job,
     /// Logical ranks on ranks.
     pub layout: Layout,
     /// Student steps a round after the warm-up.
@@ -43,6 +45,7 @@ impl Plan {
         let images_per_round = logical * config.inversion.batch_size;
         let identity = identity(config, logical, teacher_hash);
         Ok(Self {
+            job,
             layout,
             steps_per_round,
             images_per_round,
@@ -87,6 +90,9 @@ fn warnings(config: &Config, job: Job, logical: usize, images_per_round: usize) 
             "inversion.batch_size = {}: the statistics loss compares batch statistics and wants 16 images or more",
             config.inversion.batch_size
         ));
+    }
+    if !config.method.has_bounded_buffer() {
+        return out;
     }
     if 2 * images_per_round > config.replay.capacity {
         out.push(format!(

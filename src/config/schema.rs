@@ -11,7 +11,7 @@ use std::path::PathBuf;
 pub struct Config {
     /// Seed of every random number of the run.
     pub seed: u64,
-    /// How the student is trained.
+    /// How the student is trained. Other methods than `ssd_kd` bring defaults of their own: configs/methods/.
     pub method: MethodName,
     /// Data set the teacher was trained on: gives image size, classes and normalisation; its test split measures accuracy.
     pub dataset: DatasetName,
@@ -51,6 +51,70 @@ pub struct Config {
 pub enum MethodName {
     /// Small-scale data-free knowledge distillation (Liu et al., CVPR 2024).
     SsdKd,
+    /// FastMeta, "Fast-k" with k inner steps (Fang et al., AAAI 2022).
+    FastMeta,
+    /// The same with a generator that is trained on, not meta-learned.
+    Fast,
+    /// Data-free learning of student networks (Chen et al., ICCV 2019).
+    Dafl,
+    /// Zero-shot knowledge transfer (Micaelli and Storkey, NeurIPS 2019).
+    Zskt,
+    /// Data-free adversarial distillation (Fang et al., 2019).
+    Dfad,
+    /// Data-free quantisation's generator (Choi et al., CVPR Workshops 2020).
+    Dfq,
+    /// DeepInversion: the pixels themselves (Yin et al., CVPR 2020).
+    Deepinv,
+    /// Contrastive model inversion (Fang et al., IJCAI 2021).
+    Cmi,
+    /// Distillation on the real training split: the upper reference.
+    Kd,
+    /// The student alone, on the real training split with its labels: the other reference.
+    Scratch,
+}
+
+impl MethodName {
+    /// Every method.
+    pub const ALL: [Self; 11] = [
+        Self::SsdKd,
+        Self::FastMeta,
+        Self::Fast,
+        Self::Dafl,
+        Self::Zskt,
+        Self::Dfad,
+        Self::Dfq,
+        Self::Deepinv,
+        Self::Cmi,
+        Self::Kd,
+        Self::Scratch,
+    ];
+
+    /// Whether `replay.capacity` bounds what it keeps.
+    pub(super) fn has_bounded_buffer(self) -> bool {
+        self == Self::SsdKd
+    }
+
+    /// Whether one generator is trained over the whole run, a step a round.
+    pub(super) fn trains_one_generator(self) -> bool {
+        matches!(self, Self::Dafl | Self::Zskt | Self::Dfad | Self::Dfq)
+    }
+
+    /// As written in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SsdKd => "ssd_kd",
+            Self::FastMeta => "fast_meta",
+            Self::Fast => "fast",
+            Self::Dafl => "dafl",
+            Self::Zskt => "zskt",
+            Self::Dfad => "dfad",
+            Self::Dfq => "dfq",
+            Self::Deepinv => "deepinv",
+            Self::Cmi => "cmi",
+            Self::Kd => "kd",
+            Self::Scratch => "scratch",
+        }
+    }
 }
 
 /// Data sets by name.
@@ -206,12 +270,24 @@ pub struct Student {
     pub backbone: Option<PathBuf>,
     /// Learning rate at the first student step.
     pub lr: f64,
+    /// How it falls.
+    pub schedule: Schedule,
     /// Learning rate at the end of the cosine schedule.
     pub lr_min: f64,
     /// SGD momentum. `ssdkd teach` takes it too: there is no `teach.momentum`.
     pub momentum: f64,
     /// Weight decay, on all parameters.
     pub weight_decay: f64,
+}
+
+/// Learning-rate schedules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// A cosine from `student.lr` to `student.lr_min` over the rounds after the warm-up.
+    Cosine,
+    /// × 0.1 after 60, 75 and 90 % of them (after 120, 150 and 180 of 200 epochs, as published).
+    Steps,
 }
 
 /// `generator.*`
@@ -222,6 +298,8 @@ pub struct Generator {
     pub latent: i64,
     /// Base filters.
     pub filters: i64,
+    /// Twice the width before the first convolution (`LargeGenerator` of zju-vipa/DataFree).
+    pub large: bool,
 }
 
 /// `inversion.*`
@@ -245,16 +323,44 @@ pub struct Inversion {
     pub adam_beta2: f64,
     /// λ_bn, weight of the batch-norm statistics loss.
     pub statistics_weight: f64,
-    /// λ_task, weight of the φ-weighted task loss.
+    /// What the meta step follows.
+    pub meta: MetaRule,
+    /// λ_task, weight of the (φ-weighted) task loss.
     pub task_weight: f64,
     /// λ_adv, weight of the adversarial disagreement of teacher and student. 0 leaves the student out of the inner loop.
     pub adversarial_weight: f64,
+    /// λ_bal, weight of the balance of predicted categories (`dafl`, `dfq`).
+    pub balance_weight: f64,
+    /// λ_act, weight of the teacher's activation (`dafl`).
+    pub activation_weight: f64,
+    /// λ_tv, weight of the images' total variation (`deepinv`).
+    pub variation_weight: f64,
+    /// λ_l2, weight of the images' norm (`deepinv`).
+    pub norm_weight: f64,
+    /// λ_cr, weight of the contrastive loss (`cmi`).
+    pub contrastive_weight: f64,
+    /// τ of the contrastive loss.
+    pub contrastive_temperature: f64,
+    /// Features of earlier images that the contrastive loss remembers, over all logical ranks.
+    pub contrastive_bank: usize,
+    /// How many of them an inner step of a logical rank is set against.
+    pub contrastive_negatives: usize,
     /// Momentum m of the averaged batch statistics; 0 compares each batch alone.
     pub statistics_momentum: f64,
     /// Random crops of the inner loop shift an image by up to this many pixels. Flips have probability one half.
     pub view_shift: i64,
     /// Rounds after the warm-up at which the generator's first linear layer and first batch-norm are drawn anew; 0 never.
     pub reset_after_rounds: u64,
+}
+
+/// Meta steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MetaRule {
+    /// The sum of the inner gradients (first-order MAML).
+    Maml,
+    /// 67 × the way the copy has gone (REPTILE, with the reference's factor).
+    Reptile,
 }
 
 /// `phi.*`
@@ -393,6 +499,8 @@ pub struct Distill {
     pub steps_per_round: u64,
     /// Temperature T of the distillation loss and of the priorities.
     pub temperature: f64,
+    /// Weight of the labels' cross entropy beside the distillation loss, where there are labels (`kd`).
+    pub label_weight: f64,
     /// Views kept per sample with the teacher's logits, so that a step needs no teacher forward. The first is the image as it is: N
     /// keeps N − 1 augmented ones. 0: a fresh view and a teacher forward at every draw.
     pub teacher_views: usize,
@@ -556,7 +664,15 @@ impl Default for Teacher {
 
 impl Default for Student {
     fn default() -> Self {
-        Self { model: ModelName::Wrn16x1, backbone: None, lr: 0.2, lr_min: 2e-4, momentum: 0.9, weight_decay: 1e-4 }
+        Self {
+            model: ModelName::Wrn16x1,
+            backbone: None,
+            lr: 0.2,
+            schedule: Schedule::Cosine,
+            lr_min: 2e-4,
+            momentum: 0.9,
+            weight_decay: 1e-4,
+        }
     }
 }
 
@@ -568,7 +684,7 @@ impl Default for Data {
 
 impl Default for Generator {
     fn default() -> Self {
-        Self { latent: 256, filters: 64 }
+        Self { latent: 256, filters: 64, large: false }
     }
 }
 
@@ -582,9 +698,18 @@ impl Default for Inversion {
             lr_latent: 0.01,
             adam_beta1: 0.5,
             adam_beta2: 0.999,
+            meta: MetaRule::Maml,
             statistics_weight: 10.0,
             task_weight: 0.4,
             adversarial_weight: 1.1,
+            balance_weight: 0.0,
+            activation_weight: 0.0,
+            variation_weight: 0.0,
+            norm_weight: 0.0,
+            contrastive_weight: 0.0,
+            contrastive_temperature: 0.2,
+            contrastive_bank: 40_960,
+            contrastive_negatives: 4096,
             statistics_momentum: 0.9,
             view_shift: 4,
             reset_after_rounds: 120,
@@ -623,7 +748,7 @@ impl Default for Replay {
 
 impl Default for Distill {
     fn default() -> Self {
-        Self { batch_size: 256, steps_per_round: 0, temperature: 20.0, teacher_views: 8, view_shift: 4 }
+        Self { batch_size: 256, steps_per_round: 0, temperature: 20.0, label_weight: 0.0, teacher_views: 8, view_shift: 4 }
     }
 }
 

@@ -15,7 +15,7 @@ pub use examples::{Examples, open};
 pub use palette::{coloured, grown, write_labels};
 pub use picture::{read_picture, write_grid};
 pub use survey::survey;
-pub use view::{View, apply_views, move_labels};
+pub use view::{Crop, View, apply_crops, apply_views, move_labels, roll};
 
 use crate::config::{self, Config, DatasetName};
 use crate::error::{Error, Result};
@@ -214,6 +214,16 @@ impl Normalise {
     /// f32 images in [0, 1] → normalised.
     pub fn apply(&self, images_bchw: &Tensor) -> Tensor {
         (images_bchw - &self.mean_1c11) / &self.std_1c11
+    }
+
+    /// Normalised images → f32 in [0, 1].
+    pub fn undo(&self, normalised_bchw: &Tensor) -> Tensor {
+        normalised_bchw * &self.std_1c11 + &self.mean_1c11
+    }
+
+    /// Where its constants live.
+    pub fn device(&self) -> Device {
+        self.mean_1c11.device()
     }
 }
 

@@ -1,17 +1,29 @@
-//! Data inversion: a generator is pushed, for a few steps, to make images on which the teacher's batch-norm statistics, its
-//! labels and the student's disagreement say "useful". Knows nothing of ranks: it works for one logical rank.
+//! Data inversion: a generator, or the pixels themselves, are pushed for a few steps to make images on which the teacher's batch-norm
+//! statistics, its labels and the student's disagreement say "useful". Knows nothing of ranks: it works for one logical rank.
+
+mod canvas;
+mod contrast;
+mod generator;
+mod recipe;
+mod sight;
+
+pub use contrast::Contrast;
+pub use generator::SharedGenerator;
+pub use recipe::{COLUMNS, Disagreement, Keep, Labels, Recipe, Share, Start, Synthesis, Term, Views};
 
 use crate::config;
-use crate::data::{Facts, Normalise, View, apply_views, to_bytes, to_unit};
+use crate::data::{Normalise, View, apply_views, to_bytes, to_unit};
 use crate::error::Result;
 use crate::layout::LogicalRank;
-use crate::losses::{Modulation, StatisticsAverage, cross_entropy, kl_divergence, masked_disagreement, predicted_and_confidence};
-use crate::models::{Generator, GeneratorShape, Network, Output};
-use crate::nn::{Adam, InputStatistics, Pass, State, room_for};
+use crate::losses::{Modulation, StatisticsAverage, kl_divergence, predicted_and_confidence};
+use crate::models::{Network, Output};
+use crate::nn::{Entries, InputStatistics, Pass, State, Stateful};
 use crate::parallel::made_progress;
 use crate::rng::{Key, Purpose};
 use crate::task;
 use crate::teacher::Teacher;
+use canvas::Canvas;
+use sight::Sight;
 use tch::{Kind, Tensor};
 
 /// New samples of one logical rank, as they enter the memory.
@@ -45,12 +57,59 @@ impl Samples {
 
 /// What one synthesis call of one logical rank gives.
 pub struct Batch {
-    /// Gradient of the shared generator, summed over the inner steps, flat.
-    pub meta_gradient: Tensor,
-    /// The images of the best inner step.
-    pub samples: Samples,
-    /// Loss terms of the last inner step, unweighted: statistics, task, adversarial, mean φ; f64 `[4]`.
+    /// What the shared generator is to take from it, flat, to be summed over the logical ranks: see [`Share`]. Not finite where
+    /// something in the call was not.
+    pub shared: Tensor,
+    /// The images, where the method keeps them.
+    pub samples: Option<Samples>,
+    /// Terms of the last inner step by column, f64 `[COLUMNS]`.
     pub terms: Tensor,
+}
+
+/// What inversion keeps of one logical rank from call to call. Checkpointed, never reduced.
+pub struct Local {
+    /// Averages of the statistics loss.
+    pub average: StatisticsAverage,
+    /// Head and memory of the contrastive loss, where the method has one.
+    pub contrast: Option<Contrast>,
+}
+
+/// A [`Local`] before a call, to go back to.
+pub struct Before {
+    average: StatisticsAverage,
+    head: Option<Entries>,
+}
+
+impl Local {
+    /// As it is now.
+    pub fn before(&self) -> Before {
+        Before { average: self.average.snapshot(), head: self.contrast.as_ref().map(Contrast::head) }
+    }
+
+    /// The call counts.
+    pub fn settle(&mut self) {
+        self.contrast.iter_mut().for_each(Contrast::settle);
+    }
+
+    /// It does not.
+    pub fn go_back(&mut self, before: Before) -> Result<()> {
+        self.average = before.average;
+        self.contrast.as_mut().zip(before.head).map_or(Ok(()), |(contrast, head)| contrast.go_back(&head))
+    }
+}
+
+impl Stateful for Local {
+    fn save(&self, into: &mut Entries) {
+        into.save("average", &self.average);
+        if let Some(contrast) = &self.contrast {
+            into.save("contrast", contrast);
+        }
+    }
+
+    fn load(&mut self, from: &Entries) -> Result<()> {
+        from.load("average", &mut self.average)?;
+        self.contrast.as_mut().map_or(Ok(()), |contrast| from.load("contrast", contrast))
+    }
 }
 
 /// The networks of a synthesis call.
@@ -66,6 +125,8 @@ pub struct Networks<'a> {
 /// Everything of the configuration that a synthesis call uses.
 #[derive(Clone)]
 pub struct Settings {
+    /// The method's.
+    pub recipe: Recipe,
     /// `inversion.*`
     pub inversion: config::Inversion,
     /// `phi.*`
@@ -76,6 +137,8 @@ pub struct Settings {
     pub image_dtype: config::ImageDtype,
     /// Seed of the run.
     pub seed: u64,
+    /// Channels, height and width of an image.
+    pub image: [i64; 3],
     /// Number of classes.
     pub classes: i64,
 }
@@ -94,66 +157,14 @@ pub struct Call<'a> {
     pub first_id: u64,
 }
 
-/// The generator that all logical ranks share, and one working copy of it.
-pub struct MetaGenerator {
-    /// The network.
-    pub network: Generator,
-    /// Shared weights θ.
-    pub state: State,
-    meta: Adam,
-    working: State,
-    inner: Adam,
-}
-
-impl MetaGenerator {
-    /// Fresh, for a data set's images.
-    pub fn new(config: &config::Generator, inversion: &config::Inversion, facts: &Facts, seed: u64, device: tch::Device) -> Result<Self> {
-        let shape =
-            GeneratorShape { latent: config.latent, filters: config.filters, size: facts.size, channels: facts.channels, large: false };
-        let network = Generator::new(shape);
-        // Shared weights, the working copy with its gradient, two moments for each, and the sum of the inner gradients.
-        let bytes = 8.0 * 4.0 * network.blueprint().parameter_count() as f64;
-        let what = format!("{} filters, with {} latent values,", config.filters, config.latent);
-        room_for("generator.filters", &what, bytes, device)?;
-        let state = State::initialised(network.blueprint(), seed, Purpose::GeneratorInit, device);
-        let working = State::empty(network.blueprint(), device).trainable()?;
-        let adam = || Adam::new(state.parameters(), inversion.adam_beta1, inversion.adam_beta2);
-        Ok(Self { meta: adam(), inner: adam(), network, state, working })
+impl Call<'_> {
+    fn key(&self, settings: &Settings, purpose: Purpose) -> Key {
+        Key::of(settings.seed, purpose, self.round, self.rank)
     }
 
-    /// One meta step: first-order MAML, the inner gradients summed over the inner steps and averaged over the logical ranks
-    /// (zju-vipa/Fast-Datafree `fast_meta.py`, whose learning rate `inversion.lr_meta` = 0 stands for).
-    pub fn apply(&mut self, meta_gradient_sum: &Tensor, logical_ranks: usize, settings: &config::Inversion) -> Result<()> {
-        let gradient = meta_gradient_sum / logical_ranks as f64;
-        self.meta.step(self.state.parameters(), &gradient, settings.meta_rate())
-    }
-
-    /// Draws the first linear layer and the first batch-norm anew: N(0, 0.02), batch-norm weights N(1, 0.02), biases 0.
-    ///
-    /// The reference draws batch-norm weights around 0 (`reset_l0_fun` in `fast_meta.py`), which its own initialiser for other
-    /// methods does not; docs/method.md says why 1 was chosen.
-    pub fn reset_first_layers(&self, seed: u64, round: u64) {
-        use crate::nn::Init;
-        for ((weight, bias), centre) in self.network.first_layers().into_iter().zip([0.0, 1.0]) {
-            let key = Key::global(seed, Purpose::GeneratorReset, round << 32 | weight.0 as u64);
-            self.state.redraw(weight, Init::Normal(0.02), key);
-            self.state.redraw(bias, Init::Constant(0.0), key);
-            tch::no_grad(|| drop(self.state.at(weight).shallow_clone().g_add_scalar_(centre)));
-        }
-    }
-}
-
-impl crate::nn::Stateful for MetaGenerator {
-    fn save(&self, into: &mut crate::nn::Entries) {
-        into.tensor("parameters", self.state.parameters());
-        into.tensor("statistics", self.state.statistics());
-        into.save("meta", &self.meta);
-    }
-
-    fn load(&mut self, from: &crate::nn::Entries) -> Result<()> {
-        from.copy_tensor("parameters", self.state.parameters())?;
-        from.copy_tensor("statistics", self.state.statistics())?;
-        from.load("meta", &mut self.meta)
+    /// A stream of one inner step.
+    fn key_of_step(&self, settings: &Settings, purpose: Purpose, step: u64) -> Key {
+        Key::of(settings.seed, purpose, self.round << 32 | step, self.rank)
     }
 }
 
@@ -161,109 +172,98 @@ impl crate::nn::Stateful for MetaGenerator {
 pub fn invert(
     settings: &Settings,
     networks: &Networks<'_>,
-    generator: &mut MetaGenerator,
-    average: &mut StatisticsAverage,
+    generator: Option<&mut SharedGenerator>,
+    local: &mut Local,
     call: &Call<'_>,
 ) -> Result<Batch> {
-    let Descent { images_bchw, meta_gradient, terms, taps } = descend(settings, networks, generator, average, call)?;
-    average.update(&taps);
-    let samples = assess(settings, networks, &images_bchw, call.first_id);
-    if samples.delta.iter().any(|delta| !delta.is_finite()) {
-        // No rank may take such samples in: the reduced gradient tells all of them.
-        let _ = meta_gradient.shallow_clone().fill_(f64::NAN);
+    let Descent { images_bchw, shared, terms, taps } = descend(settings, networks, generator, local, call)?;
+    local.average.update(&taps);
+    let samples = images_bchw.map(|images_bchw| assess(settings, networks, &images_bchw, call.first_id));
+    if samples.as_ref().is_some_and(|samples| samples.delta.iter().any(|delta| !delta.is_finite())) {
+        // No rank may take such samples in: the reduced sum tells all of them.
+        let _ = shared.shallow_clone().fill_(f64::NAN);
     }
-    Ok(Batch { meta_gradient, samples, terms })
+    Ok(Batch { shared, samples, terms })
 }
 
 /// What the inner loop ends with.
 pub struct Descent {
-    /// Images of the step with the lowest loss, `[b, c, h, w]` in (0, 1).
-    pub images_bchw: Tensor,
-    /// Gradient of the generator, summed over the steps, flat.
-    pub meta_gradient: Tensor,
-    /// Loss terms of the last step, unweighted: statistics, task, adversarial, mean φ; f64 `[4]`.
+    /// The images kept, `[b, c, h, w]` in [0, 1].
+    pub images_bchw: Option<Tensor>,
+    /// What the shared generator is to take, flat.
+    pub shared: Tensor,
+    /// Terms of the last step by column, unweighted but for the last column; f64 `[COLUMNS]`.
     pub terms: Tensor,
     /// Batch-norm statistics of the last step.
     pub taps: Vec<InputStatistics>,
 }
 
-/// Runs the inner loop: `inversion.steps` steps on a copy of the generator and on fresh latent vectors z and labels y.
+/// Runs the inner loop: `inversion.steps` steps on what the method moves, with labels y of its own.
 ///
-/// Each step minimises L_G = λ_bn·L_BN + λ_task·mean φ(x)·CE(f_t(x), y) − λ_adv·L_adv (SSD-KD Eq. 2, written out in
-/// docs/method.md) by one Adam step on generator and z. The images kept are those of the step with the lowest loss.
+/// Each step minimises Σ λ·term (for SSD-KD, Eq. 2: λ_bn·L_BN + λ_task·mean φ(x)·CE(f_t(x), y) − λ_adv·L_adv) by Adam.
 pub fn descend(
     settings: &Settings,
     networks: &Networks<'_>,
-    generator: &mut MetaGenerator,
-    average: &StatisticsAverage,
+    generator: Option<&mut SharedGenerator>,
+    local: &mut Local,
     call: &Call<'_>,
 ) -> Result<Descent> {
-    let MetaGenerator { network, state, working, inner, .. } = generator;
-    let (k, device) = (&settings.inversion, state.parameters().device());
-    let key = |purpose| Key::of(settings.seed, purpose, call.round, call.rank);
-    let b = k.batch_size;
-
-    working.copy_from(state);
-    inner.restart();
-    let latent = key(Purpose::Latent).normals(b * network.shape().latent as usize);
-    let latent_bz = Tensor::from_slice(&latent).view([b as i64, -1]).to_device(device).set_requires_grad(true);
-    let mut latent_adam = Adam::new(&latent_bz, k.adam_beta1, k.adam_beta2);
-    let labels: Vec<i64> = (0..b as u64).map(|i| key(Purpose::Labels).below(i, settings.classes as u64) as i64).collect();
-    let targets_b = Tensor::from_slice(&labels).to_device(device);
-    let modulation = Modulation::new(&settings.phi, call.class_counts_k, device);
-
-    let mut meta_gradient = working.parameters().zeros_like();
-    let mut best: Option<(Tensor, Tensor)> = None;
-    let (mut last_taps, mut last_terms) = (Vec::new(), Tensor::zeros([4], (Kind::Double, device)));
+    let (recipe, k) = (&settings.recipe, &settings.inversion);
+    let mut canvas = Canvas::new(settings, networks.normalise, generator, call);
+    let labels_b = drawn_labels(settings, call, canvas.device());
+    let modulation = Modulation::new(&settings.phi, call.class_counts_k, canvas.device());
+    let mut best: Option<Best> = None;
+    let (mut taps, mut terms) = (Vec::new(), Tensor::zeros([COLUMNS as i64], (Kind::Double, canvas.device())));
     for step in 0..k.steps {
-        let images_bchw = network.forward(working, &latent_bz, &mut Pass::train());
-        let views: Vec<View> =
-            (0..b as u64).map(|i| View::draw(&key(Purpose::InversionView), step * b as u64 + i, k.view_shift, true)).collect();
-        let seen_bchw = networks.normalise.apply(&apply_views(&images_bchw, &views));
+        let images_bchw = canvas.images();
+        let sight = Sight::of(&images_bchw, settings, networks, &labels_b, call, step);
+        let (loss, of_step) = sight.loss(settings, networks, local, &modulation, call);
 
-        let (teacher_logits, taps) = networks.teacher.tapped(&seen_bchw);
-        let statistics = networks.teacher.statistics_gap(&taps, average);
-        let targets = task::spread(&targets_b, &teacher_logits);
-        let phi = modulation.weights(&teacher_logits, &targets);
-        let weighted = (&phi * cross_entropy(&teacher_logits, &targets)).mean(Kind::Float);
-        let mut loss = &statistics * k.statistics_weight + &weighted * k.task_weight;
-        let mut disagreement = statistics.zeros_like();
-        if call.adversarial && k.adversarial_weight > 0.0 {
-            let (student, weights) = networks.student;
-            let student_logits = student.forward(weights, &seen_bchw, &mut Pass::eval()).logits;
-            disagreement = masked_disagreement(&student_logits, &teacher_logits);
-            loss -= &disagreement * k.adversarial_weight;
+        if recipe.keep == Keep::Best {
+            best = Some(keep_better(best, [Some(&images_bchw), sight.features_be()], &loss));
         }
-
-        best = Some(keep_better(best, &images_bchw, &loss));
-        working.zero_gradient();
         loss.backward();
-        let gradient = working.gradient();
-        let _ = meta_gradient.g_add_(&gradient);
-        // A loss that is not finite spoils the sum even where its gradient is finite: the reduced one tells all ranks.
-        let _ = meta_gradient.narrow(0, 0, 1).g_add_(&(loss.detach() * 0.0));
-        inner.step(working.parameters(), &gradient, k.lr_generator)?;
-        latent_adam.step(&latent_bz.detach(), &latent_bz.grad(), k.lr_latent)?;
-        let _ = latent_bz.grad().zero_();
-        let terms = [statistics, weighted, disagreement, phi.mean(Kind::Float)].map(|t| t.detach().to_kind(Kind::Double));
-        (last_taps, last_terms) = (taps, Tensor::stack(&terms, 0));
+        canvas.step(k, &loss)?;
+        if let Some(contrast) = &mut local.contrast {
+            contrast.step(k.lr_generator)?;
+        }
+        (taps, terms) = (sight.into_taps(), of_step);
         made_progress();
     }
-    let images_bchw = best.map(|(images, _)| images).unwrap_or_default();
-    Ok(Descent { images_bchw, meta_gradient, terms: last_terms, taps: last_taps })
+    if let (Some(contrast), Some(Best { kept: [_, Some(features_be)], .. })) = (&mut local.contrast, &best) {
+        contrast.propose(features_be.shallow_clone());
+    }
+    let images_bchw = match recipe.keep {
+        Keep::Best => best.and_then(|Best { kept: [images, _], .. }| images),
+        Keep::Last => Some(canvas.images().detach()),
+        Keep::Nothing => None,
+    };
+    Ok(Descent { images_bchw, shared: canvas.shared(k.meta), terms, taps })
 }
 
-/// The images with the lower loss, chosen where the tensors live: no value is read back. The first step always counts, and a
+/// Uniform labels, the same number of every rank's images.
+fn drawn_labels(settings: &Settings, call: &Call<'_>, device: tch::Device) -> Tensor {
+    let key = call.key(settings, Purpose::Labels);
+    let labels: Vec<i64> = (0..settings.inversion.batch_size as u64).map(|i| key.below(i, settings.classes as u64) as i64).collect();
+    Tensor::from_slice(&labels).to_device(device)
+}
+
+/// What belongs to the lowest loss so far.
+struct Best {
+    loss: Tensor,
+    kept: [Option<Tensor>; 2],
+}
+
+/// What belongs to the lower loss, chosen where the tensors live: no value is read back. The first step always counts, and a
 /// NaN never wins.
-fn keep_better(best: Option<(Tensor, Tensor)>, images_bchw: &Tensor, loss: &Tensor) -> (Tensor, Tensor) {
-    let (images, loss) = (images_bchw.detach(), loss.detach());
-    match best {
-        None => (images, loss),
-        Some((kept, lowest)) => {
-            let better = loss.lt_tensor(&lowest);
-            (images.where_self(&better, &kept), loss.where_self(&better, &lowest))
-        }
-    }
+fn keep_better(best: Option<Best>, offered: [Option<&Tensor>; 2], loss: &Tensor) -> Best {
+    let (offered, loss) = (offered.map(|t| t.map(Tensor::detach)), loss.detach());
+    let Some(Best { loss: lowest, kept }) = best else { return Best { loss, kept: offered } };
+    let better = loss.lt_tensor(&lowest);
+    let [first, second] = offered;
+    let choose = |new: Option<Tensor>, old: Option<Tensor>| new.zip(old).map(|(new, old)| new.where_self(&better, &old));
+    let [old_first, old_second] = kept;
+    Best { kept: [choose(first, old_first), choose(second, old_second)], loss: loss.where_self(&better, &lowest) }
 }
 
 /// Looks at finished images as the memory will hold them: the teacher's category, confidence and logits of every stored view,

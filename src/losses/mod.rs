@@ -5,10 +5,12 @@
 mod modulation;
 mod power;
 mod priority;
+mod priors;
 mod statistics;
 
 pub use modulation::{Modulation, predicted_and_confidence};
 pub use priority::{importance_weight, importance_weights, priorities, priority};
+pub use priors::{activation, balance, contrast, jensen_shannon, logit_distance, variation};
 pub use statistics::{StatisticsAverage, statistics_gap};
 
 use crate::task::per_sample;

@@ -28,6 +28,8 @@ pub struct RoundRecord {
     pub loss_adversarial: Option<f64>,
     /// Mean φ of the last inner step.
     pub phi: Option<f64>,
+    /// All other terms of the last inner step, weighted and added: balance, activation, smoothness, contrast.
+    pub loss_prior: Option<f64>,
     /// Mean of w·KL (or of the cross entropy) over the round's rows.
     pub loss_student: Option<f64>,
     /// The same without w.
@@ -209,6 +211,7 @@ mod tests {
             loss_task: None,
             loss_adversarial: None,
             phi: None,
+            loss_prior: None,
             loss_student: None,
             loss_unweighted: None,
             buffer_filled: 7,

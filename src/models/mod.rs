@@ -16,7 +16,7 @@ pub use backbone::load_backbone;
 pub use generator::{DeepGenerator, Generator, GeneratorShape};
 
 use crate::config::ModelName;
-use crate::nn::{Blueprint, Pass, State};
+use crate::nn::{Blueprint, Embedding, Pass, State};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -45,6 +45,13 @@ pub trait Network {
 
     /// Its state_dict.
     fn blueprint(&self) -> &Rc<Blueprint>;
+
+    /// Where an image's embedding is taken, and how many values it has.
+    ///
+    /// Source: zju-vipa/DataFree `datafree_kd.py`: all batch-norm layers, but the stages of a ResNet-34.
+    fn embedding(&self) -> (Embedding, i64) {
+        (Embedding::BatchNorms, self.blueprint().batch_norm_channels().iter().sum())
+    }
 
     /// Least height and width of its images.
     fn least_size(&self) -> i64 {

@@ -2,7 +2,7 @@
 //! zju-vipa/Fast-Datafree `classifiers/resnet.py`).
 
 use super::{Network, Output, Shape};
-use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Linear, Pass, Scope, State};
+use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Embedding, Linear, Pass, Scope, State};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -44,6 +44,8 @@ pub(super) struct ResNet {
     conv1: Conv2d,
     bn1: BatchNorm2d,
     blocks: Vec<Block>,
+    /// First block of every stage, and the channels that go into it.
+    stages: Vec<(usize, i64)>,
     linear: Linear,
 }
 
@@ -54,9 +56,10 @@ impl ResNet {
         let conv1 = Conv2d::declare(root.child("conv1"), ConvShape::three(shape.channels, 64), false, ConvInit::Default);
         let bn1 = BatchNorm2d::declare(root.child("bn1"), 64);
         let mut blocks = Vec::new();
-        let mut width = 64;
+        let (mut width, mut stages) = (64, Vec::new());
         for (stage, &depth) in depths.iter().enumerate() {
             let output = 64 << stage;
+            stages.push((blocks.len(), width));
             for index in 0..depth {
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
                 let name = format!("layer{}", stage + 1);
@@ -65,19 +68,34 @@ impl ResNet {
             }
         }
         let linear = Linear::declare(root.child("linear"), width, shape.classes, None);
-        Self { blueprint: root.blueprint(), conv1, bn1, blocks, linear }
+        Self { blueprint: root.blueprint(), conv1, bn1, blocks, stages, linear }
     }
 }
 
 impl Network for ResNet {
     fn forward(&self, state: &State, images_bchw: &Tensor, pass: &mut Pass) -> Output {
         let stem = self.bn1.forward(state, &self.conv1.forward(state, images_bchw), pass, Activation::Relu);
-        let x = self.blocks.iter().fold(stem, |x, block| block.forward(state, &x, pass));
+        let x = self.blocks.iter().enumerate().fold(stem, |x, (index, block)| {
+            if self.stages.iter().any(|(first, _)| *first == index) {
+                pass.embed(Embedding::Stages, &x);
+            }
+            block.forward(state, &x, pass)
+        });
         let features_bd = x.adaptive_avg_pool2d([1, 1]).flatten(1, -1);
         Output::of_images(self.linear.forward(state, &features_bd), features_bd)
     }
 
     fn blueprint(&self) -> &Rc<Blueprint> {
         &self.blueprint
+    }
+
+    fn embedding(&self) -> (Embedding, i64) {
+        // Of a ResNet-34 the batch-norms have 8,512 channels.
+        const SHALLOW: usize = 8;
+        if self.blocks.len() > SHALLOW {
+            (Embedding::Stages, self.stages.iter().map(|(_, channels)| channels).sum())
+        } else {
+            (Embedding::BatchNorms, self.blueprint.batch_norm_channels().iter().sum())
+        }
     }
 }

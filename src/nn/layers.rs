@@ -16,6 +16,16 @@ pub struct Pass {
     train: bool,
     taps: Option<Vec<Option<InputStatistics>>>,
     dropout: Option<Key>,
+    embedding: Option<(Embedding, Vec<Tensor>)>,
+}
+
+/// Where an image's embedding is taken: the mean over (h, w) of what goes into some layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Embedding {
+    /// Every batch-norm.
+    BatchNorms,
+    /// The stages of a network, where it says so.
+    Stages,
 }
 
 /// Mean and biased variance per channel of a batch-norm layer's input over (b, h, w).
@@ -46,6 +56,25 @@ impl Pass {
     /// Evaluation that also records the input statistics of every batch-norm layer, differentiably.
     pub fn tapped() -> Self {
         Self { taps: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// The same pass, which also records an embedding of every image.
+    pub fn embedding(self, of: Embedding) -> Self {
+        Self { embedding: Some((of, Vec::new())), ..self }
+    }
+
+    /// Called with what goes into a layer: `[b, f, h, w]`.
+    pub fn embed(&mut self, at: Embedding, x_bchw: &Tensor) {
+        if let Some((wanted, parts)) = &mut self.embedding
+            && *wanted == at
+        {
+            parts.push(x_bchw.mean_dim([2i64, 3].as_slice(), false, Kind::Float));
+        }
+    }
+
+    /// The embedding of every image, `[b, d]`, if it was asked for.
+    pub fn take_embedding(&mut self) -> Option<Tensor> {
+        self.embedding.take().map(|(_, parts)| Tensor::cat(&parts, 1))
     }
 
     /// The recorded statistics in hook order.
@@ -264,6 +293,7 @@ impl BatchNorm2d {
 
     /// `activation(batch_norm(x_bchw))`, recording the statistics of `x_bchw` when the pass asks for them.
     pub fn forward(&self, state: &State, x_bchw: &Tensor, pass: &mut Pass, activation: Activation) -> Tensor {
+        pass.embed(Embedding::BatchNorms, x_bchw);
         let fused = x_bchw.device() == Device::Cpu && x_bchw.kind() == Kind::Float;
         if pass.train { self.by_batch(state, x_bchw, activation, fused) } else { self.by_running(state, x_bchw, pass, activation, fused) }
     }

@@ -13,7 +13,7 @@ pub mod weights;
 
 pub use count::multiplications;
 pub use dilated::{DilatedConv2d, DilatedShape};
-pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, InputStatistics, Linear, Pass};
+pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass};
 pub use optim::{Adam, Sgd, cosine};
 pub use room::room_for;
 pub use state::{Blueprint, Entry, Init, Role, Scope, Slot, State};

@@ -37,7 +37,7 @@ mod sum_tree;
 pub use draw::{Masses, fill_targets, targets};
 pub use exchange::{Cost, Route};
 pub use priorities::{Found, Priorities};
-pub use real::RealData;
+pub use real::{Augmentation, RealData};
 pub use shard::{SampleShape, Shard};
 pub use sum_tree::{Mass, SumTree};
 
@@ -70,6 +70,18 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// New images as they are, all alike important; their ids are rows of the step's batch, from `first`.
+    fn unseen(images_bchw: Tensor, first: usize) -> Self {
+        let (b, device) = (images_bchw.size()[0], images_bchw.device());
+        Self {
+            ids_b: Tensor::arange(b, (Kind::Int64, device)) + first as i64,
+            views: vec![View::default(); b as usize],
+            weights_b: Tensor::ones([b], (Kind::Float, device)),
+            target: Target::AskTeacher,
+            images_bchw,
+        }
+    }
+
     /// By name, for a look at them from outside. `views` are down, right, flip.
     pub fn tensors(&self) -> Vec<(&'static str, Tensor)> {
         let mut tensors = vec![
@@ -134,18 +146,24 @@ impl Draw {
 
 /// Where a step's rows come from, and what hears of their losses.
 pub enum Memory {
-    /// Synthetic images.
+    /// Synthetic images that are kept.
     Replay(Replay),
+    /// Synthetic images made for one step.
+    Fresh,
     /// Real ones.
     Real(RealData),
 }
 
 impl Memory {
-    /// Rows of a global batch. A collective.
-    pub fn draw(&mut self, world: &World, batch: usize, step: u64) -> Result<Draw> {
+    /// Rows of a global batch; `make` gives so many new images in [0, 1] for a logical rank, where none are kept. A collective.
+    pub fn draw(&mut self, world: &World, batch: usize, step: u64, mut make: impl FnMut(LogicalRank, usize) -> Tensor) -> Result<Draw> {
         let _span = tracing::debug_span!("sampling").entered();
         match self {
             Self::Replay(replay) => replay.draw(world, batch, step),
+            Self::Fresh => Ok(Draw::local(PerRank::build(world.hosted(), |rank| {
+                let rows = world.layout().rows(rank, batch);
+                Rows::unseen(make(rank, rows.len()), rows.start)
+            }))),
             Self::Real(data) => Ok(data.draw(world, batch, step)),
         }
     }
@@ -155,7 +173,7 @@ impl Memory {
         let _span = tracing::debug_span!("sampling").entered();
         match self {
             Self::Replay(replay) => replay.write_back(world, draw, loss),
-            Self::Real(_) => Ok(()),
+            Self::Fresh | Self::Real(_) => Ok(()),
         }
     }
 
@@ -163,7 +181,7 @@ impl Memory {
     pub fn replay(&self) -> Option<&Replay> {
         match self {
             Self::Replay(replay) => Some(replay),
-            Self::Real(_) => None,
+            Self::Fresh | Self::Real(_) => None,
         }
     }
 
@@ -171,7 +189,7 @@ impl Memory {
     pub fn replay_mut(&mut self) -> Option<&mut Replay> {
         match self {
             Self::Replay(replay) => Some(replay),
-            Self::Real(_) => None,
+            Self::Fresh | Self::Real(_) => None,
         }
     }
 }

@@ -8,20 +8,41 @@ use crate::rng::{Key, Purpose};
 use crate::task::{self, IGNORED};
 use tch::{Kind, Tensor};
 
+/// How images are seen: first cut, then shifted and flipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Augmentation {
+    /// Views shift images by up to this many pixels.
+    pub view_shift: i64,
+    /// Whether they flip half of them.
+    pub flip: bool,
+    /// Height and width to which larger images are cut, anywhere.
+    pub size: [i64; 2],
+}
+
+impl Augmentation {
+    /// For a student of real data, which sees images of `size`.
+    pub fn of_distillation(rule: &config::Distill, size: [i64; 2]) -> Self {
+        Self { view_shift: rule.view_shift, flip: true, size }
+    }
+
+    /// For a teacher of images of `size`, or of `teach.crop`.
+    pub fn of_teaching(rule: &config::Teach, size: [i64; 2]) -> Self {
+        Self { view_shift: rule.view_shift, flip: rule.flip, size: if rule.crop > 0 { [rule.crop; 2] } else { size } }
+    }
+}
+
 /// A data set, read in a new order every epoch. Every rank has all of it.
 pub struct RealData {
     data: Examples,
     seed: u64,
-    rule: config::Teach,
-    size: [i64; 2],
+    seen: Augmentation,
     order: Option<(u64, Vec<u32>)>,
 }
 
 impl RealData {
-    /// Images larger than `size` (or than `teach.crop`) are cut to it, anywhere; then views shift and flip them.
-    pub fn new(data: Examples, seed: u64, rule: &config::Teach, size: [i64; 2]) -> Self {
-        let size = if rule.crop > 0 { [rule.crop; 2] } else { size };
-        Self { data, seed, rule: rule.clone(), size, order: None }
+    /// Images seen in a new way every time.
+    pub fn new(data: Examples, seed: u64, seen: Augmentation) -> Self {
+        Self { data, seed, seen, order: None }
     }
 
     /// Number of images.
@@ -43,10 +64,10 @@ impl RealData {
         let rows = PerRank::build(world.hosted(), |rank| {
             let rows = layout.rows(rank, batch);
             let views: Vec<View> =
-                rows.clone().map(|row| View::draw(&view_key, row as u64, self.rule.view_shift, self.rule.flip)).collect();
+                rows.clone().map(|row| View::draw(&view_key, row as u64, self.seen.view_shift, self.seen.flip)).collect();
             let places: Vec<u64> = rows.clone().map(|row| u64::from(self.image_at(step * batch as u64 + row as u64, n))).collect();
             let (images, labels) = self.data.rows(&places);
-            let (images, labels) = cut(images, labels, self.size, &crop_key, rows.start as u64);
+            let (images, labels) = cut(images, labels, self.seen.size, &crop_key, rows.start as u64);
             let labels = task::moved(labels, |maps| move_labels(maps, &views, IGNORED));
             Rows {
                 images_bchw: images.to_device(world.device()),

@@ -2,12 +2,14 @@
 
 use super::guard::{Guard, Verdict};
 use crate::checkpoint::{Contents, Loaded, Position};
-use crate::config::{Config, Plan};
+use crate::config::{Config, Job, Plan};
 use crate::data::{self, Examples, Facts, Normalise, Split};
 use crate::distill::{Student, learning_rate};
 use crate::error::Result;
 use crate::eval::{self, Score};
-use crate::inversion::{self, Batch, Call, MetaGenerator, Networks, Samples, Settings};
+use crate::inversion::{
+    self, Batch, Before, COLUMNS, Call, Contrast, Local, Networks, Samples, Settings, SharedGenerator, Synthesis, Term,
+};
 use crate::layout::LogicalRank;
 use crate::losses::StatisticsAverage;
 use crate::methods::{self, Method};
@@ -15,7 +17,7 @@ use crate::metrics::RoundRecord;
 use crate::models::{self, Shape};
 use crate::nn::{Entries, State, Stateful};
 use crate::parallel::{PerRank, World};
-use crate::replay::{Memory, Moved, RealData, Replay, SampleShape};
+use crate::replay::{Draw, Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::{Key, Purpose};
 use crate::teacher::Teacher;
 use tch::{Device, Kind, Tensor};
@@ -37,9 +39,9 @@ pub struct Run {
     /// The network in training.
     pub student: Student,
     /// The shared generator, where the method has one.
-    pub generator: Option<MetaGenerator>,
-    /// Statistics averages, one per logical rank, never reduced.
-    pub averages: PerRank<StatisticsAverage>,
+    pub generator: Option<SharedGenerator>,
+    /// What inversion keeps of each logical rank, never reduced.
+    pub locals: PerRank<Local>,
     /// Where rows come from.
     pub memory: Memory,
     /// The test split.
@@ -101,7 +103,7 @@ impl Cursor {
 
 /// Sums over one round of one logical rank, where the tensors live: nothing is read back before the round ends.
 pub struct RoundSums {
-    /// Statistics, task, adversarial loss and φ of the last inner step.
+    /// Inversion terms of the last inner step, by column.
     terms: Tensor,
     /// Weighted and unweighted loss over all rows.
     losses: Tensor,
@@ -112,7 +114,7 @@ pub struct RoundSums {
 impl RoundSums {
     fn new(device: Device) -> Self {
         let zeros = |n: i64| Tensor::zeros([n], (Kind::Double, device));
-        Self { terms: zeros(4), losses: zeros(2), counts: [0; 2] }
+        Self { terms: zeros(COLUMNS as i64), losses: zeros(2), counts: [0; 2] }
     }
 
     pub(super) fn inverted(&mut self, terms: Tensor) {
@@ -125,7 +127,7 @@ impl RoundSums {
     }
 
     /// Terms, losses, counts: all f64.
-    fn bits(&self) -> [u64; 8] {
+    fn bits(&self) -> [u64; COLUMNS + 4] {
         let mut values = Vec::<f64>::try_from(Tensor::cat(&[&self.terms, &self.losses], 0)).unwrap_or_default();
         values.extend(self.counts.map(|n| n as f64));
         std::array::from_fn(|i| values.get(i).copied().unwrap_or_default().to_bits())
@@ -151,14 +153,14 @@ impl Stateful for RoundSums {
 }
 
 impl Run {
-    /// Builds everything a method needs. `teacher` is checked already; `real` is the training split, for methods that train on
-    /// it; the test split is read here.
+    /// Builds everything a method needs. `teacher` is checked already; `real` is there for methods that train on real data; the test
+    /// split is read here.
     pub fn new(
         config: Config,
         plan: Plan,
         method: Method,
         teacher: Option<Teacher>,
-        real: Option<Examples>,
+        real: Option<RealData>,
         world: &World,
     ) -> Result<Self> {
         let facts = data::facts_of(&config);
@@ -170,23 +172,30 @@ impl Run {
             models::load_backbone(&*network, &state, path)?;
         }
         let student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
-        let (memory, generator) = match real {
-            None => {
+        let memory = match (real, method.memory) {
+            (Some(data), _) => Memory::Real(data),
+            (None, methods::Memory::Fresh) => Memory::Fresh,
+            (None, _) => {
                 let image = vec![facts.channels, facts.size[0], facts.size[1]];
                 let head = teacher.as_ref().map_or_else(|| vec![facts.classes], |t| t.head_shape(facts.channels, facts.size));
                 let view_logits = [vec![config.distill.teacher_views as i64], head].concat();
                 let shape = SampleShape { image, view_logits, classes: facts.classes as usize };
-                let replay = Replay::new(&config.replay, &config.distill, config.seed, shape, world)?;
-                (Memory::Replay(replay), Some(MetaGenerator::new(&config.generator, &config.inversion, &facts, config.seed, device)?))
-            }
-            Some(data) => {
-                let real = RealData::new(data, config.seed, &config.teach, facts.size);
-                (Memory::Real(real), None)
+                let rule = method.buffer(&config, plan.images_per_round);
+                Memory::Replay(Replay::new(&rule, &config.distill, config.seed, shape, world)?)
             }
         };
-        let channels = teacher.as_ref().map_or(0, Teacher::batch_norm_channels);
+        let generator = match method.recipe.map(|recipe| recipe.synthesis) {
+            Some(Synthesis::Generator { .. }) => {
+                Some(SharedGenerator::new(&config.generator, &config.inversion, &facts, config.seed, device)?)
+            }
+            Some(Synthesis::Pixels) | None => None,
+        };
+        let mut locals = PerRank::default();
+        for rank in world.hosted() {
+            locals.set(rank, local(&config, &plan, &method, teacher.as_ref(), device)?);
+        }
         Ok(Self {
-            averages: PerRank::build(world.hosted(), |_| StatisticsAverage::new(config.inversion.statistics_momentum, channels, device)),
+            locals,
             sums: PerRank::build(world.hosted(), |_| RoundSums::new(device)),
             normalise: Normalise::new(&facts, device),
             test: data::open(config.dataset, &config.data, Split::Test)?,
@@ -212,9 +221,9 @@ impl Run {
 
     /// Name of the file it is written to.
     pub fn trained_file(&self) -> &'static str {
-        match self.method.memory {
-            methods::Memory::Replay => "student.safetensors",
-            methods::Memory::RealData => "teacher.safetensors",
+        match self.plan.job {
+            Job::Train => "student.safetensors",
+            Job::Teach => "teacher.safetensors",
         }
     }
 
@@ -230,7 +239,7 @@ impl Run {
 
     /// Whether rounds begin with an inversion.
     pub(super) fn synthesises(&self) -> bool {
-        self.generator.is_some()
+        self.method.recipe.is_some()
     }
 
     fn past_warmup(&self) -> bool {
@@ -243,10 +252,13 @@ impl Run {
 
     /// Images made since the start, over all ranks.
     pub fn samples_synthesised(&self) -> u64 {
-        if self.generator.is_none() {
-            return 0;
+        let inversions = self.cursor.round + u64::from(self.cursor.inverted);
+        match self.method.memory {
+            methods::Memory::Replay | methods::Memory::Pool => inversions * self.plan.images_per_round as u64,
+            // Images of an inner step are not kept: what the student saw counts.
+            methods::Memory::Fresh => self.cursor.student_steps * self.batch_size() as u64,
+            methods::Memory::RealData => 0,
         }
-        (self.cursor.round + u64::from(self.cursor.inverted)) * self.plan.images_per_round as u64
     }
 
     /// Where the random numbers of a slice of this step come from.
@@ -275,11 +287,13 @@ impl Run {
 
     /// One synthesis call for one hosted logical rank.
     pub(super) fn synthesise(&mut self, rank: LogicalRank, class_counts_k: &[u64]) -> Result<Batch> {
-        let (Some(teacher), Some(generator)) = (&self.teacher, &mut self.generator) else {
-            unreachable!("methods that synthesise have a teacher and a generator");
+        let (Some(teacher), Some(recipe)) = (&self.teacher, self.method.recipe) else {
+            unreachable!("methods that synthesise have a teacher and a recipe");
         };
         let config = &self.config;
         let settings = Settings {
+            recipe,
+            image: [self.facts.channels, self.facts.size[0], self.facts.size[1]],
             inversion: config.inversion.clone(),
             phi: config.phi.clone(),
             distill: config.distill.clone(),
@@ -295,23 +309,37 @@ impl Run {
             first_id: self.cursor.round * self.plan.images_per_round as u64 + (rank.0 * config.inversion.batch_size) as u64,
         };
         let networks = Networks { teacher, student: self.student.frozen(), normalise: &self.normalise };
-        inversion::invert(&settings, &networks, generator, self.averages.get_mut(rank), &call)
+        inversion::invert(&settings, &networks, self.generator.as_mut(), self.locals.get_mut(rank), &call)
     }
 
-    pub(super) fn averages_now(&self) -> PerRank<StatisticsAverage> {
-        PerRank::build(self.averages.iter().map(|(rank, _)| rank), |rank| self.averages.get(rank).snapshot())
+    pub(super) fn locals_now(&self) -> PerRank<Before> {
+        PerRank::build(self.locals.iter().map(|(rank, _)| rank), |rank| self.locals.get(rank).before())
     }
 
-    /// One meta step; a refused one gives back the statistics averages as they were `before` it.
-    pub(super) fn update_generator(&mut self, meta_gradient: &Tensor, before: PerRank<StatisticsAverage>, verdict: Verdict) -> Result<()> {
-        match (verdict, &mut self.generator) {
-            (Verdict::Apply, Some(generator)) => generator.apply(meta_gradient, self.plan.layout.logical_ranks(), &self.config.inversion),
-            (Verdict::Refuse, _) => {
-                self.averages = before;
-                Ok(())
+    /// The shared generator's step; a refused one gives back what was kept of each logical rank as it was `before` it.
+    pub(super) fn update_generator(&mut self, shared: &Tensor, before: PerRank<Before>, verdict: Verdict) -> Result<()> {
+        for (rank, before) in before.into_iter_ordered() {
+            match verdict {
+                Verdict::Apply => self.locals.get_mut(rank).settle(),
+                Verdict::Refuse => self.locals.get_mut(rank).go_back(before)?,
             }
-            (Verdict::Apply, None) => Ok(()),
         }
+        match (verdict, &mut self.generator, self.method.recipe.map(|recipe| recipe.synthesis)) {
+            (Verdict::Apply, Some(generator), Some(Synthesis::Generator { share, .. })) => {
+                generator.apply(share, shared, self.plan.layout.logical_ranks(), &self.config.inversion)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Rows of the next global batch. A collective.
+    pub(super) fn draw(&mut self, world: &World) -> Result<Draw> {
+        let (batch, step, seed) = (self.batch_size(), self.cursor.student_steps, self.config.seed);
+        let generator = &mut self.generator;
+        self.memory.draw(world, batch, step, |rank, rows| {
+            let generator = generator.as_mut().expect("methods that make images for each step have a generator");
+            generator.sample(&Key::of(seed, Purpose::FreshLatent, step, rank), rows)
+        })
     }
 
     pub(super) fn insert(&mut self, born: PerRank<Samples>) -> Result<()> {
@@ -354,7 +382,7 @@ impl Run {
         }
         let ranks = PerRank::build(world.hosted(), |rank| {
             let mut entries = Entries::default();
-            entries.save("average", self.averages.get(rank));
+            entries.save("local", self.locals.get(rank));
             entries.save("sums", self.sums.get(rank));
             if let Some(replay) = self.memory.replay() {
                 entries.save("replay", replay.shard(rank));
@@ -372,7 +400,7 @@ impl Run {
             contents.shared.load("generator", generator)?;
         }
         for (rank, entries) in contents.ranks.iter() {
-            entries.load("average", self.averages.get_mut(rank))?;
+            entries.load("local", self.locals.get_mut(rank))?;
             entries.load("sums", self.sums.get_mut(rank))?;
             if let Some(replay) = self.memory.replay_mut() {
                 entries.load("replay", replay.shard_mut(rank))?;
@@ -392,14 +420,15 @@ impl Run {
     /// Closes the round: sums of all logical ranks in their order, and a score when one is due. A collective.
     pub(super) fn record(&mut self, world: &World) -> Result<RoundRecord> {
         let mine = PerRank::build(world.hosted(), |rank| self.sums.get(rank).bits());
-        let all: Vec<[f64; 8]> = world.gather(&mine)?.into_iter().map(|bits| bits.map(f64::from_bits)).collect();
+        let all: Vec<[f64; COLUMNS + 4]> = world.gather(&mine)?.into_iter().map(|bits| bits.map(f64::from_bits)).collect();
         for rank in world.hosted() {
             *self.sums.get_mut(rank) = RoundSums::new(world.device());
         }
         let sum = |i: usize| all.iter().map(|v| v[i]).sum::<f64>();
         // What was refused is in neither sum nor count.
         let mean = |i: usize, count: f64| (count > 0.0).then(|| sum(i) / count);
-        let (mean_over_ranks, mean_over_rows) = (|i| mean(i, sum(6)), |i| mean(i, sum(7)));
+        let (mean_over_ranks, mean_over_rows) = (|i| mean(i, sum(COLUMNS + 2)), |i| mean(COLUMNS + i, sum(COLUMNS + 3)));
+        let term = |wanted: &dyn Fn(&Term) -> bool, i| self.method.recipe?.terms.iter().any(wanted).then(|| mean_over_ranks(i))?;
         let counts = self.class_counts(world)?;
         let round = self.cursor.round;
         let last = round + 1 == self.config.train.rounds;
@@ -410,12 +439,13 @@ impl Run {
             student_step: self.cursor.student_steps,
             samples_synthesised: self.samples_synthesised(),
             lr: self.lr(),
-            loss_statistics: mean_over_ranks(0),
-            loss_task: mean_over_ranks(1),
-            loss_adversarial: mean_over_ranks(2),
-            phi: mean_over_ranks(3),
-            loss_student: mean_over_rows(4),
-            loss_unweighted: mean_over_rows(5),
+            loss_statistics: term(&|t| *t == Term::Statistics, 0),
+            loss_task: term(&|t| matches!(t, Term::Task | Term::ModulatedTask), 1),
+            loss_adversarial: term(&|t| matches!(t, Term::Adversarial(_)), 2),
+            phi: term(&|t| *t == Term::ModulatedTask, 3),
+            loss_prior: term(&Term::is_prior, 4),
+            loss_student: mean_over_rows(0),
+            loss_unweighted: mean_over_rows(1),
             buffer_filled: counts.iter().sum(),
             buffer_class_balance: balance(&counts),
             ..RoundRecord::default()
@@ -425,6 +455,22 @@ impl Run {
             None => record,
         })
     }
+}
+
+/// What inversion keeps of one logical rank, empty.
+fn local(config: &Config, plan: &Plan, method: &Method, teacher: Option<&Teacher>, device: Device) -> Result<Local> {
+    let k = &config.inversion;
+    let channels = teacher.map_or(0, Teacher::batch_norm_channels);
+    let contrast = match (teacher, method.recipe) {
+        (Some(teacher), Some(recipe)) if recipe.has(Term::Contrast, k) => {
+            let (_, features) = teacher.parts().0.embedding();
+            let made = config.train.rounds as usize * k.batch_size;
+            let most = made.min(k.contrastive_bank / plan.layout.logical_ranks()).max(k.batch_size);
+            Some(Contrast::new(k, features, most, Contrast::start(config.seed), device)?)
+        }
+        _ => None,
+    };
+    Ok(Local { average: StatisticsAverage::new(k.statistics_momentum, channels, device), contrast })
 }
 
 /// Entropy of a histogram over its largest possible value: 1 when all categories are equally frequent.

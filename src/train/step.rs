@@ -32,26 +32,28 @@ pub fn round(run: &mut Run, world: &World, keeper: &mut Keeper) -> Result<Option
     Ok(Some(record))
 }
 
-/// Every logical rank makes a batch of images on its own copy of the generator; the shared generator takes one meta step.
+/// Every logical rank makes a batch of images; the generator that all share takes what they have found.
 fn invert(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
     if !run.synthesises() {
         return Ok(());
     }
     let class_counts_k = run.class_counts(world)?;
     run.reset_generator_when_due();
-    let averages = run.averages_now();
-    let (mut meta_gradient, mut born, mut terms) = (TreeSum::new(*world.layout()), PerRank::default(), PerRank::default());
+    let before = run.locals_now();
+    let (mut shared, mut born, mut terms) = (TreeSum::new(*world.layout()), PerRank::default(), PerRank::default());
     for rank in world.hosted() {
         let _span = tracing::debug_span!("inversion").entered();
         let batch = run.synthesise(rank, &class_counts_k)?;
-        meta_gradient.add(rank, batch.meta_gradient);
+        shared.add(rank, batch.shared);
         terms.set(rank, batch.terms);
-        born.set(rank, batch.samples);
+        if let Some(samples) = batch.samples {
+            born.set(rank, samples);
+        }
     }
-    let meta_gradient = world.reduce(meta_gradient)?;
-    let verdict = run.guard.judge(Of::Generator, &meta_gradient, run.cursor.student_steps());
+    let shared = world.reduce(shared)?;
+    let verdict = run.guard.judge(Of::Generator, &shared, run.cursor.student_steps());
     let verdict = verdict.map_err(|error| keeper.keep_evidence(world, error, &born, Samples::tensors))?;
-    run.update_generator(&meta_gradient, averages, verdict)?;
+    run.update_generator(&shared, before, verdict)?;
     if verdict == Verdict::Apply {
         run.insert(born)?;
         terms.into_iter_ordered().for_each(|(rank, terms)| run.sums.get_mut(rank).inverted(terms));
@@ -62,7 +64,7 @@ fn invert(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
 /// One student step on a global draw.
 fn distil(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
     let (batch, criterion) = (run.batch_size(), run.method.criterion);
-    let mut draw = run.memory.draw(world, batch, run.cursor.student_steps())?;
+    let mut draw = run.draw(world)?;
     let (mut payload, mut loss, mut sums) = (TreeSum::new(*world.layout()), PerRank::default(), PerRank::default());
     for rank in world.hosted() {
         let _span = tracing::debug_span!("distillation").entered();
@@ -183,7 +185,7 @@ mod tests {
     #[test]
     fn a_loss_that_is_not_finite_on_one_logical_rank_stops_the_step_on_all() {
         let only_there = |run: &mut Run, world: &World| {
-            for (rank, rows) in run.memory.draw(world, LOGICAL * 4, 0).unwrap().rows.iter() {
+            for (rank, rows) in run.draw(world).unwrap().rows.iter() {
                 let Target::Logits(logits) = &rows.target else { panic!("logits are stored") };
                 assert_eq!(logits.isfinite().all().int64_value(&[]) == 1, rank != BAD, "{rank:?}");
             }
@@ -202,7 +204,7 @@ mod tests {
                 let mean = if rank == BAD { f64::NAN } else { 0.0 };
                 let entries = [("mean", full(mean)), ("variance", full(1.0)), ("empty", Tensor::from_slice(&[0i64]))];
                 let entries = Entries::from_tensors(entries.map(|(key, t)| (key.to_owned(), t)));
-                run.averages.get_mut(rank).load(&entries).unwrap();
+                run.locals.get_mut(rank).average.load(&entries).unwrap();
             }
         };
         let want = (InARow { generator: 1, student: 0 }, "the generator's gradient was not finite 2 times in a row, last at step 0");
@@ -217,7 +219,7 @@ mod tests {
             let (mut run, keeper) = scene(world, folder.path(), None);
             for (work, parts) in [
                 (distil as fn(&mut Run, &World, &Keeper) -> Result<()>, &["shared.student.parameters", ".replay.masses"][..]),
-                (invert, &["shared.generator.parameters", ".average.mean", ".replay.ids"]),
+                (invert, &["shared.generator.parameters", ".local.average.mean", ".replay.ids"]),
             ] {
                 let before = bits(&run, world);
                 work(&mut run, world, &keeper).unwrap();

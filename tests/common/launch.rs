@@ -46,6 +46,12 @@ pub fn has_mpirun() -> bool {
     found
 }
 
+/// Whether that mpirun is Open MPI's; MPICH's takes other hostfiles, and another plug-in of Slurm.
+pub fn is_open_mpi() -> bool {
+    let version = Command::new("mpirun").arg("--version").output().map(|o| String::from_utf8_lossy(&o.stdout).to_lowercase());
+    version.is_ok_and(|text| text.contains("open mpi") || text.contains("openrte"))
+}
+
 /// `ssdkd` as one process.
 pub fn ssdkd<S: AsRef<str>>(arguments: &[S]) -> Outcome {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));

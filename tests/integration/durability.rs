@@ -689,7 +689,7 @@ impl Running {
         assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
     }
 
-    /// Processes that mpirun has started.
+    /// Processes that mpirun has started: its children, or those of its proxy (MPICH).
     fn ranks(&self) -> Vec<i32> {
         let processes = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
         let parent = |pid: &i32| -> Option<i32> {
@@ -699,7 +699,8 @@ impl Running {
         };
         // Between fork and exec a child is still mpirun itself, and killing it then tries mpirun.
         let is_rank = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "ssdkd");
-        processes.filter(|pid| parent(pid) == Some(self.pid()) && is_rank(pid)).collect()
+        let is_ours = |pid: &i32| [parent(pid), parent(pid).and_then(|up| parent(&up))].contains(&Some(self.pid()));
+        processes.filter(|pid| is_ours(pid) && is_rank(pid)).collect()
     }
 
     /// Started with a fault that stops a rank, which it has done: however fast the machine is, the run is in the middle.

@@ -95,8 +95,9 @@ fn check_classifier(name: &str, want: &Value) {
     close(&format!("{name} running variances"), sums(1), number(8), 0.0);
 
     let teacher = Teacher::new(network, state);
-    let (_, taps) = teacher.tapped(&images);
-    let gap = teacher.statistics_gap(&taps, &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu));
+    let mut pass = Pass::tapped();
+    teacher.watch(&images, &mut pass);
+    let gap = teacher.statistics_gap(&pass.into_taps(), &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu));
     close(&format!("{name} statistics loss"), gap.double_value(&[]), number(5), 0.0);
 }
 
@@ -138,8 +139,9 @@ fn segmentation_networks_equal_the_published_ones() {
         assert!(ssdkd::task::at_size(&out.head, &images).equal(&out.logits), "{name}");
 
         let teacher = Teacher::new(network, state);
-        let (_, taps) = teacher.tapped(&images);
-        let gap = teacher.statistics_gap(&taps, &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu));
+        let mut pass = Pass::tapped();
+        teacher.watch(&images, &mut pass);
+        let gap = teacher.statistics_gap(&pass.into_taps(), &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu));
         close(&format!("{name} statistics loss"), gap.double_value(&[]), number(5), 0.0);
     }
 }

@@ -168,6 +168,12 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             "at least 31 are needed",
         ),
         sets(
+            "several inner steps of a generator that is trained over the whole run",
+            &["method=dafl", "inversion.steps=3"],
+            "inversion.steps: 3: dafl moves its generator once a round",
+            "use 1, and more train.rounds",
+        ),
+        sets(
             "M not dividing the batch",
             &["parallel.logical_ranks=6"],
             "distill.batch_size: 128 rows cannot be shared by 6 logical ranks",
@@ -432,7 +438,7 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 48] = [
+const RANGES: [(&str, &str, &str); 57] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
@@ -451,6 +457,14 @@ const RANGES: [(&str, &str, &str); 48] = [
     ("inversion.statistics_weight", "-1", "-1 is negative or not a number"),
     ("inversion.task_weight", "-1", "-1 is negative or not a number"),
     ("inversion.adversarial_weight", "nan", "NaN is negative or not a number"),
+    ("inversion.balance_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.activation_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.variation_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.norm_weight", "-1", "-1 is negative or not a number"),
+    ("inversion.contrastive_weight", "nan", "NaN is negative or not a number"),
+    ("inversion.contrastive_temperature", "0", "0 is not a positive number"),
+    ("inversion.contrastive_bank", "0", "0 is below 1"),
+    ("inversion.contrastive_negatives", "0", "0 is below 1"),
     ("inversion.statistics_momentum", "1", "1 is not between 0 and 1 (exclusive)"),
     ("inversion.view_shift", "33", "33 is not between 0 and 32 pixels"),
     ("phi.gamma", "-1", "-1 is negative or not a number"),
@@ -461,6 +475,7 @@ const RANGES: [(&str, &str, &str); 48] = [
     ("replay.epsilon", "-1", "-1 is negative or not a number"),
     ("distill.batch_size", "0", "0 is below 1"),
     ("distill.temperature", "0", "0 is not a positive number"),
+    ("distill.label_weight", "-1", "-1 is negative or not a number"),
     ("distill.view_shift", "-1", "-1 is not between 0 and 32 pixels"),
     ("distill.teacher_views", "257", "257 is more than 256"),
     ("train.eval_every_rounds", "0", "0 is below 1"),
@@ -497,8 +512,8 @@ fn every_range_is_checked() {
     let checks: Vec<&str> = checks.collect();
     let count = |key: &str| checks.iter().filter(|k| **k == key).count();
     let shown = |key: &str| RANGES.iter().filter(|(k, ..)| *k == key).count();
-    // One for both jobs, and one of the first table.
-    let elsewhere = ["student.lr_min", "train.rounds"];
+    // One for both jobs, and two of the first table.
+    let elsewhere = ["student.lr_min", "train.rounds", "inversion.steps"];
     let missing: Vec<&&str> = checks.iter().filter(|key| !elsewhere.contains(key) && shown(key) < count(key)).collect();
     assert!(missing.is_empty(), "not in the table of ranges: {missing:?}");
 }

@@ -1,0 +1,157 @@
+//! One inner step: what teacher and student make of the images, and the loss of that.
+
+use super::recipe::{COLUMNS, Disagreement, Labels, PHI, PRIOR, Term, Views};
+use super::{Call, Local, Networks, Settings};
+use crate::data::{Crop, View, apply_crops, apply_views, roll};
+use crate::losses::{self, Modulation};
+use crate::models::Output;
+use crate::nn::{InputStatistics, Pass};
+use crate::rng::Purpose;
+use crate::task;
+use tch::{Kind, Tensor};
+
+/// Temperature of the Jensen–Shannon disagreement. Source: zju-vipa/DataFree `deepinversion.py`.
+const JS_TEMPERATURE: f64 = 3.0;
+
+pub(super) struct Sight {
+    /// The images themselves, normalised.
+    plain_bchw: Tensor,
+    /// As the networks saw them.
+    seen_bchw: Tensor,
+    teacher: Output,
+    targets: Tensor,
+    taps: Vec<InputStatistics>,
+    /// The teacher's features of a local and a global view, side by side, where they are asked for.
+    embedded: Option<[Tensor; 2]>,
+    features_be: Option<Tensor>,
+    step: u64,
+}
+
+impl Sight {
+    /// The teacher looks at `images_bchw`.
+    pub(super) fn of(
+        images_bchw: &Tensor,
+        settings: &Settings,
+        networks: &Networks<'_>,
+        labels_b: &Tensor,
+        call: &Call<'_>,
+        step: u64,
+    ) -> Self {
+        let (recipe, k, teacher) = (&settings.recipe, &settings.inversion, networks.teacher);
+        let seen_bchw = networks.normalise.apply(&seen(images_bchw, settings, call, step));
+        let mut pass = if recipe.has(Term::Statistics, k) { Pass::tapped() } else { Pass::eval() };
+        let contrasts = recipe.has(Term::Contrast, k);
+        let (embedding, _) = teacher.parts().0.embedding();
+        if contrasts {
+            pass = pass.embedding(embedding);
+        }
+        let output = teacher.watch(&seen_bchw, &mut pass);
+        let embedded = pass.take_embedding().map(|global_bd| {
+            let key = call.key_of_step(settings, Purpose::LocalView, step);
+            let size = [settings.image[1], settings.image[2]];
+            let crops: Vec<Crop> = (0..images_bchw.size()[0] as u64).map(|i| Crop::draw(&key, i, size)).collect();
+            let mut local = Pass::eval().embedding(embedding);
+            teacher.watch(&networks.normalise.apply(&apply_crops(images_bchw, &crops)), &mut local);
+            [local.take_embedding().unwrap_or_default(), global_bd]
+        });
+        let targets = match recipe.labels {
+            Labels::Drawn => task::spread(labels_b, &output.logits),
+            Labels::Pseudo => output.logits.argmax(1, false),
+        };
+        Self {
+            plain_bchw: networks.normalise.apply(images_bchw),
+            features_be: embedded.as_ref().map(|parts| Tensor::cat(parts, 1).detach()),
+            taps: pass.into_taps(),
+            teacher: output,
+            seen_bchw,
+            targets,
+            embedded,
+            step,
+        }
+    }
+
+    /// The weighted sum of the method's terms, and their values by column.
+    pub(super) fn loss(
+        &self,
+        settings: &Settings,
+        networks: &Networks<'_>,
+        local: &Local,
+        modulation: &Modulation<'_>,
+        call: &Call<'_>,
+    ) -> (Tensor, Tensor) {
+        let k = &settings.inversion;
+        let zero = || Tensor::zeros([], (Kind::Float, self.seen_bchw.device()));
+        let (mut total, mut columns): (Tensor, [Tensor; COLUMNS]) = (zero(), std::array::from_fn(|_| zero()));
+        for &term in settings.recipe.terms {
+            let weight = term.weight(k);
+            // Terms without weight are not computed: the student is not run for nothing.
+            if weight == 0.0 || matches!(term, Term::Adversarial(_)) && !call.adversarial {
+                continue;
+            }
+            let value = match term {
+                Term::Statistics => networks.teacher.statistics_gap(&self.taps, &local.average),
+                Term::Task => losses::cross_entropy(&self.teacher.logits, &self.targets).mean(Kind::Float),
+                Term::ModulatedTask => {
+                    let phi = modulation.weights(&self.teacher.logits, &self.targets);
+                    columns[PHI] = phi.mean(Kind::Float);
+                    (phi * losses::cross_entropy(&self.teacher.logits, &self.targets)).mean(Kind::Float)
+                }
+                Term::Adversarial(measure) => self.disagreement(measure, networks),
+                Term::Balance => losses::balance(&self.teacher.logits),
+                Term::Activation => losses::activation(&self.teacher.features_bd),
+                Term::Variation => losses::variation(&self.plain_bchw),
+                Term::Norm => self.plain_bchw.norm(),
+                Term::Contrast => {
+                    let (Some(contrast), Some([near, whole])) = (&local.contrast, &self.embedded) else {
+                        unreachable!("a method with a contrastive term has its state and its embeddings");
+                    };
+                    contrast.loss(near, whole, &call.key_of_step(settings, Purpose::Negatives, self.step))
+                }
+            };
+            let sign = if matches!(term, Term::Adversarial(_)) { -1.0 } else { 1.0 };
+            let weighted = &value * (sign * weight);
+            match term.column() {
+                PRIOR => columns[PRIOR] = &columns[PRIOR] + &weighted,
+                column => columns[column] = value,
+            }
+            total = &total + weighted;
+        }
+        (total, Tensor::stack(&columns.map(|t| t.detach().to_kind(Kind::Double)), 0))
+    }
+
+    /// How far the student is from the teacher, positive: gradients flow through both.
+    fn disagreement(&self, measure: Disagreement, networks: &Networks<'_>) -> Tensor {
+        let (student, weights) = networks.student;
+        let student_logits = student.forward(weights, &self.seen_bchw, &mut Pass::eval()).logits;
+        let teacher_logits = &self.teacher.logits;
+        match measure {
+            Disagreement::Masked => losses::masked_disagreement(&student_logits, teacher_logits),
+            Disagreement::Plain => losses::kl_divergence(&student_logits, teacher_logits, 1.0).mean(Kind::Float),
+            Disagreement::Logits => losses::logit_distance(&student_logits, teacher_logits),
+            Disagreement::JensenShannon => losses::jensen_shannon(&student_logits, teacher_logits, JS_TEMPERATURE),
+        }
+    }
+
+    /// What the contrastive loss would remember of these images.
+    pub(super) fn features_be(&self) -> Option<&Tensor> {
+        self.features_be.as_ref()
+    }
+
+    pub(super) fn into_taps(self) -> Vec<InputStatistics> {
+        self.taps
+    }
+}
+
+/// The images as an inner step shows them, still in [0, 1].
+fn seen(images_bchw: &Tensor, settings: &Settings, call: &Call<'_>, step: u64) -> Tensor {
+    let (key, shift) = (call.key(settings, Purpose::InversionView), settings.inversion.view_shift);
+    let b = images_bchw.size()[0] as u64;
+    match settings.recipe.views {
+        Views::Shifted => {
+            let views: Vec<View> = (0..b).map(|i| View::draw(&key, step * b + i, shift, true)).collect();
+            apply_views(images_bchw, &views)
+        }
+        Views::Rolled => roll(images_bchw, View::draw(&key, step, shift, true)),
+        Views::Plain => images_bchw.shallow_clone(),
+    }
+}
