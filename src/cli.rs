@@ -36,6 +36,12 @@ pub enum Command {
     Export(ExportArgs),
     /// Look into a run folder or a weights file.
     Inspect(InspectArgs),
+    /// Look at the files of data sets.
+    Data {
+        /// What to do with them.
+        #[command(subcommand)]
+        action: DataAction,
+    },
     /// Measure parts of ssdkd on this machine.
     Bench {
         /// Which.
@@ -127,8 +133,9 @@ pub struct PredictArgs {
     /// Data set whose size and normalisation a folder's pictures get.
     #[arg(long, value_name = "NAME")]
     pub dataset: Option<DatasetName>,
-    /// Where to write: safetensors with `logits` and `features`, or for a folder a CSV with file, class and confidence.
-    #[arg(long, value_name = "FILE")]
+    /// Where to write: safetensors with `logits` and `features`; for a folder of pictures a CSV with file, class and confidence, or, for a
+    /// network that labels pixels, a folder of label maps: PNG files whose pixels are labels and whose palette shows them in colours.
+    #[arg(long, value_name = "FILE|FOLDER")]
     pub out: PathBuf,
 }
 
@@ -165,6 +172,17 @@ pub struct InspectArgs {
     /// Print how a run stands: running, stopped or paused (start it again: it goes on), finished or failed.
     #[arg(long)]
     pub status: bool,
+}
+
+/// What to do with the files of a data set.
+#[derive(Debug, Subcommand)]
+pub enum DataAction {
+    /// Say which data sets a folder holds, and what of them is missing, damaged, or of a wrong size or label range.
+    Check {
+        /// The folder.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// What to do with a configuration.

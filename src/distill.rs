@@ -8,6 +8,7 @@ use crate::models::Network;
 use crate::nn::{Entries, Pass, Sgd, State, Stateful};
 use crate::parallel::made_progress;
 use crate::replay::{Rows, Target};
+use crate::rng::Key;
 use crate::task;
 use crate::teacher::Teacher;
 use tch::{Kind, Tensor};
@@ -110,7 +111,8 @@ pub struct Slice {
 /// Forward, weighted loss, backward for the rows of one logical rank.
 ///
 /// The loss is Σ_b w_b·loss_b / B with B the *global* batch, so that slices add up (SSD-KD Eq. 3). Batch-norm uses this
-/// slice's statistics (ghost batch norm) and starts from the same running ones on every logical rank.
+/// slice's statistics (ghost batch norm) and starts from the same running ones on every logical rank. `dropout` is the stream of the
+/// slice's random numbers.
 pub fn backward(
     student: &mut Student,
     teacher: Option<&Teacher>,
@@ -118,11 +120,12 @@ pub fn backward(
     rows: &Rows,
     criterion: Criterion,
     global_batch: usize,
+    dropout: Key,
 ) -> Slice {
     student.forget_slice();
     student.state.zero_gradient();
     let seen_bchw = normalise.apply(&apply_views(&to_unit(&rows.images_bchw), &rows.views));
-    let logits = student.network.forward(&student.state, &seen_bchw, &mut Pass::train()).logits;
+    let logits = student.network.forward(&student.state, &seen_bchw, &mut Pass::train().with_dropout(dropout)).logits;
     let loss_b = match criterion {
         Criterion::CrossEntropy => labelled(&logits, rows).unwrap_or_else(|| unreachable!("real data has labels")),
         Criterion::Distillation { temperature, label_weight } => {
@@ -146,7 +149,7 @@ pub fn backward(
 /// The teacher's logits on the rows: stored ones, or asked for.
 fn target(teacher: Option<&Teacher>, rows: &Rows, seen_bchw: &Tensor) -> Tensor {
     match (&rows.target, teacher) {
-        (Target::Logits(logits), _) => logits.shallow_clone(),
+        (Target::Logits(logits), _) => task::at_size(logits, seen_bchw),
         (_, Some(teacher)) => teacher.evaluate(seen_bchw).logits,
         (_, None) => unreachable!("methods that ask a teacher have one"),
     }

@@ -1,12 +1,13 @@
 //! A network applied to files: tensors, or pictures in a folder.
 
 use crate::config::{DatasetName, ModelName};
-use crate::data::{self, Normalise, read_picture, to_unit};
+use crate::data::{self, Normalise, read_picture, to_unit, write_labels};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::losses::predicted_and_confidence;
 use crate::models::Shape;
 use crate::nn::weights;
+use crate::task::{self, Prediction, Task};
 use crate::teacher::Teacher;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -14,8 +15,15 @@ use tch::{Device, Kind, Tensor};
 /// Most classes a network may have: no data set has more, and a slip of the pen must not ask for all memory.
 pub const MAX_CLASSES: i64 = 1_000_000;
 
-/// Images per forward pass.
+/// Images per forward pass, at most.
 const BATCH: i64 = 128;
+/// Pixels per forward pass, as long as it is one image or more.
+const PIXELS: i64 = BATCH * 32 * 32;
+
+/// Images of `[…, h, w]` per forward pass.
+fn batch_of(size: &[i64]) -> i64 {
+    (PIXELS / size.iter().rev().take(2).product::<i64>().max(1)).clamp(1, BATCH)
+}
 
 /// A network as a weights file has it.
 pub struct Network<'a> {
@@ -67,34 +75,58 @@ pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
         let problem = format!("`images` is {:?}; this network takes images of {least}×{least} pixels or more", images.size());
         return Err(Error::file(input, problem));
     }
-    let output = network.evaluate_all(&images.to_kind(Kind::Float), BATCH);
+    let output = network.evaluate_all(&images.to_kind(Kind::Float), batch_of(&images.size()));
     weights::write(out, &[("logits".into(), output.logits), ("features".into(), output.features_bd)], &[])
 }
 
-/// Category and confidence of every PNG and JPEG file of a folder, written to `out` as CSV.
+/// What the network says of every PNG and JPEG file of a folder: categories and confidences in a CSV file `out`, or a map of labels
+/// for each picture, as PNG of its size, in a folder `out`.
 ///
 /// # Errors
-/// A folder without pictures, or a file that is none.
+/// A folder without pictures, or a file that is none, or is smaller than the network takes.
 pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &Path) -> Result<()> {
+    Task::check(dataset, "--model", network.model)?;
     let facts = data::facts(dataset);
     let teacher = network.load(facts.channels)?;
+    let least = teacher.parts().0.least_size();
     let normalise = Normalise::new(&facts, Device::Cpu);
-    let mut rows = csv::Writer::from_writer(Vec::new());
-    let failed = |e: &dyn std::fmt::Display| Error::refused(format!("cannot form rows: {e}"));
-    rows.write_record(["file", "class", "confidence"]).map_err(|e| failed(&e))?;
+    let mut rows = Vec::new();
     for paths in pictures(input)?.chunks(BATCH as usize) {
-        let images: Vec<Tensor> = paths.iter().map(|path| read_picture(path, &facts)).collect::<Result<_>>()?;
-        let logits = teacher.evaluate(&normalise.apply(&to_unit(&Tensor::stack(&images, 0)))).logits;
-        let (predicted, confidence) = predicted_and_confidence(&logits);
-        for (i, path) in paths.iter().enumerate() {
-            let class = predicted.int64_value(&[i as i64]) as usize;
-            let class = facts.class_names.get(class).map_or_else(|| class.to_string(), |name| (*name).to_owned());
+        let read = |path: &PathBuf| {
+            let (image, own) = read_picture(path, &facts)?;
+            let [_, h, w] = <[i64; 3]>::try_from(image.size()).unwrap_or_default();
+            let small = Error::file(path, format!("{w}×{h} pixels; this network takes {least}×{least} or more"));
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let confidence = format!("{:.4}", confidence.double_value(&[i as i64]));
-            rows.write_record([name, class, confidence]).map_err(|e| failed(&e))?;
+            if h.min(w) < least { Err(small) } else { Ok((name, image, own)) }
+        };
+        let images = paths.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let alike = images.chunk_by(|a, b| a.1.size() == b.1.size());
+        for alike in alike.flat_map(|group| group.chunks(batch_of(&group[0].1.size()) as usize)) {
+            let stacked = Tensor::stack(&alike.iter().map(|(_, image, _)| image).collect::<Vec<_>>(), 0);
+            let (predicted, confidence) = predicted_and_confidence(&teacher.evaluate(&normalise.apply(&to_unit(&stacked))).logits);
+            for ((name, _, own), said) in alike.iter().zip(task::predictions(&predicted, &confidence)) {
+                match said {
+                    Prediction::Category(class, confidence) => {
+                        let class = facts.class_names.get(class as usize).map_or_else(|| class.to_string(), |name| (*name).to_owned());
+                        rows.push([name.clone(), class, format!("{confidence:.4}")]);
+                    }
+                    Prediction::Map(labels_hw) => {
+                        files::create_folder(out)?;
+                        write_labels(&out.join(Path::new(name).with_extension("png")), &data::grown(&labels_hw, *own))?;
+                    }
+                }
+            }
         }
     }
-    files::write(out, &rows.into_inner().map_err(|e| failed(&e))?)
+    if rows.is_empty() { Ok(()) } else { files::write(out, &table(&rows)?) }
+}
+
+fn table(rows: &[[String; 3]]) -> Result<Vec<u8>> {
+    let failed = |e: &dyn std::fmt::Display| Error::refused(format!("cannot form rows: {e}"));
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(["file", "class", "confidence"]).map_err(|e| failed(&e))?;
+    rows.iter().try_for_each(|row| table.write_record(row)).map_err(|e| failed(&e))?;
+    table.into_inner().map_err(|e| failed(&e))
 }
 
 /// PNG and JPEG files of a folder, by name.

@@ -44,6 +44,12 @@ pub enum Purpose {
     LocalView = 16,
     /// Pixels that an inversion starts from.
     Pixels = 17,
+    /// Dropout masks of a student step.
+    Dropout = 20,
+    /// Where real images that are larger than a network's are cut.
+    Crop = 21,
+    /// Made scenes; the step is the scene's number and its split.
+    Scene = 22,
     /// Points of a random sweep; the step is the point, the index the axis.
     SweepPoint = 32,
 }

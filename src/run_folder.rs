@@ -171,6 +171,8 @@ impl RunFolder {
         let mut config = config.clone();
         config.data.dir = absolute(&config.data.dir);
         config.teacher.weights = absolute(&config.teacher.weights);
+        config.student.backbone = absolute(&config.student.backbone);
+        config.teach.backbone = absolute(&config.teach.backbone);
         let text = toml::to_string(&config).map_err(|e| Error::refused(e.to_string()))?;
         files::write(&self.path.join("config.toml"), text.as_bytes())
     }

@@ -2,11 +2,23 @@
 //!
 //! Logits are `[b, k]` or `[b, k, h, w]`; targets, predictions and confidences are `[b]` or `[b, h, w]`.
 
+use crate::config::{DatasetName, ModelName};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 /// Mean over everything but the batch: `[b, …]` → `[b]`.
 pub fn per_sample(values: &Tensor) -> Tensor {
     if values.dim() == 1 { values.shallow_clone() } else { values.flatten(1, -1).mean_dim(1, false, Kind::Float) }
+}
+
+/// A map `[b, k, h', w']` brought to the images' size, bilinearly with corners not aligned, as DeepLab's head is; logits of images, and
+/// a map of that size, as they are.
+pub fn at_size(logits: &Tensor, images_bchw: &Tensor) -> Tensor {
+    match (&logits.size()[..], &images_bchw.size()[..]) {
+        ([_, _, from @ ..], [_, _, to @ ..]) if !from.is_empty() && from != to => logits.upsample_bilinear2d(to, false, None, None),
+        _ => logits.shallow_clone(),
+    }
 }
 
 /// One target per image, given to every pixel where logits are dense.
@@ -30,43 +42,278 @@ pub fn class_counts(predicted: &Tensor) -> Vec<Vec<(u32, u32)>> {
         .collect()
 }
 
+/// What labels are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// Images.
+    Images,
+    /// Pixels.
+    Pixels,
+}
+
+impl Task {
+    /// What a data set labels.
+    pub fn of(dataset: DatasetName) -> Self {
+        match dataset {
+            DatasetName::Cifar10 | DatasetName::Cifar100 | DatasetName::FashionMnist | DatasetName::Mnist => Self::Images,
+            DatasetName::Nyuv2 | DatasetName::Scenes13 => Self::Pixels,
+        }
+    }
+
+    /// What a network labels.
+    pub fn of_model(model: ModelName) -> Self {
+        match model {
+            ModelName::Deeplabv3Resnet50 | ModelName::Deeplabv3Mobilenet => Self::Pixels,
+            _ => Self::Images,
+        }
+    }
+
+    /// Rows of a picture of the buffer: of classified images as they are; of scenes two in each row, each followed by the maps that
+    /// `look` gives of it.
+    pub fn pictured(self, rows: Vec<Vec<Option<Tensor>>>, look: impl Fn(&Tensor) -> Vec<Tensor>) -> Vec<Vec<Option<Tensor>>> {
+        let with_maps = |image: Tensor| std::iter::once(image.shallow_clone()).chain(look(&image)).map(Some).collect::<Vec<_>>();
+        match self {
+            Self::Images => rows,
+            Self::Pixels => rows.into_iter().map(|row| row.into_iter().flatten().take(2).flat_map(with_maps).collect()).collect(),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Images => "images",
+            Self::Pixels => "pixels",
+        }
+    }
+
+    /// Refuses a network, named by `key`, that does not label what the data set labels.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the networks that do.
+    pub fn check(dataset: DatasetName, key: &str, model: ModelName) -> Result<()> {
+        let (wanted, found) = (Self::of(dataset), Self::of_model(model));
+        if wanted == found {
+            return Ok(());
+        }
+        let legal: Vec<&str> = ModelName::ALL.into_iter().filter(|m| Self::of_model(*m) == wanted).map(ModelName::name).collect();
+        let (model, dataset) = (model.name(), dataset.name());
+        let text = format!("{model} labels {}, {dataset} has labels of {}: use {}", found.name(), wanted.name(), legal.join(", "));
+        Err(Error::config(key, text))
+    }
+}
+
+/// Target of what bears no label: PyTorch's own choice, which its cross entropy leaves out.
+pub const IGNORED: i64 = -100;
+/// The same in files.
+pub const UNLABELLED: u8 = 255;
+
+/// Labels as losses take them, i64: maps of bytes with their unlabelled places marked [`IGNORED`], others as they are.
+pub fn targets(labels: &Tensor) -> Tensor {
+    if labels.kind() != Kind::Uint8 {
+        return labels.shallow_clone();
+    }
+    let wide = labels.to_kind(Kind::Int64);
+    wide.masked_fill(&wide.eq(i64::from(UNLABELLED)), IGNORED)
+}
+
+/// Labels of images that were moved: those of pixels move along, those of images stay.
+pub fn moved(labels: Tensor, way: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
+    if labels.dim() == 1 { labels } else { way(&labels) }
+}
+
+/// What a network says of one image.
+pub enum Prediction {
+    /// A category and its probability.
+    Category(i64, f64),
+    /// A category for each pixel, i64 `[h, w]`.
+    Map(Tensor),
+}
+
+/// Of a batch, from the predicted categories and their probabilities.
+pub fn predictions(predicted: &Tensor, confidence: &Tensor) -> Vec<Prediction> {
+    let one = |i: i64| match predicted.dim() {
+        1 => Prediction::Category(predicted.int64_value(&[i]), confidence.double_value(&[i])),
+        _ => Prediction::Map(predicted.get(i)),
+    };
+    (0..predicted.size()[0]).map(one).collect()
+}
+
 /// Exact counts from which scores are computed. Counts of several batches add up in any order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// Labelled images.
-    pub total: u64,
-    /// Images whose label has the largest logit.
-    pub first: u64,
-    /// Images whose label is among the five largest logits.
-    pub fifth: u64,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Counts {
+    /// Of images.
+    Images {
+        /// Labelled images.
+        total: u64,
+        /// Images whose label has the largest logit.
+        first: u64,
+        /// Images whose label is among the five largest logits.
+        fifth: u64,
+    },
+    /// Of pixels.
+    Pixels {
+        /// Images.
+        images: u64,
+        /// Pixels, unlabelled ones too.
+        pixels: u64,
+        /// Labelled pixels by label (row) and predicted category (column), k×k.
+        confusion: Vec<u64>,
+    },
 }
 
 impl Counts {
-    /// Of one batch.
+    /// Of one batch. Labels are i64, [`IGNORED`] where there is none.
     pub fn of(logits: &Tensor, labels: &Tensor) -> Self {
-        let k = logits.size()[1].min(5);
-        let (_, best) = logits.topk(k, 1, true, true);
-        let hit = best.eq_tensor(&labels.unsqueeze(1));
-        let count = |t: Tensor| t.to_kind(Kind::Int64).sum(Kind::Int64).int64_value(&[]) as u64;
-        Self { total: labels.numel() as u64, first: count(hit.narrow(1, 0, 1)), fifth: count(hit) }
+        let classes = logits.size()[1];
+        if labels.dim() == 1 {
+            let (_, best) = logits.topk(classes.min(5), 1, true, true);
+            let hit = best.eq_tensor(&labels.unsqueeze(1));
+            let count = |t: Tensor| t.to_kind(Kind::Int64).sum(Kind::Int64).int64_value(&[]) as u64;
+            return Self::Images { total: labels.numel() as u64, first: count(hit.narrow(1, 0, 1)), fifth: count(hit) };
+        }
+        let cells = (labels * classes + logits.argmax(1, false)).masked_select(&labels.ge(0));
+        let confusion = Vec::<i64>::try_from(cells.bincount(None::<&Tensor>, classes * classes)).unwrap_or_default();
+        Self::Pixels {
+            images: labels.size()[0] as u64,
+            pixels: labels.numel() as u64,
+            confusion: confusion.into_iter().map(|n| n as u64).collect(),
+        }
     }
 
-    /// Share of images classified rightly, in [0, 1].
-    pub fn top1(&self) -> f64 {
-        self.first as f64 / self.total.max(1) as f64
+    /// Images.
+    pub fn images(&self) -> u64 {
+        match self {
+            Self::Images { total, .. } => *total,
+            Self::Pixels { images, .. } => *images,
+        }
     }
 
-    /// Share of images whose label is among the five largest logits, in [0, 1].
-    pub fn top5(&self) -> f64 {
-        self.fifth as f64 / self.total.max(1) as f64
+    /// As numbers, on their way to other ranks.
+    pub fn words(&self) -> Vec<u64> {
+        match self {
+            Self::Images { total, first, fifth } => vec![0, *total, *first, *fifth],
+            Self::Pixels { images, pixels, confusion } => [&[1, *images, *pixels][..], confusion].concat(),
+        }
+    }
+
+    /// Back from [`Counts::words`].
+    pub fn from_words(words: &[u64]) -> Option<Self> {
+        match *words {
+            [0, total, first, fifth] => Some(Self::Images { total, first, fifth }),
+            [1, images, pixels, ref confusion @ ..] => Some(Self::Pixels { images, pixels, confusion: confusion.to_vec() }),
+            _ => None,
+        }
+    }
+
+    /// Of two parts of a test split.
+    pub fn plus(self, other: Self) -> Self {
+        let sum: Vec<u64> = self.words().iter().zip(other.words()).map(|(a, b)| a + b).collect();
+        // Their first word says what they are of.
+        Self::from_words(&[&self.words()[..1], &sum[1..]].concat()).unwrap_or(self)
+    }
+
+    /// What they come to.
+    pub fn scores(&self) -> Scores {
+        match self {
+            Self::Images { total, first, fifth } => {
+                let share = |n: &u64| Some(*n as f64 / (*total).max(1) as f64);
+                Scores { top1: share(first), top5: share(fifth), ..Scores::default() }
+            }
+            Self::Pixels { pixels, confusion, .. } => {
+                let classes = confusion.len().isqrt();
+                let hit = |c: usize| confusion[c * classes + c];
+                let iou = |c: usize| {
+                    let row: u64 = confusion[c * classes..][..classes].iter().sum();
+                    let column: u64 = confusion.iter().skip(c).step_by(classes).sum();
+                    hit(c) as f64 / ((row + column - hit(c)) as f64 + 1e-9)
+                };
+                let class_iou: Vec<f64> = (0..classes).map(iou).collect();
+                Scores {
+                    miou: Some(class_iou.iter().sum::<f64>() / classes.max(1) as f64),
+                    pixel_accuracy: Some((0..classes).map(hit).sum::<u64>() as f64 / (*pixels).max(1) as f64),
+                    class_iou: Some(class_iou),
+                    ..Scores::default()
+                }
+            }
+        }
     }
 }
 
-impl std::ops::Add for Counts {
-    type Output = Self;
+/// Scores on a test split, in 0..1; those of the other task are absent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Scores {
+    /// Share of test images classified rightly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top1: Option<f64>,
+    /// Share of test images whose label is among the five largest logits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top5: Option<f64>,
+    /// Mean of `class_iou` over all classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub miou: Option<f64>,
+    /// Share of all pixels that are labelled and predicted rightly: unlabelled ones count as wrong, as in zju-vipa/Fast-Datafree.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pixel_accuracy: Option<f64>,
+    /// Intersection over union of each class: pixels of it that are predicted so / pixels of it or predicted so. Classes that never
+    /// occur have 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_iou: Option<Vec<f64>>,
+}
 
-    fn add(self, other: Self) -> Self {
-        Self { total: self.total + other.total, first: self.first + other.first, fifth: self.fifth + other.fifth }
+/// The largest of several evaluations. Chosen on the test split: quote the last score.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Best {
+    /// Largest top-1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top1_best: Option<f64>,
+    /// Largest mIoU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub miou_best: Option<f64>,
+}
+
+impl Best {
+    /// With one evaluation more.
+    pub fn and(self, scores: &Scores) -> Self {
+        // `None` is less than any number.
+        let larger = |a: Option<f64>, b: Option<f64>| if b > a { b } else { a };
+        Self { top1_best: larger(self.top1_best, scores.top1), miou_best: larger(self.miou_best, scores.miou) }
+    }
+
+    /// The one there is.
+    pub fn headline(&self) -> Option<Headline> {
+        Scores { top1: self.top1_best, miou: self.miou_best, ..Scores::default() }.headline()
+    }
+}
+
+/// The score a network is quoted by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Headline {
+    /// For people.
+    pub name: &'static str,
+    /// Name with its unit, for an axis.
+    pub axis: &'static str,
+    /// In 0..1.
+    pub share: f64,
+    /// In the axis' unit.
+    pub value: f64,
+}
+
+impl Headline {
+    /// The value with its unit.
+    pub fn text(&self) -> String {
+        if self.value == self.share { format!("{:.4}", self.value) } else { format!("{:.2} %", self.value) }
+    }
+}
+
+impl Scores {
+    /// Top-1 in per cent, or mIoU as a fraction, as publications quote them.
+    pub fn headline(&self) -> Option<Headline> {
+        match (self.top1, self.miou) {
+            (Some(share), _) => Some(Headline { name: "top-1", axis: "top-1, %", share, value: 100.0 * share }),
+            (_, Some(share)) => Some(Headline { name: "mIoU", axis: "mIoU", share, value: share }),
+            _ => None,
+        }
     }
 }
 
@@ -78,7 +325,49 @@ mod tests {
     fn top1_and_top5_count_images() {
         let logits = Tensor::from_slice(&[9f32, 1., 2., 3., 4., 5., 0., 9., 8., 7., 6., 5.]).view([2, 6]);
         let labels = Tensor::from_slice(&[0i64, 0]);
-        assert_eq!(Counts::of(&logits, &labels), Counts { total: 2, first: 1, fifth: 1 });
+        assert_eq!(Counts::of(&logits, &labels), Counts::Images { total: 2, first: 1, fifth: 1 });
+    }
+
+    /// The example of the published evaluation: rows are labels, unlabelled pixels count in the accuracy only, and there as wrong.
+    #[test]
+    fn unlabelled_pixels_count_as_the_published_evaluation_counts_them() {
+        let predicted = Tensor::from_slice(&[0i64, 1, 1, 2, 2, 0]).view([1, 2, 3]);
+        let logits = predicted.one_hot(3).permute([0, 3, 1, 2]).to_kind(Kind::Float);
+        let labels = targets(&Tensor::from_slice(&[0u8, 1, 0, 255, 1, 0]).view([1, 2, 3]));
+        let counts = Counts::of(&logits, &labels);
+        let Counts::Pixels { images: 1, pixels: 6, confusion } = &counts else { panic!("{counts:?}") };
+        assert_eq!(confusion, &[2, 1, 0, 0, 1, 1, 0, 0, 0]);
+        let scores = counts.scores();
+        let round = |x: f64| (x * 1e4).round() / 1e4;
+        assert_eq!(scores.class_iou.unwrap().into_iter().map(round).collect::<Vec<_>>(), [0.6667, 0.3333, 0.0]);
+        assert_eq!((round(scores.miou.unwrap()), scores.pixel_accuracy), (0.3333, Some(0.5)));
+
+        // Two such images count twice, by whatever rank.
+        let twice = Counts::from_words(&counts.words()).unwrap().plus(counts.clone());
+        let both = |t: &Tensor| Tensor::cat(&[t, t], 0);
+        assert_eq!(twice, Counts::of(&both(&logits), &both(&labels)));
+    }
+
+    #[test]
+    fn maps_grow_to_the_images_and_nothing_else_does() {
+        let images = Tensor::zeros([2, 3, 4, 6], (Kind::Float, tch::Device::Cpu));
+        let map = Tensor::from_slice(&[1f32, 3.]).view([1, 1, 1, 2]).expand([2, 1, 2, 2], false);
+        // Corners not aligned: the two values stand at columns 1 and 4 of six, and hold to the edges.
+        let row = Vec::<f32>::try_from(at_size(&map, &images).get(0).get(0).get(2)).unwrap();
+        for (got, want) in row.iter().zip([1.0, 1.0, 5.0 / 3.0, 7.0 / 3.0, 3.0, 3.0]) {
+            assert!((got - want).abs() < 1e-6, "{row:?}");
+        }
+        let flat = Tensor::zeros([2, 5], (Kind::Float, tch::Device::Cpu));
+        assert_eq!(at_size(&flat, &images).size(), [2, 5]);
+    }
+
+    #[test]
+    fn networks_are_held_against_what_is_labelled() {
+        Task::check(DatasetName::Cifar10, "teacher.model", ModelName::Wrn40x2).unwrap();
+        Task::check(DatasetName::Nyuv2, "teacher.model", ModelName::Deeplabv3Resnet50).unwrap();
+        let text = Task::check(DatasetName::Nyuv2, "student.model", ModelName::Vgg11).unwrap_err().to_string();
+        let want = "student.model: vgg11 labels images, nyuv2 has labels of pixels: use deeplabv3_resnet50, deeplabv3_mobilenet";
+        assert_eq!(text, want);
     }
 
     #[test]

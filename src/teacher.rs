@@ -6,7 +6,7 @@ use crate::losses::{StatisticsAverage, statistics_gap};
 use crate::models::{self, Network, Output, Shape};
 use crate::nn::{InputStatistics, Pass, State, weights};
 use std::path::Path;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A network with fixed weights, always in evaluation mode.
 pub struct Teacher {
@@ -60,9 +60,16 @@ impl Teacher {
 
     /// Logits `[b, k, …]` and features of any number of images, a part at a time.
     pub fn evaluate_all(&self, images_bchw: &Tensor, batch: i64) -> Output {
-        let (logits, features): (Vec<Tensor>, Vec<Tensor>) =
-            images_bchw.split(batch, 0).iter().map(|part| self.evaluate(part)).map(|out| (out.logits, out.features_bd)).unzip();
-        Output { logits: Tensor::cat(&logits, 0), features_bd: Tensor::cat(&features, 0) }
+        let parts: Vec<Output> = images_bchw.split(batch, 0).iter().map(|part| self.evaluate(part)).collect();
+        let all = |of: fn(&Output) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+        Output { logits: all(|out| &out.logits), head: all(|out| &out.head), features_bd: all(|out| &out.features_bd) }
+    }
+
+    /// Shape `[k, …]` of the logits that are kept of an image of `size` (height, width).
+    pub fn head_shape(&self, channels: i64, size: [i64; 2]) -> Vec<i64> {
+        let device = self.state.parameters().device();
+        let head = self.evaluate(&Tensor::zeros([1, channels, size[0], size[1]], (Kind::Float, device))).head;
+        head.size()[1..].to_vec()
     }
 
     /// Output, and what `pass` records, with a gradient to the images.
@@ -103,7 +110,7 @@ mod tests {
     impl Network for Plain {
         fn forward(&self, state: &State, images_bchw: &Tensor, _: &mut Pass) -> Output {
             let features_bd = images_bchw.flatten(1, -1);
-            Output { logits: self.layer.forward(state, &features_bd), features_bd }
+            Output::of_images(self.layer.forward(state, &features_bd), features_bd)
         }
 
         fn blueprint(&self) -> &Rc<Blueprint> {

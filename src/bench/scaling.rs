@@ -1,7 +1,7 @@
 //! Weak scaling: every rank has the work of one alone (M = R). Time alone, time of all at once without a word between them, time
 //! together; what of it is waiting and communication; bytes counted and by formula.
 
-use super::step::{Bench, CRITERION, LR, StepSettings, Work};
+use super::step::{Bench, CRITERION, LR, SEED, StepSettings, Work};
 use super::{filled, median};
 use crate::config::ReduceRule;
 use crate::distill::backward;
@@ -11,6 +11,7 @@ use crate::layout::Layout;
 use crate::parallel::comm::Solo;
 use crate::parallel::{Launch, PerRank, TreeSum, World, thread_count};
 use crate::replay::{Replay, Route};
+use crate::rng::{Key, Purpose};
 use serde::Serialize;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -167,7 +168,8 @@ impl Scene<'_> {
         let mut draw = supply.into_draw(replay.hand_out(world, &received, batch, self.turn));
         let (mut payload, mut loss) = (TreeSum::new(layout), PerRank::default());
         for rank in world.hosted() {
-            let slice = backward(&mut bench.student, Some(&bench.teacher), &bench.normalise, draw.rows.get(rank), CRITERION, batch);
+            let (rows, dropout) = (draw.rows.get(rank), Key::of(SEED, Purpose::Dropout, self.turn, rank));
+            let slice = backward(&mut bench.student, Some(&bench.teacher), &bench.normalise, rows, CRITERION, batch, dropout);
             payload.add(rank, slice.payload);
             loss.set(rank, slice.loss_b);
         }

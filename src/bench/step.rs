@@ -23,7 +23,7 @@ use tch::{Device, Kind, Tensor};
 /// Runs inside the Python that `--against` names.
 const PEERS: &str = include_str!("../../tests/benches/step_peers.py");
 
-const SEED: u64 = 1;
+pub(super) const SEED: u64 = 1;
 const RANK: LogicalRank = LogicalRank(0);
 /// Inner steps of one turn.
 const STEPS: u64 = 2;
@@ -152,7 +152,7 @@ impl Bench {
         let normalise = Normalise::new(&facts, Device::Cpu);
         let [h, w] = facts.size;
         let images_bchw = to_bytes(&normals(0, &[of.batch as i64, facts.channels, h, w]).sigmoid());
-        let logits = teacher.evaluate(&normalise.apply(&to_unit(&images_bchw))).logits;
+        let logits = teacher.evaluate(&normalise.apply(&to_unit(&images_bchw))).head;
         let key = Key::global(SEED, Purpose::DrawView, 0);
         let rows = |target| Rows {
             images_bchw: images_bchw.shallow_clone(),
@@ -207,7 +207,8 @@ impl Bench {
             Work::Distillation => &self.asks_teacher,
             Work::DistillationStored => &self.stored,
         };
-        let slice = backward(&mut self.student, Some(&self.teacher), &self.normalise, rows, CRITERION, batch);
+        let dropout = Key::global(SEED, Purpose::Dropout, 0);
+        let slice = backward(&mut self.student, Some(&self.teacher), &self.normalise, rows, CRITERION, batch, dropout);
         self.student.apply(&slice.payload, 1, LR)?;
         Ok(vec![slice.sums.double_value(&[0]) / batch as f64])
     }

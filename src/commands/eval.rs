@@ -9,6 +9,7 @@ use crate::eval::{self, Score};
 use crate::layout::Layout;
 use crate::models::Shape;
 use crate::parallel::set_threads;
+use crate::task::Task;
 use crate::teacher::Teacher;
 use std::path::PathBuf;
 
@@ -28,11 +29,14 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
     let world = launch.into_world(layout, config.parallel.reduce, device);
     // Everything that can be refused comes before the first score.
-    let facts = data::facts(config.dataset);
+    let facts = data::facts_of(&config);
     let shape = Shape { channels: facts.channels, classes: facts.classes };
+    for candidate in &candidates {
+        world.agree(Task::check(config.dataset, "--model", candidate.model))?;
+    }
     let load = |candidate: &Candidate| Teacher::load(candidate.model, &candidate.weights, shape, world.device());
     let networks: Vec<Teacher> = world.agree(candidates.iter().map(load).collect())?;
-    let test = world.agree(data::source(config.dataset, &config.data).read(Split::Test))?;
+    let test = world.agree(data::open(config.dataset, &config.data, Split::Test))?;
     let normalise = Normalise::new(&facts, world.device());
     for (candidate, network) in candidates.iter().zip(&networks) {
         let score = eval::evaluate(&world, network.parts(), &normalise, &test, config.eval.batch_size)?;
@@ -67,14 +71,17 @@ fn subject(args: &EvalArgs) -> Result<(Config, Vec<Candidate>)> {
 }
 
 fn line(config: &Config, candidate: &Candidate, score: &Score) -> serde_json::Value {
-    serde_json::json!({
+    let mut line = serde_json::json!({
         "role": candidate.role,
         "model": candidate.model.name(),
         "weights": candidate.weights,
         "dataset": config.dataset.name(),
-        "images": score.counts.total,
-        "top1": score.counts.top1(),
-        "top5": score.counts.top5(),
-        "loss": score.loss,
-    })
+        "images": score.images,
+    });
+    let scores = serde_json::to_value(&score.scores).unwrap_or_default();
+    if let (Some(line), Some(scores)) = (line.as_object_mut(), scores.as_object()) {
+        line.extend(scores.clone());
+        line.insert("loss".into(), score.loss.into());
+    }
+    line
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod config;
+mod data;
 mod doctor;
 mod eval;
 mod export;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result, STOPPED};
 use crate::logs::{self, launched_rank};
 use crate::metrics::Timings;
 use crate::parallel::{Launch, World};
+use crate::task::Task;
 
 /// How a command ended, where it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,7 @@ pub fn run(command: Command, timings: Timings) -> Result<Outcome> {
         Command::Predict(args) => logs::trace_is_open().and_then(|()| predict::run(&args)).map(done),
         Command::Export(args) => logs::trace_is_open().and_then(|()| export::run(&args)).map(done),
         Command::Inspect(args) => logs::trace_is_open().and_then(|()| inspect::run(&args)).map(done),
+        Command::Data { action } => logs::trace_is_open().and_then(|()| data::run(&action)).map(done),
         Command::Bench { action } => bench::run(&action).map(done),
         Command::Sweep { action } => sweep::run(&action),
         Command::Doctor => doctor::run().map(done),
@@ -88,6 +91,11 @@ fn join_traces(world: &World) -> Result<()> {
 fn configured(args: &ConfigArgs, job: Job) -> Result<Loaded> {
     let loaded = merged(args)?;
     check(&loaded.config, job)?;
+    let config = &loaded.config;
+    Task::check(config.dataset, "teacher.model", config.teacher.model)?;
+    if job == Job::Train {
+        Task::check(config.dataset, "student.model", config.student.model)?;
+    }
     Ok(loaded)
 }
 

@@ -4,7 +4,7 @@ use super::{Outcome, configured, join, join_traces};
 use crate::checkpoint;
 use crate::cli::RunArgs;
 use crate::config::{self, Config, Job, Loaded, Plan};
-use crate::data::{self, Dataset, Split};
+use crate::data::{self, Examples, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::logs;
@@ -12,7 +12,7 @@ use crate::methods::{Memory, Method};
 use crate::metrics::Timings;
 use crate::models::Shape;
 use crate::parallel::{World, set_threads};
-use crate::replay::RealData;
+use crate::replay::{Augmentation, RealData};
 use crate::report;
 use crate::run_folder::{RunFolder, State, Status};
 use crate::teacher::Teacher;
@@ -26,28 +26,31 @@ pub fn train(args: &RunArgs, timings: Timings) -> Result<Outcome> {
         if method.memory != Memory::RealData {
             return Ok((method, None));
         }
-        let split = data::source(config.dataset, &config.data).read(Split::Train)?;
+        let split = data::open(config.dataset, &config.data, Split::Train)?;
         if config.distill.steps_per_round == 0 {
             config.distill.steps_per_round = steps_of_an_epoch(&split, config.distill.batch_size);
         }
-        Ok((method, Some(RealData::new(split, config.seed, config.distill.view_shift, true))))
+        let seen = Augmentation::of_distillation(&config.distill, data::facts_of(config).size);
+        Ok((method, Some(RealData::new(split, config.seed, seen))))
     })
 }
 
 /// Trains a teacher: the same loop, with real data as the memory and labels as the target.
 pub fn teach(args: &RunArgs, timings: Timings) -> Result<Outcome> {
     start(args, timings, Job::Teach, |config| {
-        let split = data::source(config.dataset, &config.data).read(Split::Train)?;
+        let split = data::open(config.dataset, &config.data, Split::Train)?;
         config.student.model = config.teacher.model;
+        config.student.backbone.clone_from(&config.teach.backbone);
         (config.student.lr, config.student.weight_decay) = (config.teach.lr, config.teach.weight_decay);
         config.distill.batch_size = config.teach.batch_size;
         config.distill.steps_per_round = steps_of_an_epoch(&split, config.teach.batch_size);
         (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
-        Ok((Method::teach(), Some(RealData::new(split, config.seed, config.teach.view_shift, config.teach.flip))))
+        let seen = Augmentation::of_teaching(&config.teach, data::facts_of(config).size);
+        Ok((Method::teach(), Some(RealData::new(split, config.seed, seen))))
     })
 }
 
-fn steps_of_an_epoch(split: &Dataset, batch: usize) -> u64 {
+fn steps_of_an_epoch(split: &Examples, batch: usize) -> u64 {
     (split.len() / batch).max(1) as u64
 }
 
@@ -144,7 +147,7 @@ fn teacher_hash(config: &Config, method: Method) -> Result<String> {
 fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teacher>> {
     let Some(path) = method.teacher_weights(config)? else { return Ok(None) };
     let _span = tracing::debug_span!("loading").entered();
-    let facts = data::facts(config.dataset);
+    let facts = data::facts_of(config);
     let shape = Shape { channels: facts.channels, classes: facts.classes };
     let teacher = Teacher::load(config.teacher.model, path, shape, world.device())?;
     if method.needs_batch_norm(config) {

@@ -1,6 +1,6 @@
 //! Values and combinations that are refused before anything runs, all found at once.
 
-use super::schema::Config;
+use super::schema::{Config, ModelName};
 use crate::error::{Error, Finding, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -38,6 +38,14 @@ impl Job {
         match self {
             Self::Train => ("distill.batch_size", config.distill.batch_size),
             Self::Teach => ("teach.batch_size", config.teach.batch_size),
+        }
+    }
+
+    /// The network in training.
+    fn trained(self, config: &Config) -> ModelName {
+        match self {
+            Self::Train => config.student.model,
+            Self::Teach => config.teacher.model,
         }
     }
 
@@ -118,6 +126,14 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     found.positive("teach.lr", c.teach.lr);
     found.not_negative("teach.weight_decay", c.teach.weight_decay);
     found.shift("teach.view_shift", c.teach.view_shift);
+    found.at_least("teach.crop", c.teach.crop, 0);
+    found.at_least("data.scene_size", c.data.scene_size, 32);
+    found.at_most("data.scene_size", c.data.scene_size, 1024);
+    if c.data.scene_size % 4 != 0 {
+        found.add("data.scene_size", format!("{} is no multiple of 4, as the generator needs it", c.data.scene_size));
+    }
+    found.at_least("data.train_scenes", c.data.train_scenes as i64, 1);
+    found.at_least("data.test_scenes", c.data.test_scenes as i64, 1);
     found.at_least("eval.batch_size", c.eval.batch_size as i64, 1);
     found.not_negative("checkpoint.every_minutes", c.checkpoint.every_minutes);
     found.at_least("checkpoint.keep", c.checkpoint.keep as i64, 1);
@@ -142,6 +158,8 @@ pub fn check_paths(config: &Config) -> Result<()> {
         }
     };
     named("teacher.weights", &config.teacher.weights, Path::is_file, "file");
+    named("student.backbone", &config.student.backbone, Path::is_file, "file");
+    named("teach.backbone", &config.teach.backbone, Path::is_file, "file");
     named("data.dir", &config.data.dir, Path::is_dir, "folder");
     if found.0.is_empty() { Ok(()) } else { Err(Error::Config(found.0)) }
 }
@@ -157,6 +175,14 @@ pub(super) fn logical_ranks(config: &Config, job: Job, logical: usize) -> Vec<Fi
         let below = batch / logical * logical;
         let legal = if below == 0 { format!("{logical}") } else { format!("{below} or {}", below + logical) };
         found.add(key, format!("{batch} rows cannot be shared by {logical} logical ranks: use {legal}"));
+    }
+    let model = job.trained(config);
+    if batch >= logical && batch / logical < model.least_rows() {
+        let (name, least) = (model.name(), model.least_rows());
+        found.add(
+            key,
+            format!("{batch} rows over {logical} logical ranks: {name} needs {least} or more on each, at least {}", least * logical),
+        );
     }
     let (capacity, made) = (config.replay.capacity, config.inversion.batch_size);
     if job == Job::Train && config.method.has_bounded_buffer() && capacity / logical < made {
@@ -248,6 +274,21 @@ mod tests {
             c.distill.batch_size = 128;
         });
         assert!(text.contains("use 126 or 132"), "{text}");
+    }
+
+    #[test]
+    fn networks_that_normalise_whole_images_need_two_rows() {
+        let change = |batch| {
+            move |c: &mut Config| {
+                (c.student.model, c.parallel.logical_ranks, c.distill.batch_size) = (ModelName::Deeplabv3Mobilenet, Some(8), batch);
+            }
+        };
+        let text = refused(change(8));
+        let want = "distill.batch_size: 8 rows over 8 logical ranks: deeplabv3_mobilenet needs 2 or more on each, at least 16";
+        assert!(text.contains(want), "{text}");
+        let mut config = Config::default();
+        change(16)(&mut config);
+        check(&config, Job::Train).unwrap();
     }
 
     #[test]

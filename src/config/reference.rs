@@ -44,7 +44,7 @@ pub fn keys() -> Vec<Key> {
 
 /// Whether a key holds a path.
 pub fn is_path(key: &str) -> bool {
-    matches!(key, "data.dir" | "teacher.weights")
+    matches!(key, "data.dir" | "teacher.weights" | "student.backbone" | "teach.backbone")
 }
 
 fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
@@ -150,7 +150,7 @@ mod tests {
         for key in &keys {
             assert!(!key.doc.is_empty() && !key.kind.is_empty(), "{key:?}");
         }
-        for path in ["data.dir", "teacher.weights"] {
+        for path in ["data.dir", "teacher.weights", "student.backbone", "teach.backbone"] {
             assert!(keys.iter().any(|k| k.name == path));
         }
     }

@@ -129,11 +129,15 @@ pub enum DatasetName {
     FashionMnist,
     /// MNIST, IDX files; padded to 32×32, one channel.
     Mnist,
+    /// NYUv2 with 13 classes of pixels, as VainF/nyuv2-python-toolkit lays it out; crops of 128×128.
+    Nyuv2,
+    /// Rooms drawn by ssdkd itself, 13 classes of pixels: no files.
+    Scenes13,
 }
 
 impl DatasetName {
     /// Every data set.
-    pub const ALL: [Self; 4] = [Self::Cifar10, Self::Cifar100, Self::FashionMnist, Self::Mnist];
+    pub const ALL: [Self; 6] = [Self::Cifar10, Self::Cifar100, Self::FashionMnist, Self::Mnist, Self::Nyuv2, Self::Scenes13];
 
     /// As written in a configuration.
     pub fn name(self) -> &'static str {
@@ -142,6 +146,8 @@ impl DatasetName {
             Self::Cifar100 => "cifar100",
             Self::FashionMnist => "fashion_mnist",
             Self::Mnist => "mnist",
+            Self::Nyuv2 => "nyuv2",
+            Self::Scenes13 => "scenes13",
         }
     }
 }
@@ -168,11 +174,33 @@ pub enum ModelName {
     /// Wide ResNet, depth 40, widening factor 2.
     #[serde(rename = "wrn40_2")]
     Wrn40x2,
+    /// DeepLabV3 on a ResNet-50: labels pixels.
+    Deeplabv3Resnet50,
+    /// DeepLabV3 on a MobileNetV2: labels pixels.
+    Deeplabv3Mobilenet,
 }
 
 impl ModelName {
     /// Every network.
-    pub const ALL: [Self; 7] = [Self::Resnet18, Self::Resnet34, Self::Vgg11, Self::Wrn16x1, Self::Wrn16x2, Self::Wrn40x1, Self::Wrn40x2];
+    pub const ALL: [Self; 9] = [
+        Self::Resnet18,
+        Self::Resnet34,
+        Self::Vgg11,
+        Self::Wrn16x1,
+        Self::Wrn16x2,
+        Self::Wrn40x1,
+        Self::Wrn40x2,
+        Self::Deeplabv3Resnet50,
+        Self::Deeplabv3Mobilenet,
+    ];
+
+    /// Fewest rows that batch-norm can train on: DeepLab normalises values pooled over whole images, one a row and channel.
+    pub fn least_rows(self) -> usize {
+        match self {
+            Self::Deeplabv3Resnet50 | Self::Deeplabv3Mobilenet => 2,
+            _ => 1,
+        }
+    }
 
     /// As written in a configuration.
     pub fn name(self) -> &'static str {
@@ -184,6 +212,8 @@ impl ModelName {
             Self::Wrn16x2 => "wrn16_2",
             Self::Wrn40x1 => "wrn40_1",
             Self::Wrn40x2 => "wrn40_2",
+            Self::Deeplabv3Resnet50 => "deeplabv3_resnet50",
+            Self::Deeplabv3Mobilenet => "deeplabv3_mobilenet",
         }
     }
 }
@@ -201,14 +231,22 @@ pub enum DeviceName {
 }
 
 /// `data.*`
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
     /// Folder of the data set's files. Left out: `/usr/share/datasets/fashion-mnist` for Fashion-MNIST, else `data`.
     pub dir: Option<PathBuf>,
-    /// Take CIFAR files with another number of images than the published ones have: parts of the data set, for trials. Otherwise such a
+    /// Take CIFAR and NYUv2 files with another number of images than the published ones have: parts of the data set, for trials. Otherwise such a
     /// file is refused, since a copy that was cut short looks the same.
     pub allow_partial: bool,
+    /// `scenes13`: height and width of a scene in pixels.
+    pub scene_size: i64,
+    /// `scenes13`: seed of the scenes. Those of the test split are never among those of the training split.
+    pub scene_seed: u64,
+    /// `scenes13`: scenes of the training split.
+    pub train_scenes: usize,
+    /// `scenes13`: scenes of the test split.
+    pub test_scenes: usize,
 }
 
 /// `teacher.*`
@@ -227,6 +265,9 @@ pub struct Teacher {
 pub struct Student {
     /// Architecture.
     pub model: ModelName,
+    /// Weights that the backbone starts from, for networks that have one: a file of torchvision's ImageNet classifier, or of this
+    /// network.
+    pub backbone: Option<PathBuf>,
     /// Learning rate at the first student step.
     pub lr: f64,
     /// How it falls.
@@ -524,6 +565,10 @@ pub struct Teach {
     pub view_shift: i64,
     /// Flip images left to right with probability one half.
     pub flip: bool,
+    /// Train on squares of so many pixels, cut anywhere out of larger images. 0: as large as the data set's images are for a network.
+    pub crop: i64,
+    /// Weights that the teacher's backbone starts from, as `student.backbone`.
+    pub backbone: Option<PathBuf>,
 }
 
 /// `eval.*`
@@ -644,7 +689,21 @@ impl Default for Teacher {
 
 impl Default for Student {
     fn default() -> Self {
-        Self { model: ModelName::Wrn16x1, lr: 0.2, schedule: Schedule::Cosine, lr_min: 2e-4, momentum: 0.9, weight_decay: 1e-4 }
+        Self {
+            model: ModelName::Wrn16x1,
+            backbone: None,
+            lr: 0.2,
+            schedule: Schedule::Cosine,
+            lr_min: 2e-4,
+            momentum: 0.9,
+            weight_decay: 1e-4,
+        }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self { dir: None, allow_partial: false, scene_size: 128, scene_seed: 0, train_scenes: 10_000, test_scenes: 500 }
     }
 }
 
@@ -733,7 +792,7 @@ impl Default for Train {
 
 impl Default for Teach {
     fn default() -> Self {
-        Self { epochs: 200, batch_size: 256, lr: 0.1, weight_decay: 5e-4, view_shift: 4, flip: true }
+        Self { epochs: 200, batch_size: 256, lr: 0.1, weight_decay: 5e-4, view_shift: 4, flip: true, crop: 0, backbone: None }
     }
 }
 

@@ -62,16 +62,20 @@ impl Cifar {
 
     /// The distribution that is there, and its folder: in `dir` itself, below it, or where torchvision unpacks it.
     fn locate(&self) -> Result<(&Distribution, PathBuf, bool)> {
-        for (distribution, binary) in [(&self.binary, true), (&self.python, false)] {
-            for folder in [self.dir.clone(), self.dir.join(distribution.folder), self.dir.join("torchdata").join(distribution.folder)] {
-                if folder.join(distribution.test[0]).is_file() {
-                    return Ok((distribution, folder, binary));
-                }
-            }
+        if let Some(found) = self.places().find(|(distribution, folder, _)| folder.join(distribution.test[0]).is_file()) {
+            return Ok(found);
         }
         let (binary, python) = (self.binary.folder, self.python.folder);
         Err(Error::file(&self.dir, format!("holds neither {binary}/{} nor {python}/{}", self.binary.test[0], self.python.test[0]))
             .with_hint("unpack the binary or the Python distribution of CIFAR there, or name its folder with --data-dir DIR"))
+    }
+
+    /// Every distribution in every folder where it may lie, and whether it is the binary one.
+    fn places(&self) -> impl Iterator<Item = (&Distribution, PathBuf, bool)> {
+        [(&self.binary, true), (&self.python, false)].into_iter().flat_map(|(of, binary)| {
+            let below = [self.dir.clone(), self.dir.join(of.folder), self.dir.join("torchdata").join(of.folder)];
+            below.into_iter().map(move |folder| (of, folder, binary))
+        })
     }
 
     /// Label bytes before the pixels of a binary record; the last one counts (CIFAR-100: coarse, then fine).
@@ -128,6 +132,11 @@ impl DatasetSource for Cifar {
             images.push(Tensor::from_slice(&pixels).view([raw_labels.len() as i64, 3, 32, 32]));
         }
         Ok(Dataset { images_nchw: Tensor::cat(&images, 0), labels_n: Tensor::cat(&all_labels, 0) })
+    }
+
+    fn is_here(&self) -> bool {
+        let any = |of: &Distribution, folder: &Path| of.train.iter().chain(of.test).any(|name| folder.join(name).is_file());
+        self.places().any(|(of, folder, _)| any(of, &folder))
     }
 }
 

@@ -54,6 +54,10 @@ impl DatasetSource for Idx {
             labels_n: labels(&raw_labels, CLASSES, &label_path)?,
         })
     }
+
+    fn is_here(&self) -> bool {
+        ["train", "t10k"].iter().any(|prefix| self.find(&format!("{prefix}-images-idx3-ubyte")).is_ok())
+    }
 }
 
 /// File contents, unpacked if gzipped.

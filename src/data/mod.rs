@@ -1,14 +1,23 @@
 //! Real data sets: what the teacher was trained on, read for evaluation and for `ssdkd teach`; and views of images.
 
 mod cifar;
+mod examples;
 mod idx;
+mod nyuv2;
+mod palette;
 mod picture;
+mod resample;
+mod scenes;
+mod survey;
 mod view;
 
+pub use examples::{Examples, open};
+pub use palette::{coloured, grown, write_labels};
 pub use picture::{read_picture, write_grid};
-pub use view::{Crop, View, apply_crops, apply_views, roll};
+pub use survey::survey;
+pub use view::{Crop, View, apply_crops, apply_views, move_labels, roll};
 
-use crate::config::{self, DatasetName};
+use crate::config::{self, Config, DatasetName};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -33,12 +42,25 @@ pub struct Facts {
     pub size: [i64; 2],
     /// Black pixels added on every side of an image as its file has it.
     pub padding: i64,
+    /// What becomes of a picture of another size.
+    pub fit: Fit,
     /// Mean per channel of values in [0, 1].
     pub mean: Vec<f32>,
     /// Standard deviation per channel.
     pub std: Vec<f32>,
     /// Names of the classes, in the order of their labels.
     pub class_names: Vec<&'static str>,
+}
+
+/// How pictures come to the size in which a network takes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// Brought to the data set's size.
+    Exact,
+    /// Brought to this many pixels along the shorter side, as PIL does it.
+    ShorterSide(i64),
+    /// Taken as they are.
+    AsIs,
 }
 
 impl Facts {
@@ -63,14 +85,14 @@ impl Facts {
 pub struct Dataset {
     /// `[n, c, h, w]` uint8.
     pub images_nchw: Tensor,
-    /// `[n]` i64.
+    /// `[n]` i64; or maps `[n, h, w]` of bytes, 255 where there is no label.
     pub labels_n: Tensor,
 }
 
 impl Dataset {
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.labels_n.numel()
+        self.labels_n.size()[0] as usize
     }
 
     /// Whether there are none.
@@ -86,6 +108,14 @@ pub trait DatasetSource {
     /// # Errors
     /// Names the file that is missing or damaged, what was expected and what was found.
     fn read(&self, split: Split) -> Result<Dataset>;
+
+    /// Whether the folder holds any file of this data set.
+    fn is_here(&self) -> bool;
+
+    /// What a split holds, in a line; or everything that is wrong with it.
+    fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
+        self.read(split).map(|data| survey::described(&data)).map_err(|error| vec![error])
+    }
 }
 
 /// Facts of a data set. Constants of CIFAR and MNIST as in zju-vipa/DataFree `registry.py`; Fashion-MNIST's are those of its
@@ -96,6 +126,7 @@ pub fn facts(name: DatasetName) -> Facts {
         channels: 1,
         size: [32, 32],
         padding: idx::PADDING,
+        fit: Fit::Exact,
         mean: vec![mean],
         std: vec![std],
         class_names: names.to_vec(),
@@ -105,10 +136,12 @@ pub fn facts(name: DatasetName) -> Facts {
         channels: 3,
         size: [32, 32],
         padding: 0,
+        fit: Fit::Exact,
         mean: mean.to_vec(),
         std: std.to_vec(),
         class_names: names.to_vec(),
     };
+    let rooms = |fit| Facts { size: [128, 128], fit, ..colour(13, [0.5; 3], [0.5; 3], &palette::CLASSES) };
     match name {
         DatasetName::Cifar10 => colour(
             10,
@@ -121,6 +154,17 @@ pub fn facts(name: DatasetName) -> Facts {
         DatasetName::FashionMnist => {
             grey(0.2860, 0.3530, &["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"])
         }
+        DatasetName::Nyuv2 => rooms(Fit::ShorterSide(nyuv2::SHORTER_SIDE)),
+        DatasetName::Scenes13 => rooms(Fit::AsIs),
+    }
+}
+
+/// The same, with what a configuration says of it.
+pub fn facts_of(config: &Config) -> Facts {
+    let facts = facts(config.dataset);
+    match config.dataset {
+        DatasetName::Scenes13 => Facts { size: [config.data.scene_size; 2], ..facts },
+        _ => facts,
     }
 }
 
@@ -138,18 +182,20 @@ const CIFAR100: [&str; 100] = [
     "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
 ];
 
-/// The data set's files in the configured folder, or where the data set usually lies.
-pub fn source(name: DatasetName, config: &config::Data) -> Box<dyn DatasetSource> {
+/// The data set's files in the configured folder, or where the data set usually lies; `None` for one that has no files.
+pub fn source(name: DatasetName, config: &config::Data) -> Option<Box<dyn DatasetSource>> {
     let usual = match name {
         DatasetName::FashionMnist => "/usr/share/datasets/fashion-mnist",
         _ => "data",
     };
     let dir = config.dir.clone().unwrap_or_else(|| PathBuf::from(usual));
-    match name {
+    Some(match name {
         DatasetName::Cifar10 => Box::new(cifar::Cifar::ten(dir, config.allow_partial)),
         DatasetName::Cifar100 => Box::new(cifar::Cifar::hundred(dir, config.allow_partial)),
         DatasetName::Mnist | DatasetName::FashionMnist => Box::new(idx::Idx::new(dir)),
-    }
+        DatasetName::Nyuv2 => Box::new(nyuv2::Nyuv2::new(dir, config.allow_partial)),
+        DatasetName::Scenes13 => return None,
+    })
 }
 
 /// (x − mean)/std per channel, and back.

@@ -44,6 +44,15 @@ impl View {
 /// # Panics
 /// If there are not as many views as images.
 pub fn apply_views(images_bchw: &Tensor, views: &[View]) -> Tensor {
+    gathered(images_bchw, views, 0.0)
+}
+
+/// Maps of labels, i64 `[b, h, w]`, seen through the views of their images; `outside` where there is nothing.
+pub fn move_labels(labels_bhw: &Tensor, views: &[View], outside: i64) -> Tensor {
+    gathered(&labels_bhw.unsqueeze(1), views, outside as f64).squeeze_dim(1)
+}
+
+fn gathered(images_bchw: &Tensor, views: &[View], outside: f64) -> Tensor {
     let (b, c, h, w) = images_bchw.size4().expect("images have four dimensions");
     assert_eq!(b as usize, views.len(), "one view per image");
     let reach = views.iter().map(|v| v.down.abs().max(v.right.abs())).max().unwrap_or(0);
@@ -60,7 +69,7 @@ pub fn apply_views(images_bchw: &Tensor, views: &[View]) -> Tensor {
         }
     }
     let index = Tensor::from_slice(&index).view([b, 1, h * w]).to_device(images_bchw.device()).expand([b, c, h * w], false);
-    let padded = images_bchw.constant_pad_nd([reach, reach, reach, reach]).view([b, c, -1]);
+    let padded = images_bchw.pad([reach; 4].as_slice(), "constant", outside).reshape([b, c, -1]);
     padded.gather(2, &index, false).view([b, c, h, w])
 }
 
@@ -157,6 +166,19 @@ mod tests {
             }
         }
         out
+    }
+
+    /// Labels stay on their pixels.
+    #[test]
+    fn maps_of_labels_move_with_their_images() {
+        let views = [View { down: 2, right: -1, flip: false }, View { down: -1, right: 0, flip: true }];
+        let images = fill(2, &[2, 1, 5, 6]);
+        let labels = (&images * 1e6).to_kind(Kind::Int64).squeeze_dim(1);
+        let seen = apply_views(&images, &views).squeeze_dim(1);
+        let moved = move_labels(&labels, &views, -100);
+        let outside = seen.eq(0.0);
+        assert_eq!(outside.to_kind(Kind::Int64).sum(Kind::Int64).int64_value(&[]), 2 * 6 + 3 + 6);
+        assert!(moved.equal(&(seen * 1e6).to_kind(Kind::Int64).masked_fill(&outside, -100)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::data::{Normalise, View, apply_views, to_bytes, to_unit};
 use crate::error::Result;
 use crate::layout::LogicalRank;
 use crate::losses::{Modulation, StatisticsAverage, kl_divergence, predicted_and_confidence};
-use crate::models::Network;
+use crate::models::{Network, Output};
 use crate::nn::{Entries, InputStatistics, Pass, State, Stateful};
 use crate::parallel::made_progress;
 use crate::rng::{Key, Purpose};
@@ -30,7 +30,7 @@ use tch::{Kind, Tensor};
 pub struct Samples {
     /// `[b, c, h, w]`, uint8 or f32 in [0, 1], as the memory holds them.
     pub images_bchw: Tensor,
-    /// The teacher's logits of every stored view, `[b, v, k, …]`; v may be 0.
+    /// The teacher's logits of every stored view, `[b, v, k, …]`, before they are brought to the images' size; v may be 0.
     pub view_logits: Tensor,
     /// Samples (pixels) per predicted category, for each image.
     pub class_counts: Vec<Vec<(u32, u32)>>,
@@ -279,7 +279,7 @@ fn assess(settings: &Settings, networks: &Networks<'_>, images_bchw: &Tensor, fi
         let unit = to_unit(&held);
         let b = unit.size()[0] as u64;
         let plain = networks.normalise.apply(&unit);
-        let teacher_logits = networks.teacher.evaluate(&plain).logits;
+        let Output { logits: teacher_logits, head, .. } = networks.teacher.evaluate(&plain);
         let (student, weights) = networks.student;
         let student_logits = student.forward(weights, &plain, &mut Pass::eval()).logits;
         let (predicted, confidence) = predicted_and_confidence(&teacher_logits);
@@ -289,14 +289,14 @@ fn assess(settings: &Settings, networks: &Networks<'_>, images_bchw: &Tensor, fi
         for view in 0..settings.distill.teacher_views as u64 {
             // View 0 is the image as it is, whose logits are known already.
             view_logits.push(if view == 0 {
-                teacher_logits.shallow_clone()
+                head.shallow_clone()
             } else {
                 let views: Vec<View> =
                     (0..b).map(|i| View::stored(settings.seed, first_id + i, view, settings.distill.view_shift)).collect();
-                networks.teacher.evaluate(&networks.normalise.apply(&apply_views(&unit, &views))).logits
+                networks.teacher.evaluate(&networks.normalise.apply(&apply_views(&unit, &views))).head
             });
         }
-        let view_logits = if view_logits.is_empty() { teacher_logits.unsqueeze(1).narrow(1, 0, 0) } else { Tensor::stack(&view_logits, 1) };
+        let view_logits = if view_logits.is_empty() { head.unsqueeze(1).narrow(1, 0, 0) } else { Tensor::stack(&view_logits, 1) };
         Samples {
             images_bchw: held,
             view_logits,

@@ -2,6 +2,7 @@
 
 use super::record::RoundRecord;
 use super::timings::Seconds;
+use crate::task::Headline;
 use indicatif::{FormattedDuration, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -108,7 +109,7 @@ impl Clock {
 pub struct Progress {
     bar: ProgressBar,
     clock: Clock,
-    top1: Option<f64>,
+    score: Option<Headline>,
 }
 
 impl Progress {
@@ -124,12 +125,12 @@ impl Progress {
         let style = ProgressStyle::with_template("{bar:24.cyan/dim} {pos}/{len} rounds · {elapsed_precise} · {wide_msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_position(round);
-        Self { bar, clock: Clock::new(total, done, seconds), top1: None }
+        Self { bar, clock: Clock::new(total, done, seconds), score: None }
     }
 
     /// After a round: what is done now, and the run's seconds so far.
     pub fn show(&mut self, record: &RoundRecord, done: Work, seconds: Seconds) -> Pace {
-        self.top1 = record.student_top1.or(self.top1);
+        self.score = record.scores().headline().or(self.score);
         let pace = self.clock.lap(done, seconds);
         let shown = |name: &str, value: Option<f64>| value.map(|v| format!("{name} {v:.3} · ")).unwrap_or_default();
         self.bar.set_message(format!(
@@ -139,7 +140,7 @@ impl Progress {
             shown("L_BN", record.loss_statistics),
             shown("task", record.loss_task),
             shown("KL", record.loss_student),
-            shown("top-1", self.top1),
+            self.score.map(|s| format!("{} {:.3} · ", s.name, s.share)).unwrap_or_default(),
             record.buffer_filled,
             pace.samples_per_s,
         ));

@@ -3,6 +3,7 @@
 use super::tensorboard::EventWriter;
 use super::timings::Seconds;
 use crate::error::{Error, Result};
+use crate::task::Scores;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -41,8 +42,42 @@ pub struct RoundRecord {
     pub student_top1: Option<f64>,
     /// Share of test images whose label is among the first five, when evaluated.
     pub student_top5: Option<f64>,
+    /// Mean intersection over union of the classes, when evaluated on pixels.
+    pub student_miou: Option<f64>,
+    /// Share of test pixels labelled rightly, when evaluated on pixels.
+    pub student_pixel_accuracy: Option<f64>,
+    /// Intersection over union of each class, in their order, with spaces between.
+    pub student_class_iou: Option<String>,
     /// Cross entropy on the test split, when evaluated.
     pub student_loss: Option<f64>,
+}
+
+impl RoundRecord {
+    /// The same with the score of an evaluation.
+    pub fn evaluated(self, scores: &Scores, loss: f64) -> Self {
+        let joined = |all: &Vec<f64>| all.iter().map(f64::to_string).collect::<Vec<_>>().join(" ");
+        Self {
+            student_top1: scores.top1,
+            student_top5: scores.top5,
+            student_miou: scores.miou,
+            student_pixel_accuracy: scores.pixel_accuracy,
+            student_class_iou: scores.class_iou.as_ref().map(joined),
+            student_loss: Some(loss),
+            ..self
+        }
+    }
+
+    /// The evaluation's scores, where there was one.
+    pub fn scores(&self) -> Scores {
+        let parted = |text: &String| text.split(' ').map(|v| v.parse().unwrap_or(f64::NAN)).collect();
+        Scores {
+            top1: self.student_top1,
+            top5: self.student_top5,
+            miou: self.student_miou,
+            pixel_accuracy: self.student_pixel_accuracy,
+            class_iou: self.student_class_iou.as_ref().map(parted),
+        }
+    }
 }
 
 /// Where a round's time went, and what it sent.
@@ -182,9 +217,20 @@ mod tests {
             buffer_filled: 7,
             buffer_class_balance: None,
             student_top1: Some(1.0 / 3.0),
-            student_top5: None,
-            student_loss: None,
+            ..RoundRecord::default()
         }
+    }
+
+    /// A table has no lists: what was written is what is read.
+    #[test]
+    fn scores_survive_a_table() {
+        let scores = Scores { miou: Some(0.1), pixel_accuracy: Some(0.7), class_iou: Some(vec![1.0 / 3.0, 0.0]), ..Scores::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let timing = TimingRecord::new(0, &Seconds::default(), 1, 2);
+        Sinks::open(folder.path()).unwrap().write(&RoundRecord::default().evaluated(&scores, 2.5), &timing).unwrap();
+        let back: Vec<RoundRecord> = read_table(&folder.path().join("metrics.csv")).unwrap();
+        assert_eq!((back[0].scores(), back[0].student_loss), (scores, Some(2.5)));
+        assert!(scalars(&back[0]).iter().any(|(name, value)| name == "student_miou" && *value == 0.1));
     }
 
     #[test]

@@ -1,22 +1,30 @@
 //! `report.json`: what a run came to, for programs.
 
 use super::timings::Seconds;
+use crate::task::{Best, Scores};
 use serde::{Deserialize, Serialize};
 
-/// Scores of a network. Top-1 and top-5 are fractions in 0..1.
+/// Scores of a network; a student's after the last round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NetworkScore {
     /// Architecture.
     pub model: String,
-    /// Share of test images classified rightly; for the student after the last round.
-    pub top1: f64,
-    /// Share of test images whose label is among the first five.
-    pub top5: f64,
+    /// As fractions in 0..1: `top1` and `top5`, or `miou`, `pixel_accuracy` and `class_iou`.
+    #[serde(flatten)]
+    pub scores: Scores,
     /// Cross entropy on the test split; none, or not finite, where the network has come to nothing.
     pub loss: Option<f64>,
-    /// Largest top-1 of any evaluation. Chosen on the test split: quote `top1`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top1_best: Option<f64>,
+    /// `top1_best` or `miou_best`: the largest of any evaluation.
+    #[serde(flatten)]
+    pub best: Best,
+}
+
+impl NetworkScore {
+    /// Name and value of the score it is quoted by.
+    fn row(&self, role: &str) -> Option<(String, String)> {
+        let headline = self.scores.headline()?;
+        Some((format!("{role} {} ({})", headline.name, self.model), headline.text()))
+    }
 }
 
 /// What is in the buffer at the end.
@@ -88,12 +96,8 @@ impl Summary {
 
     /// Scores, where the time went, and how much was made, a line each: for people.
     pub fn table(&self) -> String {
-        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
-        let mut rows = Vec::new();
-        if let Some(teacher) = &self.teacher {
-            rows.push((format!("teacher top-1 ({})", teacher.model), percent(teacher.top1)));
-        }
-        rows.push((format!("{} top-1 ({})", self.trained(), self.student.model), percent(self.student.top1)));
+        let mut rows: Vec<(String, String)> = self.teacher.iter().filter_map(|teacher| teacher.row("teacher")).collect();
+        rows.extend(self.student.row(self.trained()));
         let s = &self.seconds;
         for (name, seconds) in [
             ("inversion", s.inversion),
@@ -124,8 +128,12 @@ mod tests {
     /// JSON has no NaN.
     #[test]
     fn a_loss_that_is_not_finite_reads_back() {
-        let score = NetworkScore { model: "m".into(), top1: 0.1, top5: 0.5, loss: Some(f64::NAN), top1_best: None };
+        let scores = Scores { top1: Some(0.1), top5: Some(0.5), ..Scores::default() };
+        let score = NetworkScore { model: "m".into(), scores, loss: Some(f64::NAN), best: Best { top1_best: Some(0.2), miou_best: None } };
         let text = serde_json::to_string(&score).unwrap();
-        assert_eq!(serde_json::from_str::<NetworkScore>(&text).unwrap(), NetworkScore { loss: None, ..score });
+        assert_eq!(serde_json::from_str::<NetworkScore>(&text).unwrap(), NetworkScore { loss: None, ..score.clone() });
+        // One level, as programs read it.
+        let value = serde_json::to_value(&score).unwrap();
+        assert_eq!((&value["top1"], &value["top1_best"], value.get("miou")), (&0.1.into(), &0.2.into(), None));
     }
 }

@@ -3,11 +3,16 @@
 //! A [`Network`] is a pure function of (state, images): the same one serves the trained student, its frozen twin inside
 //! the inversion loop, and every copy of a generator.
 
+mod backbone;
+mod deeplab;
 mod generator;
+mod mobilenet;
 mod resnet;
+mod resnet50;
 mod vgg;
 mod wide_resnet;
 
+pub use backbone::load_backbone;
 pub use generator::{DeepGenerator, Generator, GeneratorShape};
 
 use crate::config::ModelName;
@@ -19,8 +24,18 @@ use tch::Tensor;
 pub struct Output {
     /// `[b, k]`, or `[b, k, h, w]` for networks that label pixels.
     pub logits: Tensor,
+    /// What the logits are a fixed function of: the same, or a smaller map `[b, k, h', w']` that [`crate::task::at_size`] brings to the
+    /// images' size. Whoever keeps logits keeps these.
+    pub head: Tensor,
     /// Pooled values before the last layer, `[b, d]`.
     pub features_bd: Tensor,
+}
+
+impl Output {
+    /// Of a network that classifies images.
+    pub fn of_images(logits_bk: Tensor, features_bd: Tensor) -> Self {
+        Self { head: logits_bk.shallow_clone(), logits: logits_bk, features_bd }
+    }
 }
 
 /// A network that maps images to logits.
@@ -48,6 +63,12 @@ pub trait Network {
     fn least_size(&self) -> i64 {
         1
     }
+
+    /// Key in this network of an entry of an ImageNet classifier as torchvision stores it; `None` for what belongs to that
+    /// classifier alone, and for networks that have no backbone of ImageNet's.
+    fn backbone_key(&self, _torchvision: &str) -> Option<String> {
+        None
+    }
 }
 
 /// Size of a network's input and output.
@@ -69,5 +90,7 @@ pub fn build(name: ModelName, shape: Shape) -> Box<dyn Network> {
         ModelName::Wrn16x2 => Box::new(wide_resnet::WideResNet::new(16, 2, shape)),
         ModelName::Wrn40x1 => Box::new(wide_resnet::WideResNet::new(40, 1, shape)),
         ModelName::Wrn40x2 => Box::new(wide_resnet::WideResNet::new(40, 2, shape)),
+        ModelName::Deeplabv3Resnet50 => Box::new(deeplab::DeepLab::<resnet50::ResNet50>::new(shape)),
+        ModelName::Deeplabv3Mobilenet => Box::new(deeplab::DeepLab::<mobilenet::MobileNetV2>::new(shape)),
     }
 }

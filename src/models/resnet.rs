@@ -82,7 +82,7 @@ impl Network for ResNet {
             block.forward(state, &x, pass)
         });
         let features_bd = pooled(&x);
-        Output { logits: self.linear.forward(state, &features_bd), features_bd }
+        Output::of_images(self.linear.forward(state, &features_bd), features_bd)
     }
 
     fn blueprint(&self) -> &Rc<Blueprint> {

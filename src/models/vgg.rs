@@ -51,7 +51,7 @@ impl Network for Vgg11 {
             }
         }
         let features_bd = pooled(&x);
-        Output { logits: self.classifier.forward(state, &features_bd), features_bd }
+        Output::of_images(self.classifier.forward(state, &features_bd), features_bd)
     }
 
     fn blueprint(&self) -> &Rc<Blueprint> {

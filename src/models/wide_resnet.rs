@@ -75,7 +75,7 @@ impl Network for WideResNet {
         let x = self.blocks.iter().fold(stem, |x, block| block.forward(state, &x, pass));
         let x = self.bn1.forward(state, &x, pass, Activation::Relu);
         let features_bd = pooled(&x);
-        Output { logits: self.fc.forward(state, &features_bd), features_bd }
+        Output::of_images(self.fc.forward(state, &features_bd), features_bd)
     }
 
     fn blueprint(&self) -> &Rc<Blueprint> {

@@ -4,6 +4,7 @@ use super::count::computed;
 use super::shim;
 use super::state::{Init, Role, Scope, Slot, State};
 use super::winograd;
+use crate::rng::Key;
 use tch::{Device, Kind, Tensor};
 
 /// PyTorch's batch-norm constants, the same in every network here.
@@ -15,6 +16,7 @@ const MOMENTUM: f64 = 0.1;
 pub struct Pass {
     train: bool,
     taps: Option<Vec<Option<InputStatistics>>>,
+    dropout: Option<Key>,
     embedding: Option<(Embedding, Vec<Tensor>)>,
 }
 
@@ -40,6 +42,11 @@ impl Pass {
     /// Batch-norm uses the batch's statistics and moves the running ones.
     pub fn train() -> Self {
         Self { train: true, ..Self::default() }
+    }
+
+    /// The same with dropout, which a training pass has only when it knows where its random numbers come from.
+    pub fn with_dropout(self, key: Key) -> Self {
+        Self { dropout: Some(key), ..self }
     }
 
     /// Batch-norm uses the running statistics.
@@ -76,6 +83,17 @@ impl Pass {
         self.taps.into_iter().flatten().flatten().collect()
     }
 
+    /// Dropout: values are zeroed with probability `share`, the others divided by 1 − `share`. Networks here have one such layer.
+    pub fn drop(&self, x: Tensor, share: f64) -> Tensor {
+        let Some(key) = self.dropout.filter(|_| self.train) else { return x };
+        let mut numbers = vec![0; x.numel().div_ceil(2)];
+        key.fill_bits(&mut numbers);
+        let (dropped, kept) = ((share * 2f64.powi(32)) as u32, (1.0 / (1.0 - share)) as f32);
+        let factor = |half: u64| if (half as u32) < dropped { 0.0 } else { kept };
+        let mask: Vec<f32> = numbers.iter().flat_map(|n| [*n, n >> 32]).map(factor).take(x.numel()).collect();
+        &x * Tensor::from_slice(&mask).view(x.size().as_slice()).to_device(x.device())
+    }
+
     fn record(&mut self, index: usize, statistics: InputStatistics) {
         if let Some(taps) = &mut self.taps {
             if taps.len() <= index {
@@ -93,6 +111,8 @@ pub enum Activation {
     Identity,
     /// max(v, 0).
     Relu,
+    /// min(max(v, 0), 6).
+    Relu6,
     /// Leaky ReLU with this negative slope.
     Leaky(f64),
 }
@@ -101,7 +121,7 @@ impl Activation {
     fn slope(self) -> f64 {
         match self {
             Self::Identity => 1.0,
-            Self::Relu => 0.0,
+            Self::Relu | Self::Relu6 => 0.0,
             Self::Leaky(slope) => slope,
         }
     }
@@ -109,9 +129,14 @@ impl Activation {
     fn apply(self, x: Tensor) -> Tensor {
         match self {
             Self::Identity => x,
-            Self::Relu => x.relu(),
+            Self::Relu | Self::Relu6 => self.cut(x.relu()),
             Self::Leaky(slope) => x.maximum(&(&x * slope)),
         }
+    }
+
+    /// What max(v, slope·v) leaves to be done.
+    fn cut(self, x: Tensor) -> Tensor {
+        if self == Self::Relu6 { x.clamp_max(6.0) } else { x }
     }
 }
 
@@ -122,6 +147,20 @@ pub enum ConvInit {
     Default,
     /// N(0, √(2/(k²·out))), bias 0 (He, by fan-out).
     FanOut,
+    /// N(0, √(2/fan_in)) (He, by fan-in); a bias by PyTorch's default.
+    FanIn,
+}
+
+impl ConvInit {
+    /// Start values of weight and bias.
+    pub(super) fn of(self, fan_in: i64, fan_out: i64) -> (Init, Init) {
+        let (bound, he) = (1.0 / (fan_in as f64).sqrt(), |fan: i64| (2.0 / fan as f64).sqrt());
+        match self {
+            Self::Default => (Init::Uniform(bound), Init::Uniform(bound)),
+            Self::FanOut => (Init::Normal(he(fan_out)), Init::Constant(0.0)),
+            Self::FanIn => (Init::Normal(he(fan_in)), Init::Uniform(bound)),
+        }
+    }
 }
 
 /// 2-d convolution with a square kernel.
@@ -167,11 +206,7 @@ impl Conv2d {
     /// Declares `weight` and, if asked for, `bias`. Padding keeps the size at stride 1.
     pub fn declare(scope: Scope, shape: ConvShape, bias: bool, init: ConvInit) -> Self {
         let ConvShape { input, output, kernel, stride } = shape;
-        let bound = 1.0 / ((input * kernel * kernel) as f64).sqrt();
-        let (weight_init, bias_init) = match init {
-            ConvInit::Default => (Init::Uniform(bound), Init::Uniform(bound)),
-            ConvInit::FanOut => (Init::Normal((2.0 / (kernel * kernel * output) as f64).sqrt()), Init::Constant(0.0)),
-        };
+        let (weight_init, bias_init) = init.of(input * kernel * kernel, output * kernel * kernel);
         let weight = scope.declare("weight", &[output, input, kernel, kernel], Role::Parameter(weight_init));
         let bias = bias.then(|| scope.declare("bias", &[output], Role::Parameter(bias_init)));
         Self { weight, bias, stride, padding: kernel / 2 }
@@ -281,8 +316,8 @@ impl BatchNorm2d {
     fn by_batch(&self, state: &State, x_bchw: &Tensor, activation: Activation, fused: bool) -> Tensor {
         let [weight, bias, mean, var] = self.tensors(state);
         if fused {
-            return shim::trained_batch_norm(x_bchw, weight, bias, mean, var, MOMENTUM, EPS, activation.slope())
-                .expect("shapes were checked when the network was declared");
+            let y = shim::trained_batch_norm(x_bchw, weight, bias, mean, var, MOMENTUM, EPS, activation.slope());
+            return activation.cut(y.expect("shapes were checked when the network was declared"));
         }
         activation.apply(x_bchw.batch_norm(Some(weight), Some(bias), Some(mean), Some(var), true, MOMENTUM, EPS, true))
     }
@@ -298,7 +333,7 @@ impl BatchNorm2d {
             if let Some((mean_f, variance_f)) = statistics {
                 pass.record(self.index, InputStatistics { mean_f, variance_f });
             }
-            return y;
+            return activation.cut(y);
         }
         if tapped {
             let (variance_f, mean_f) = x_bchw.to_kind(Kind::Float).var_mean_dim([0i64, 2, 3].as_slice(), false, false);

@@ -1,6 +1,7 @@
 //! Building blocks of networks: state in flat buffers, layers, optimisers, and what libtorch needs a shim for.
 
 mod count;
+mod dilated;
 mod layers;
 mod optim;
 pub mod pickle;
@@ -13,6 +14,7 @@ pub mod weights;
 mod winograd;
 
 pub use count::multiplications;
+pub use dilated::{DilatedConv2d, DilatedShape};
 pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, pooled};
 pub use optim::{Adam, Sgd, cosine};
 pub use precision::{check_precision, cpu_has_bf16};

@@ -142,6 +142,11 @@ impl Blueprint {
         }
     }
 
+    /// The entries below `prefix`, to check a part of a network by.
+    pub fn part(&self, prefix: &str) -> Self {
+        Self { entries: self.entries.iter().filter(|e| e.key.starts_with(prefix)).cloned().collect() }
+    }
+
     /// Channels of every batch-norm layer, in hook order (the order of the `running_mean` keys).
     pub fn batch_norm_channels(&self) -> Vec<i64> {
         self.entries.iter().filter(|e| e.key.ends_with("running_mean")).map(Entry::numel).collect()
@@ -356,12 +361,17 @@ impl State {
     pub fn from_state_dict(blueprint: &Rc<Blueprint>, dict: &[(String, Tensor)], path: &std::path::Path, device: Device) -> Result<Self> {
         blueprint.check(dict, path)?;
         let state = Self::empty(blueprint, device);
+        state.fill(dict);
+        Ok(state)
+    }
+
+    /// Takes over the entries that a checked state_dict has.
+    pub fn fill(&self, dict: &[(String, Tensor)]) {
         let given: std::collections::BTreeMap<&str, &Tensor> = dict.iter().map(|(k, t)| (k.as_str(), t)).collect();
-        for (entry, view) in blueprint.entries.iter().zip(&state.views) {
+        for (entry, view) in self.blueprint.entries.iter().zip(&self.views) {
             if let Some(tensor) = given.get(entry.key.as_str()) {
                 tch::no_grad(|| view.shallow_clone().copy_(tensor));
             }
         }
-        Ok(state)
     }
 }

@@ -37,7 +37,7 @@ mod sum_tree;
 pub use draw::{Masses, fill_targets, targets};
 pub use exchange::{Cost, Route};
 pub use priorities::{Found, Priorities};
-pub use real::RealData;
+pub use real::{Augmentation, RealData};
 pub use shard::{SampleShape, Shard};
 pub use sum_tree::{Mass, SumTree};
 
@@ -239,6 +239,12 @@ impl Replay {
         let shard = |rank| Shard::new(rule, layout.capacity(rank, rule.capacity), &shape, world.device());
         let shards = PerRank::build(world.hosted(), shard);
         Ok(Self { rule: rule.clone(), views: views.clone(), shape, seed, shards })
+    }
+
+    /// Memory of this process's shards when they are full.
+    pub fn bytes(&self) -> f64 {
+        let slots: usize = self.shards.iter().map(|(_, shard)| shard.capacity()).sum();
+        slots as f64 * self.shape.bytes(self.rule.image_dtype)
     }
 
     /// A hosted shard.

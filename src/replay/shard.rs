@@ -81,6 +81,11 @@ impl Shard {
         }
     }
 
+    /// Slots.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Filled slots.
     pub fn filled(&self) -> usize {
         self.slots.len()

@@ -45,6 +45,7 @@ fn page(summary: &Summary, rounds: &[RoundRecord], times: &[TimingRecord], confi
     headline(&mut body, summary);
     curves(&mut body, summary.trained(), rounds, times);
     time_split(&mut body, summary);
+    classes(&mut body, summary);
     histograms(&mut body, summary);
     gallery(&mut body, summary, pictures);
     details(&mut body, summary, config);
@@ -59,9 +60,11 @@ fn headline(out: &mut String, summary: &Summary) {
     let mut tile = |name: &str, value: String, note: String| {
         let _ = write!(out, "<div class=\"tile\"><span>{name}</span><strong>{value}</strong><em>{}</em></div>", escape(&note));
     };
-    tile(&format!("{} top-1", summary.trained()), percent(summary.student.top1), summary.student.model.clone());
-    if let Some(teacher) = &summary.teacher {
-        tile("teacher top-1", percent(teacher.top1), teacher.model.clone());
+    let scored = [(summary.trained(), Some(&summary.student)), ("teacher", summary.teacher.as_ref())];
+    for (role, network) in scored {
+        if let Some((network, score)) = network.and_then(|n| Some((n, n.scores.headline()?))) {
+            tile(&format!("{role} {}", score.name), score.text(), network.model.clone());
+        }
     }
     tile("time", minutes(summary.seconds.total), format!("ranks: {}, threads each: {}", summary.ranks, summary.threads));
     if summary.samples_synthesised > 0 {
@@ -77,13 +80,12 @@ fn curves(out: &mut String, trained: &str, rounds: &[RoundRecord], times: &[Timi
         points: rounds.iter().filter_map(|r| Some((r.round as f64, of(r)?))).collect(),
     };
     let seconds_of = |round: u64| times.iter().find(|t| t.round == round).map(|t| t.seconds);
-    let top1 = Series {
-        name: trained.into(),
-        points: rounds.iter().filter_map(|r| Some((seconds_of(r.round)? / 60.0, 100.0 * r.student_top1?))).collect(),
-    };
+    let scores: Vec<_> = rounds.iter().filter_map(|r| Some((seconds_of(r.round)? / 60.0, r.scores().headline()?))).collect();
+    let axis = scores.first().map_or("", |(_, score)| score.axis);
+    let score = Series { name: trained.into(), points: scores.iter().map(|(at, score)| (*at, score.value)).collect() };
     let accuracy = format!("Accuracy of the {trained} over time");
     let figures = [
-        (accuracy.as_str(), lines("minutes", "top-1, %", &[top1])),
+        (accuracy.as_str(), lines("minutes", axis, &[score])),
         (
             "Training loss",
             lines(
@@ -149,6 +151,26 @@ fn time_split(out: &mut String, summary: &Summary) {
     );
 }
 
+/// Intersection over union of each class, where there is one.
+fn classes(out: &mut String, summary: &Summary) {
+    let student = (summary.trained(), Some(&summary.student));
+    let rows: Vec<(&str, &Vec<f64>)> = [student, ("teacher", summary.teacher.as_ref())]
+        .into_iter()
+        .filter_map(|(role, network)| Some((role, network?.scores.class_iou.as_ref()?)))
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
+    let cells = |tag: &str, cells: &mut dyn Iterator<Item = String>| cells.map(|c| format!("<{tag}>{c}</{tag}>")).collect::<String>();
+    let names = cells("th", &mut std::iter::once(String::new()).chain(summary.class_names.iter().map(|name| escape(name))));
+    let _ = write!(out, "<h2>Intersection over union of each class</h2><table><tr>{names}</tr>");
+    for (role, iou) in rows {
+        let row = cells("td", &mut std::iter::once(role.to_owned()).chain(iou.iter().map(|value| format!("{value:.3}"))));
+        let _ = write!(out, "<tr>{row}</tr>");
+    }
+    out.push_str("</table>");
+}
+
 fn histograms(out: &mut String, summary: &Summary) {
     let Some(buffer) = &summary.buffer else { return };
     let class_name = |i: usize| summary.class_names.get(i).cloned().unwrap_or_else(|| i.to_string());
@@ -173,8 +195,13 @@ fn gallery(out: &mut String, summary: &Summary, pictures: &[(u64, Vec<u8>)]) {
         _ if summary.class_names.is_empty() => "a row for each category the teacher sees".to_owned(),
         _ => format!("rows: {}", summary.class_names.join(", ")),
     };
-    let _ =
-        write!(out, "<h2>Synthetic images over time</h2><p>Newest images in the buffer; {}.</p><section class=\"gallery\">", escape(&rows));
+    // Pixels have classes: the pictures show them.
+    let maps = summary.student.scores.class_iou.as_ref().map_or("", |_| "; beside each image the labels that teacher and student give it");
+    let _ = write!(
+        out,
+        "<h2>Synthetic images over time</h2><p>Newest images in the buffer; {}{maps}.</p><section class=\"gallery\">",
+        escape(&rows)
+    );
     for (round, png) in pictures {
         let data = base64::engine::general_purpose::STANDARD.encode(png);
         let _ = write!(
@@ -186,8 +213,8 @@ fn gallery(out: &mut String, summary: &Summary, pictures: &[(u64, Vec<u8>)]) {
 }
 
 fn details(out: &mut String, summary: &Summary, config: &str) {
-    let best = summary.student.top1_best.map_or(String::new(), |best| {
-        format!("<p>Best top-1 of any evaluation: {} (chosen on the test split; quote the last one).</p>", percent(best))
+    let best = summary.student.best.headline().map_or(String::new(), |best| {
+        format!("<p>Best {} of any evaluation: {} (chosen on the test split; quote the last one).</p>", best.name, best.text())
     });
     let json = serde_json::to_string_pretty(summary).unwrap_or_default();
     let _ = write!(
@@ -199,10 +226,6 @@ fn details(out: &mut String, summary: &Summary, config: &str) {
         escape(&summary.version),
         escape(&summary.config_hash),
     );
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
 }
 
 fn minutes(seconds: f64) -> String {

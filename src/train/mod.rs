@@ -21,6 +21,7 @@ use crate::metrics::{
 use crate::nn::weights;
 use crate::parallel::{self, World, end_job, host_name, launcher_columns};
 use crate::run_folder::{RunFolder, State, Status};
+use crate::task::Best;
 use std::path::PathBuf;
 
 /// Bars of the confidence histogram.
@@ -32,7 +33,7 @@ pub struct Outlet {
     sinks: Option<Sinks>,
     progress: Option<Progress>,
     timings: Timings,
-    best_top1: Option<f64>,
+    best: Best,
     last: Option<RoundRecord>,
 }
 
@@ -51,7 +52,7 @@ impl Outlet {
             Ok((Some(Sinks::open(folder.path())?), rows))
         };
         let (sinks, rows) = world.agree(if world.leads() { open() } else { Ok((None, Vec::new())) })?;
-        let mut outlet = Self { progress: None, folder: folder.path().to_path_buf(), sinks, timings, best_top1: None, last: None };
+        let mut outlet = Self { progress: None, folder: folder.path().to_path_buf(), sinks, timings, best: Best::default(), last: None };
         rows.into_iter().for_each(|row| outlet.remember(row));
         Ok(outlet)
     }
@@ -63,21 +64,16 @@ impl Outlet {
     }
 
     fn remember(&mut self, record: RoundRecord) {
-        if let Some(top1) = record.student_top1 {
-            self.best_top1 = Some(self.best_top1.map_or(top1, |best| best.max(top1)));
+        let scores = record.scores();
+        if scores.headline().is_some() {
+            self.best = self.best.and(&scores);
             self.last = Some(record);
         }
     }
 
     fn student_score(&self, model: &str) -> NetworkScore {
-        let of = |value: fn(&RoundRecord) -> Option<f64>| self.last.as_ref().and_then(value);
-        NetworkScore {
-            model: model.into(),
-            top1: of(|r| r.student_top1).unwrap_or_default(),
-            top5: of(|r| r.student_top5).unwrap_or_default(),
-            loss: of(|r| r.student_loss),
-            top1_best: self.best_top1,
-        }
+        let scores = self.last.as_ref().map(RoundRecord::scores).unwrap_or_default();
+        NetworkScore { model: model.into(), scores, loss: self.last.as_ref().and_then(|r| r.student_loss), best: self.best }
     }
 }
 
@@ -101,6 +97,7 @@ pub fn announce(run: &Run, world: &World, resumed: bool) {
         rounds = run.config.train.rounds,
         student_steps = run.plan.total_steps,
         transport = world.comm().name(),
+        buffer_gb_a_rank = run.memory.replay().map(|replay| (replay.bytes() / 1e7).round() / 100.0),
         "start"
     );
 }
@@ -153,7 +150,7 @@ fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundReco
         let timing = TimingRecord::new(record.round, &seconds, world.meter().total_bytes(), run.moved.rows);
         sinks.write(record, &timing)?;
         if let Some(rows) = picture {
-            let (png, size) = write_grid(&rows)?;
+            let (png, size) = write_grid(&picture::explained(rows, run))?;
             files::write(&outlet.folder.join(format!("pictures/round-{:05}.png", record.round)), &png)?;
             sinks.picture("synthetic images", &png, size, record.round)?;
         }
@@ -169,6 +166,7 @@ fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundReco
         loss_student = record.loss_student,
         buffer = record.buffer_filled,
         top1 = record.student_top1,
+        miou = record.student_miou,
         samples_per_s = pace.map(|p| p.samples_per_s.round()),
         seconds_left = pace.filter(|p| !p.is_partial).map(|p| p.left.as_secs()),
         "round"
@@ -262,10 +260,9 @@ impl Run {
         let score = eval::evaluate(world, teacher.parts(), &self.normalise, &self.test, self.config.eval.batch_size)?;
         keeper.status_mut().teacher = Some(NetworkScore {
             model: self.config.teacher.model.name().into(),
-            top1: score.counts.top1(),
-            top5: score.counts.top5(),
+            scores: score.scores,
             loss: Some(score.loss),
-            top1_best: None,
+            best: Best::default(),
         });
         Ok(keeper.status_mut().teacher.clone())
     }

@@ -1,10 +1,13 @@
 //! The picture of the buffer: the newest images of its first categories, over all shards.
 
-use crate::data::{Facts, to_bytes};
+use super::Run;
+use crate::data::{Facts, coloured, to_bytes, to_unit};
 use crate::error::Result;
 use crate::metrics::PICTURE_ROWS;
+use crate::nn::Pass;
 use crate::parallel::{World, comm};
 use crate::replay::Replay;
+use crate::task::Task;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -59,6 +62,18 @@ pub(super) fn gather(replay: &Replay, facts: &Facts, world: &World) -> Result<Op
     let mut filled: Rows = rows.iter().map(|row| row.iter().map(|(_, host)| Some(next(*host))).collect()).collect();
     filled.iter_mut().for_each(|row| row.resize_with(COLUMNS, || None));
     Ok(Some(filled))
+}
+
+/// The same rows as the run's task shows them, with what teacher and student see in the images. On one rank.
+pub(super) fn explained(rows: Rows, run: &Run) -> Rows {
+    let look = |image: &Tensor| {
+        let seen = run.normalise.apply(&to_unit(&image.unsqueeze(0).to_device(run.student.state().parameters().device())));
+        let (student, weights) = run.student.frozen();
+        let student = tch::no_grad(|| student.forward(weights, &seen, &mut Pass::eval()).logits);
+        let teacher = run.teacher.as_ref().map(|teacher| teacher.evaluate(&seen).logits);
+        teacher.iter().chain([&student]).map(|logits| coloured(&logits.argmax(1, false).get(0))).collect()
+    };
+    Task::of(run.config.dataset).pictured(rows, look)
 }
 
 /// What is shown of the (category, id) pairs that every process has: (id, process), a row for each category, newest first.

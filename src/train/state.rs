@@ -3,7 +3,7 @@
 use super::guard::{Guard, Verdict};
 use crate::checkpoint::{Contents, Loaded, Position};
 use crate::config::{Config, Job, Plan};
-use crate::data::{self, Dataset, Facts, Normalise, Split};
+use crate::data::{self, Examples, Facts, Normalise, Split};
 use crate::distill::{Student, learning_rate};
 use crate::error::Result;
 use crate::eval::{self, Score};
@@ -45,7 +45,7 @@ pub struct Run {
     /// Where rows come from.
     pub memory: Memory,
     /// The test split.
-    pub test: Dataset,
+    pub test: Examples,
     /// How far the run is.
     pub cursor: Cursor,
     /// Non-finite policy.
@@ -163,20 +163,23 @@ impl Run {
         real: Option<RealData>,
         world: &World,
     ) -> Result<Self> {
-        let facts = data::facts(config.dataset);
+        let facts = data::facts_of(&config);
         let (device, precision) = (world.device(), config.train.precision);
         check_precision("train.precision", precision, device)?;
         let shape = Shape { channels: facts.channels, classes: facts.classes };
-        let source = data::source(config.dataset, &config.data);
         let network = models::build(config.student.model, shape);
         let state = State::initialised(network.blueprint(), config.seed, Purpose::StudentInit, device);
+        if let Some(path) = &config.student.backbone {
+            models::load_backbone(&*network, &state, path)?;
+        }
         let mut student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
         let memory = match (real, method.memory) {
             (Some(data), _) => Memory::Real(data),
             (None, methods::Memory::Fresh) => Memory::Fresh,
             (None, _) => {
                 let image = vec![facts.channels, facts.size[0], facts.size[1]];
-                let view_logits = vec![config.distill.teacher_views as i64, facts.classes];
+                let head = teacher.as_ref().map_or_else(|| vec![facts.classes], |t| t.head_shape(facts.channels, facts.size));
+                let view_logits = [vec![config.distill.teacher_views as i64], head].concat();
                 let shape = SampleShape { image, view_logits, classes: facts.classes as usize };
                 let rule = method.buffer(&config, plan.images_per_round);
                 Memory::Replay(Replay::new(&rule, &config.distill, config.seed, shape, world)?)
@@ -199,7 +202,7 @@ impl Run {
             locals,
             sums: PerRank::build(world.hosted(), |_| RoundSums::new(device)),
             normalise: Normalise::new(&facts, device),
-            test: source.read(Split::Test)?,
+            test: data::open(config.dataset, &config.data, Split::Test)?,
             guard: Guard::new(config.train.max_nonfinite_steps),
             cursor: Cursor::default(),
             moved: Moved::default(),
@@ -260,6 +263,11 @@ impl Run {
             methods::Memory::Fresh => self.cursor.student_steps * self.batch_size() as u64,
             methods::Memory::RealData => 0,
         }
+    }
+
+    /// Where the random numbers of a slice of this step come from.
+    pub(super) fn dropout_key(&self, rank: LogicalRank) -> Key {
+        Key::of(self.config.seed, Purpose::Dropout, self.cursor.student_steps, rank)
     }
 
     /// Learning rate of this round.
@@ -430,7 +438,7 @@ impl Run {
         let last = round + 1 == self.config.train.rounds;
         let due = self.past_warmup() && (last || (round + 1).is_multiple_of(self.config.train.eval_every_rounds));
         let score = if due { Some(self.evaluate_student(world)?) } else { None };
-        Ok(RoundRecord {
+        let record = RoundRecord {
             round,
             student_step: self.cursor.student_steps,
             samples_synthesised: self.samples_synthesised(),
@@ -444,9 +452,11 @@ impl Run {
             loss_unweighted: mean_over_rows(1),
             buffer_filled: counts.iter().sum(),
             buffer_class_balance: balance(&counts),
-            student_top1: score.map(|s| s.counts.top1()),
-            student_top5: score.map(|s| s.counts.top5()),
-            student_loss: score.map(|s| s.loss),
+            ..RoundRecord::default()
+        };
+        Ok(match score {
+            Some(Score { scores, loss, .. }) => record.evaluated(&scores, loss),
+            None => record,
         })
     }
 }

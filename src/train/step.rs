@@ -69,8 +69,8 @@ fn distil(run: &mut Run, world: &World, keeper: &Keeper) -> Result<()> {
     let (mut payload, mut loss, mut sums) = (TreeSum::new(*world.layout()), PerRank::default(), PerRank::default());
     for rank in world.hosted() {
         let _span = tracing::debug_span!("distillation", logical_rank = rank.0).entered();
-        let rows = draw.rows.get(rank);
-        let out = distill::backward(&mut run.student, run.teacher.as_ref(), &run.normalise, rows, criterion, batch);
+        let (rows, dropout) = (draw.rows.get(rank), run.dropout_key(rank));
+        let out = distill::backward(&mut run.student, run.teacher.as_ref(), &run.normalise, rows, criterion, batch, dropout);
         payload.add(rank, out.payload);
         sums.set(rank, out.sums);
         loss.set(rank, out.loss_b);

@@ -20,7 +20,7 @@ fn configuration_is_shown_with_origins_and_checked() {
 #[test]
 fn every_shipped_configuration_is_valid() {
     let mut count = 0;
-    for folder in ["configs/cifar10", "configs/cifar100", "configs/fashion_mnist"] {
+    for folder in ["configs/cifar10", "configs/cifar100", "configs/fashion_mnist", "configs/nyuv2", "configs/scenes13"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "toml") {
@@ -30,7 +30,7 @@ fn every_shipped_configuration_is_valid() {
             }
         }
     }
-    assert!(count >= 12, "{count}");
+    assert!(count >= 16, "{count}");
 }
 
 /// A check is for one command: its batch rules hold, and what it lacks is said. Files that are named have to be there.

@@ -29,6 +29,8 @@ fn the_command_reference_is_current() {
         "predict",
         "export",
         "inspect",
+        "data",
+        "data check",
         "bench",
         "bench replay",
         "bench step",
@@ -99,7 +101,7 @@ fn links_lead_somewhere() {
 /// Every shipped configuration, with the command that its head shows.
 fn heads() -> Vec<(PathBuf, String)> {
     let mut heads = Vec::new();
-    for folder in ["cifar10", "cifar100", "fashion_mnist"] {
+    for folder in ["cifar10", "cifar100", "fashion_mnist", "nyuv2", "scenes13"] {
         for entry in std::fs::read_dir(root().join("configs").join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "toml") {
@@ -134,7 +136,7 @@ fn commands_name_files_that_exist() {
 #[test]
 fn heads_of_configurations_are_commands_that_parse() {
     let heads = heads();
-    assert!(heads.len() >= 12);
+    assert!(heads.len() >= 16);
     for (path, command) in heads {
         let words: Vec<&str> = command.split_whitespace().collect();
         let place = path.display();

@@ -123,7 +123,7 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
 fn data_set_survives(name: DatasetName, file: &str, contents: &[Vec<u8>], others: &[(&str, Vec<u8>)]) {
     let folder = tempfile::tempdir().unwrap();
     others.iter().for_each(|(name, bytes)| std::fs::write(folder.path().join(name), bytes).unwrap());
-    let set = source(name, &Data { dir: Some(folder.path().into()), allow_partial: true });
+    let set = source(name, &Data { dir: Some(folder.path().into()), allow_partial: true, ..Data::default() }).unwrap();
     survives(contents, |bytes| {
         std::fs::write(folder.path().join(file), bytes).unwrap();
         let _ = set.read(Split::Test);

@@ -16,6 +16,7 @@ mod fuzz;
 mod mpi;
 mod networks;
 mod refusals;
+mod segmentation;
 mod slurm;
 mod sweep;
 mod trace;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use ssdkd::config::ModelName;
 use ssdkd::losses::StatisticsAverage;
 use ssdkd::models::{self, DeepGenerator, Generator, GeneratorShape, Shape};
-use ssdkd::nn::{Blueprint, Pass, State, multiplications};
+use ssdkd::nn::{Blueprint, Pass, State, multiplications, weights};
 use ssdkd::teacher::Teacher;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -112,6 +112,103 @@ fn classifiers_equal_the_published_ones() {
 }
 
 #[test]
+fn segmentation_networks_equal_the_published_ones() {
+    let golden = json("networks.json");
+    for (name, want) in golden["segmentation"].as_object().unwrap() {
+        let shape = Shape { channels: 3, classes: 13 };
+        let model = name.trim_end_matches("-13");
+        let network = models::build(ModelName::ALL.into_iter().find(|m| m.name() == model).unwrap(), shape);
+        assert_state_dict(network.blueprint(), name);
+        let number = |i: usize| want[i].as_f64().unwrap();
+        assert_eq!(network.blueprint().parameter_count() as f64, number(7), "{name}");
+        let (state, sum) = filled(network.blueprint(), 0);
+        close(&format!("{name} fill"), sum, number(0), sum);
+
+        let images = input(&[2, 3, 128, 128]);
+        let (out, count) = tch::no_grad(|| multiplications(|| network.forward(&state, &images, &mut Pass::eval())));
+        assert_eq!(count as f64, 2.0 * number(6), "{name}");
+        let scale = out.logits.abs().max().double_value(&[]);
+        for c in 0..3 {
+            close(&format!("{name} logit {c}"), out.logits.double_value(&[0, c, 64, 64]), want[1][c as usize].as_f64().unwrap(), scale);
+        }
+        close(&format!("{name} last logit"), out.logits.double_value(&[1, 12, 127, 127]), number(2), scale);
+        close(&format!("{name} mean abs"), out.logits.abs().mean(Kind::Double).double_value(&[]), number(3), 0.0);
+        close(&format!("{name} norm"), out.logits.norm().double_value(&[]), number(4), 0.0);
+        // What is stored of a view gives the same logits again.
+        assert_eq!(out.head.size(), [2, 13, 16, 16]);
+        assert!(ssdkd::task::at_size(&out.head, &images).equal(&out.logits), "{name}");
+
+        let teacher = Teacher::new(network, state);
+        let mut pass = Pass::tapped();
+        teacher.watch(&images, &mut pass);
+        let gap = teacher.statistics_gap(&pass.into_taps(), &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu));
+        close(&format!("{name} statistics loss"), gap.double_value(&[]), number(5), 0.0);
+    }
+}
+
+/// Files as torchvision writes them: its keys, its classifier besides, counters or not. Every tensor of the backbone comes from them.
+#[test]
+fn backbones_start_from_torchvisions_files() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, count) in [(ModelName::Deeplabv3Mobilenet, 52), (ModelName::Deeplabv3Resnet50, 53)] {
+        let network = models::build(name, Shape { channels: 3, classes: 13 });
+        let (theirs, _) = filled(network.blueprint(), 5000);
+        let torchvision = |key: &str| {
+            let key = key.strip_prefix("backbone.")?;
+            Some(key.replace("low_level_features.", "features.").replace("high_level_features.", "features."))
+        };
+        let mut file: Vec<(String, Tensor)> =
+            theirs.state_dict().into_iter().filter_map(|(key, tensor)| Some((torchvision(&key)?, tensor))).collect();
+        file.retain(|(key, _)| !key.ends_with("num_batches_tracked"));
+        assert_eq!(
+            file.iter().filter(|(key, _)| key.ends_with("running_var")).count(),
+            count - usize::from(name == ModelName::Deeplabv3Mobilenet)
+        );
+        let besides: &[&str] = match name {
+            ModelName::Deeplabv3Mobilenet => {
+                &["features.18.0.weight", "features.18.1.running_var", "classifier.1.weight", "classifier.1.bias"]
+            }
+            _ => &["fc.weight", "fc.bias"],
+        };
+        file.extend(besides.iter().map(|key| ((*key).to_owned(), fill(1, &[3, 2]))));
+        let path = folder.path().join("imagenet.safetensors");
+        weights::write(&path, &file, &[]).unwrap();
+        let (state, _) = filled(network.blueprint(), 0);
+        models::load_backbone(&*network, &state, &path).unwrap();
+        let (untouched, _) = filled(network.blueprint(), 0);
+        for (((key, got), (_, theirs)), (_, own)) in state.state_dict().into_iter().zip(theirs.state_dict()).zip(untouched.state_dict()) {
+            let want = if key.starts_with("backbone.") { theirs } else { own };
+            assert!(got.equal(&want), "{key}");
+        }
+
+        let lost = file.remove(7).0;
+        weights::write(&path, &file, &[]).unwrap();
+        let text = models::load_backbone(&*network, &state, &path).unwrap_err().to_string();
+        assert!(text.contains("missing; shape") && text.contains(lost.rsplit_once("features.").map_or(lost.as_str(), |k| k.1)), "{text}");
+    }
+    let plain = models::build(ModelName::Vgg11, Shape { channels: 3, classes: 13 });
+    let (state, _) = filled(plain.blueprint(), 0);
+    let text = models::load_backbone(&*plain, &state, &folder.path().join("imagenet.safetensors")).unwrap_err().to_string();
+    assert!(text.contains("has no ImageNet backbone"), "{text}");
+}
+
+/// Dropout of a training pass: the keyed one repeats itself, zeroes a tenth, and keeps the mean; other passes have none.
+#[test]
+fn dropout_follows_its_key_alone() {
+    use ssdkd::rng::{Key, Purpose};
+    let x = || Tensor::ones([4, 8, 32, 32], (Kind::Float, Device::Cpu));
+    let dropped = |step| Pass::train().with_dropout(Key::global(1, Purpose::Dropout, step)).drop(x(), 0.1);
+    assert!(dropped(0).equal(&dropped(0)) && !dropped(0).equal(&dropped(1)));
+    let zeros = dropped(0).eq(0.0).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+    // 32,768 draws of probability 0.1: five standard deviations are 0.0083, which one key in two million exceeds.
+    assert!((zeros - 0.1).abs() < 0.0083, "{zeros}");
+    assert!((dropped(0).max().double_value(&[]) - 1.0 / 0.9).abs() < 1e-6);
+    for pass in [Pass::train(), Pass::eval(), Pass::tapped(), Pass::eval().with_dropout(Key::global(1, Purpose::Dropout, 0))] {
+        assert!(pass.drop(x(), 0.1).equal(&x()));
+    }
+}
+
+#[test]
 fn generators_equal_the_published_ones() {
     let golden = json("networks.json");
     let generators = golden["generators"].as_object().unwrap();
@@ -165,6 +262,11 @@ fn arithmetic_is_counted_as_the_published_networks_need_it() {
     let generator = Generator::new(GeneratorShape { latent: 256, filters: 64, size: [32, 32], channels: 3, large: false });
     let (state, _) = filled(generator.blueprint(), 0);
     assert_eq!(count(&|| generator.forward(&state, &input(&[1, 256]), &mut Pass::eval())), 117_112_832);
+    // The same network for larger images differs in its first layer only.
+    for (side, parameters) in [(64, 8_644_931), (128, 33_909_059)] {
+        let generator = Generator::new(GeneratorShape { latent: 256, filters: 64, size: [side, side], channels: 3, large: false });
+        assert_eq!(generator.blueprint().parameter_count(), parameters);
+    }
 }
 
 /// Other class counts, channels and image sizes: nothing is fixed in code.
@@ -175,7 +277,8 @@ fn sizes_are_free() {
         let (state, _) = filled(network.blueprint(), 0);
         for size in [28, 64] {
             let out = tch::no_grad(|| network.forward(&state, &input(&[2, 1, size, size]), &mut Pass::eval()));
-            assert_eq!(out.logits.size(), [2, 7], "{name:?} at {size}");
+            let want: &[i64] = if name.name().starts_with("deeplab") { &[2, 7, size, size] } else { &[2, 7] };
+            assert_eq!(out.logits.size(), want, "{name:?} at {size}");
         }
     }
 }

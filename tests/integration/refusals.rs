@@ -224,6 +224,18 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             "nan.safetensors: tensor `fc.bias`: holds NaN or infinite values",
             "its training went wrong: take an earlier or another file",
         ),
+        sets(
+            "network that labels pixels, for a data set whose images are labelled",
+            &["student.model=deeplabv3_mobilenet"],
+            "student.model: deeplabv3_mobilenet labels pixels, fashion_mnist has labels of images",
+            "use resnet18, resnet34",
+        ),
+        sets(
+            "backbone for a network that has none",
+            &[&set("student.backbone", "more.safetensors")],
+            "more.safetensors: the network has no ImageNet backbone that this file could fill",
+            "leave the key out, or choose deeplabv3_resnet50 or deeplabv3_mobilenet",
+        ),
         sets("not a weights file", &[&weights_of("notes.txt")], "notes.txt: this is not the kind of file needed here", "it looks like "),
         sets("empty weights file", &[&weights_of("empty.pth")], "empty.pth: …", "empty"),
         sets(
@@ -432,7 +444,7 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 51] = [
+const RANGES: [(&str, &str, &str); 57] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
@@ -479,6 +491,12 @@ const RANGES: [(&str, &str, &str); 51] = [
     ("teach.lr", "0", "0 is not a positive number"),
     ("teach.weight_decay", "-1", "-1 is negative or not a number"),
     ("teach.view_shift", "40", "40 is not between 0 and 32 pixels"),
+    ("teach.crop", "-1", "-1 is below 0"),
+    ("data.scene_size", "16", "16 is below 32"),
+    ("data.scene_size", "1028", "1028 is more than 1024"),
+    ("data.scene_size", "50", "50 is no multiple of 4, as the generator needs it"),
+    ("data.train_scenes", "0", "0 is below 1"),
+    ("data.test_scenes", "0", "0 is below 1"),
     ("eval.batch_size", "0", "0 is below 1"),
     ("checkpoint.every_minutes", "-1", "-1 is negative or not a number"),
     ("checkpoint.keep", "0", "0 is below 1"),

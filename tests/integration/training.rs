@@ -3,7 +3,7 @@
 use crate::fill::{fill, fill_f64};
 use crate::networks::filled;
 use ssdkd::config::{self, Config, ImageDtype, ModelName};
-use ssdkd::data::{Facts, Normalise, View};
+use ssdkd::data::{Facts, Fit, Normalise, View};
 use ssdkd::distill::{Criterion, Student, backward};
 use ssdkd::inversion::{Call, Local, Networks, Settings, Share, SharedGenerator, invert};
 use ssdkd::layout::LogicalRank;
@@ -12,6 +12,7 @@ use ssdkd::methods::Method;
 use ssdkd::models::{self, Shape};
 use ssdkd::nn::{Adam, Entries, InputStatistics, Role, Sgd, Stateful, weights};
 use ssdkd::replay::{Rows, Target};
+use ssdkd::rng::{Key, Purpose};
 use ssdkd::teacher::Teacher;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -51,7 +52,7 @@ fn three_steps_of_sgd_and_adam_are_pytorchs() {
 }
 
 fn facts() -> Facts {
-    Facts { classes: 3, channels: 1, size: [8, 8], padding: 0, mean: vec![0.25], std: vec![0.5], class_names: vec![] }
+    Facts { classes: 3, channels: 1, size: [8, 8], padding: 0, fit: Fit::Exact, mean: vec![0.25], std: vec![0.5], class_names: vec![] }
 }
 
 /// Two inner steps of one logical rank with every term at work: meta-gradient, kept images, their assessment, and the meta step.
@@ -134,6 +135,7 @@ fn a_slice_of_a_student_step_is_pytorchs() {
         &rows,
         Criterion::Distillation { temperature: 4.0, label_weight: 0.0 },
         20,
+        Key::global(0, Purpose::Dropout, 0),
     );
     golden.equals("slice.loss", &slice.loss_b, 1e-5);
     let (gradient, statistics) = student.state().split_payload(&slice.payload);

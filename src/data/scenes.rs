@@ -1,0 +1,128 @@
+//! `scenes13`: rooms drawn by ssdkd itself, for trials of segmentation without a download.
+//!
+//! A wall, a floor and a ceiling, things on the wall, furniture on the floor, small things on top; nearer ones hide others. Colours,
+//! textures and light are drawn from the same distributions for all classes, so that shape and place tell them apart and colour does
+//! not. Integer arithmetic on keyed random numbers: a scene is a function of (seed, split, number) and size, with the same bytes
+//! everywhere.
+
+mod canvas;
+mod furniture;
+
+use super::Split;
+use crate::config;
+use crate::rng::{Key, Purpose};
+use canvas::{Canvas, Dice};
+use tch::Tensor;
+
+/// A split of made scenes.
+#[derive(Debug, Clone)]
+pub struct Scenes {
+    seed: u64,
+    size: usize,
+    split: Split,
+    count: usize,
+}
+
+impl Scenes {
+    /// As configured.
+    pub fn new(config: &config::Data, split: Split) -> Self {
+        let count = match split {
+            Split::Train => config.train_scenes,
+            Split::Test => config.test_scenes,
+        };
+        Self { seed: config.scene_seed, size: config.scene_size as usize, split, count }
+    }
+
+    /// Number of scenes.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Images uint8 `[b, 3, s, s]` and labels uint8 `[b, s, s]`.
+    pub(super) fn draw(&self, places: &[u64]) -> (Tensor, Tensor) {
+        let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+        for &place in places {
+            // Even keys for training, odd ones for the test: no scene is in both.
+            let key = Key::global(self.seed, Purpose::Scene, 2 * place + u64::from(self.split == Split::Test));
+            let canvas = furniture::room(Canvas::new(self.size), &mut Dice::new(key));
+            let (of_pixels, of_labels) = canvas.finished();
+            pixels.extend(of_pixels);
+            labels.extend(of_labels);
+        }
+        let (b, s) = (places.len() as i64, self.size as i64);
+        (Tensor::from_slice(&pixels).view([b, 3, s, s]), Tensor::from_slice(&labels).view([b, s, s]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::sha256;
+    use tch::Kind;
+
+    fn scenes(split: Split, size: i64) -> Scenes {
+        Scenes::new(&config::Data { scene_size: size, ..config::Data::default() }, split)
+    }
+
+    fn bytes(t: &Tensor) -> Vec<u8> {
+        Vec::try_from(t.flatten(0, -1)).unwrap()
+    }
+
+    /// The same bytes on every machine: whoever changes a scene changes a data set that results name.
+    #[test]
+    fn scenes_are_what_they_have_always_been() {
+        let (images, labels) = scenes(Split::Train, 128).draw(&[0, 1, 99_999]);
+        assert_eq!(sha256(&[bytes(&images), bytes(&labels)].concat()), GOLDEN);
+    }
+
+    const GOLDEN: &str = "5abc62cf34e702460359b0af57c22ca230b48c4687df5e2f73f066092aa2279f";
+
+    #[test]
+    fn a_scene_depends_on_its_number_and_its_split_alone() {
+        let train = scenes(Split::Train, 64);
+        let (several, _) = train.draw(&[5, 6]);
+        assert!(several.get(1).equal(&train.draw(&[6]).0.get(0)));
+        let all: std::collections::BTreeSet<String> = [Split::Train, Split::Test]
+            .iter()
+            .flat_map(|split| (0..20).map(|i| sha256(&bytes(&scenes(*split, 64).draw(&[i]).0))))
+            .collect();
+        assert_eq!(all.len(), 40);
+    }
+
+    /// 200 scenes: every class is there often enough to be scored, and some pixels bear no label.
+    #[test]
+    fn every_class_occurs() {
+        let (_, labels) = scenes(Split::Test, 128).draw(&(0..200).collect::<Vec<_>>());
+        let counts = Vec::<i64>::try_from(labels.to_kind(Kind::Int64).flatten(0, -1).bincount(None::<&Tensor>, 256)).unwrap();
+        let all = labels.numel() as i64;
+        for (class, count) in counts.iter().enumerate().take(13) {
+            assert!(count * 200 > all, "class {class} has {count} of {all} pixels");
+        }
+        assert!(counts[13..255].iter().all(|&n| n == 0) && counts[255] > 0);
+    }
+
+    /// The best guess from a pixel's colour alone (in cells of 32 levels, learned on other scenes) is little better than the most
+    /// frequent class.
+    #[test]
+    fn colour_does_not_give_the_class() {
+        let cells = |split| {
+            let (images, labels) = scenes(split, 64).draw(&(0..300).collect::<Vec<_>>());
+            let cell = (images.to_kind(Kind::Int64) / 32).to_kind(Kind::Int64);
+            let cell = cell.select(1, 0) * 64 + cell.select(1, 1) * 8 + cell.select(1, 2);
+            let known = labels.ne(255);
+            (cell.masked_select(&known), labels.to_kind(Kind::Int64).masked_select(&known))
+        };
+        let ((cell, label), (new_cell, new_label)) = (cells(Split::Train), cells(Split::Test));
+        let table = (cell * 13 + label).bincount(None::<&Tensor>, 512 * 13).view([512, 13]);
+        let guess = table.argmax(1, false).index_select(0, &new_cell);
+        let share = |right: Tensor| right.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+        let most_frequent = new_label.bincount(None::<&Tensor>, 13).max().double_value(&[]) / new_label.numel() as f64;
+        let by_colour = share(guess.eq_tensor(&new_label));
+        assert!(by_colour < most_frequent + 0.05, "{by_colour} by colour, {most_frequent} without");
+    }
+}

@@ -1,0 +1,123 @@
+//! Labels of pixels from end to end: a teacher of made scenes, a student without data, scores, maps and pictures; and a look at files.
+
+use crate::launch::{has_mpirun, root, ssdkd, ssdkd_on};
+use serde_json::Value;
+use ssdkd::config::Data;
+use ssdkd::data::{Split, open};
+use std::path::Path;
+
+/// Scenes so small that a step takes no second.
+const SMALL: [&str; 9] = [
+    "dataset=scenes13",
+    "teacher.model=deeplabv3_mobilenet",
+    "student.model=deeplabv3_mobilenet",
+    "data.scene_size=32",
+    "data.train_scenes=12",
+    "data.test_scenes=6",
+    "eval.batch_size=2",
+    "parallel.logical_ranks=2",
+    "parallel.threads=1",
+];
+
+fn words(command: &str, run: &Path, more: &[&str]) -> Vec<String> {
+    let mut words = vec![command.to_owned(), "--run-dir".into(), run.display().to_string()];
+    for set in SMALL.iter().chain(more) {
+        words.extend(["--set".to_owned(), (*set).to_owned()]);
+    }
+    words
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// A teacher on one rank, from crops; a student from it on one rank and on two: the same metrics, every score in its place.
+#[test]
+fn a_student_that_labels_pixels_is_made_without_data() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    ssdkd(&words("teach", &at("teacher"), &["teach.epochs=2", "teach.batch_size=4", "teach.crop=24"])).expect(0);
+    let taught = json(&at("teacher/report.json"));
+    assert!(taught["student"]["miou"].is_f64() && taught["student"].get("top1").is_none(), "{taught}");
+
+    let weights = format!("teacher.weights={}", at("teacher/teacher.safetensors").display());
+    let train = [
+        weights.as_str(),
+        "generator.filters=4",
+        "generator.latent=8",
+        "inversion.batch_size=4",
+        "inversion.steps=2",
+        "replay.capacity=16",
+        "distill.batch_size=4",
+        "distill.steps_per_round=2",
+        "distill.teacher_views=2",
+        "train.rounds=3",
+        "train.warmup_rounds=1",
+    ];
+    ssdkd(&words("train", &at("one"), &train)).expect(0);
+    ssdkd_on(2, &words("train", &at("two"), &train)).expect(0);
+    let metrics = |run: &str| std::fs::read_to_string(at(run).join("metrics.csv")).unwrap();
+    assert_eq!(metrics("one"), metrics("two"));
+
+    let report = json(&at("one/report.json"));
+    for role in ["teacher", "student"] {
+        let (score, iou) = (&report[role], report[role]["class_iou"].as_array().unwrap());
+        let mean = iou.iter().map(|v| v.as_f64().unwrap()).sum::<f64>() / 13.0;
+        assert_eq!(iou.len(), 13);
+        assert!((score["miou"].as_f64().unwrap() - mean).abs() < 1e-12 && score["pixel_accuracy"].as_f64().unwrap() <= 1.0);
+    }
+    assert!(report["student"]["miou_best"].as_f64() >= report["student"]["miou"].as_f64());
+    assert_eq!(report["buffer"]["class_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>(), 16 * 32 * 32);
+    let page = std::fs::read_to_string(at("one/report.html")).unwrap();
+    for part in ["student mIoU", "Intersection over union of each class", "beside each image the labels"] {
+        assert!(page.contains(part), "{part}");
+    }
+    // Three images wide for each of two scenes.
+    let picture = image::open(at("one/pictures/round-00002.png")).unwrap();
+    assert!(picture.width() >= 3 * 64 && picture.height() == 13 * 66 + 2, "{}×{}", picture.width(), picture.height());
+
+    let lines = ssdkd(&["eval", "--run-dir", at("one").to_str().unwrap()]).expect(0).stdout;
+    let scored: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(scored.len(), 2);
+    for line in scored {
+        let of = &report[line["role"].as_str().unwrap()];
+        assert_eq!((&line["images"], &line["miou"], &line["class_iou"]), (&6.into(), &of["miou"], &of["class_iou"]));
+    }
+
+    // Maps of pictures: as large as they are, the labels that the network gives.
+    let data = Data { scene_size: 32, test_scenes: 6, ..Data::default() };
+    let (images, _) = open(ssdkd::config::DatasetName::Scenes13, &data, Split::Test).unwrap().rows(&[0, 1]);
+    std::fs::create_dir(at("pictures")).unwrap();
+    for i in 0..2 {
+        let pixels = Vec::<u8>::try_from(images.get(i).permute([1, 2, 0]).contiguous().flatten(0, -1)).unwrap();
+        image::RgbImage::from_raw(32, 32, pixels).unwrap().save(at("pictures").join(format!("{i}.png"))).unwrap();
+    }
+    let student = at("one/student.safetensors");
+    let [student, pictures, maps] = [student, at("pictures"), at("maps")].map(|path| path.display().to_string());
+    ssdkd(&["predict", "--weights", &student, "--model", "deeplabv3_mobilenet", "--input", &pictures, "--out", &maps]).expect(0);
+    let map = image::open(at("maps/1.png")).unwrap();
+    assert_eq!((map.width(), map.height()), (32, 32));
+}
+
+#[test]
+fn folders_of_data_sets_are_looked_through() {
+    let shipped = root().join("configs/fashion_mnist").display().to_string();
+    let out = ssdkd(&["data", "check", &shipped]).expect(2).says(&["1 findings in", "train-images-idx3-ubyte: no such file"]);
+    assert_eq!(
+        out.stdout,
+        "fashion_mnist or mnist, test split: 10000 images of 32×32 in 1 channel; labels 0 to 9, 1000 to 1000 images each\n"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let check = || ssdkd(&["data", "check", folder.path().to_str().unwrap()]).expect(2);
+    check().says(&["holds no file of a data set known here", "cifar-10-batches-bin", "seg13/"]);
+    std::fs::write(folder.path().join("data_batch_1.bin"), [0; 3073]).unwrap();
+    check().says(&["2 findings in", "holds neither cifar-10-batches-bin/test_batch.bin nor"]);
+    std::fs::write(folder.path().join("test_batch.bin"), [0; 3072]).unwrap();
+    check().says(&["data_batch_1.bin: 1 images; 10000 expected", "test_batch.bin: 3072 bytes; records of 3073 bytes expected"]);
+    std::fs::create_dir_all(folder.path().join("image/test")).unwrap();
+    check().says(&["image/test: 0 images; 654 expected", "image/train"]);
+    ssdkd(&["data", "check", "/nowhere"]).expect(2).says(&["/nowhere: no such folder"]);
+}
