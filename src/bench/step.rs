@@ -21,7 +21,7 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Runs inside the Python that `--against` names.
-const PEERS: &str = include_str!("../../tests/benches/step_peers.py");
+const PEERS: &str = concat!(include_str!("../../tests/benches/plain.py"), include_str!("../../tests/benches/step_peers.py"));
 
 pub(super) const SEED: u64 = 1;
 const RANK: LogicalRank = LogicalRank(0);
