@@ -36,6 +36,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Look into a run folder or a weights file.
     Inspect(InspectArgs),
+    /// Write a page about a run, a sweep, or several of them side by side.
+    Report(ReportArgs),
     /// Look at the files of data sets.
     Data {
         /// What to do with them.
@@ -53,6 +55,12 @@ pub enum Command {
         /// What to do with them.
         #[command(subcommand)]
         action: SweepAction,
+    },
+    /// Run a study: a sweep whose axes are known, with the table a publication would have (docs/studies.md).
+    Study {
+        /// Which.
+        #[command(subcommand)]
+        action: StudyAction,
     },
     /// Check MPI, libtorch, CUDA, NCCL and Slurm, and say what to do about each.
     Doctor,
@@ -174,6 +182,17 @@ pub struct InspectArgs {
     pub status: bool,
 }
 
+/// What to show on a page.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Run folders and sweep folders. What is finished is shown.
+    #[arg(value_name = "DIR", required = true, num_args = 1..)]
+    pub dirs: Vec<PathBuf>,
+    /// The page; left out: report.html in the folder, or comparison.html here for several.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
 /// What to do with the files of a data set.
 #[derive(Debug, Subcommand)]
 pub enum DataAction {
@@ -286,6 +305,77 @@ pub struct SweepRunArgs {
     /// Ranks of a trial; left out, the sweep file's.
     #[arg(long, value_name = "R")]
     pub ranks: Option<usize>,
+}
+
+/// What to study.
+#[derive(Debug, Subcommand)]
+pub enum StudyAction {
+    /// Size of the synthetic data: a buffer of 100, 20, 10, 5 and 1 % of the original training set.
+    Scale(StudyArgs),
+    /// Diversity factor, difficulty factor and priority sampling, each on and off: eight rows.
+    Ablation(StudyArgs),
+    /// Methods side by side.
+    Compare {
+        /// How.
+        #[command(flatten)]
+        study: StudyArgs,
+        /// A row, as KEY=VALUE words in one argument; again for each row. Left out: every method.
+        #[arg(long, value_name = "WORDS")]
+        variant: Vec<String>,
+    },
+    /// A row of the published tables: how far from the printed figure it ends.
+    Reproduce(StudyArgs),
+    /// Strong and weak scaling: the same work, and the same work a rank, on each number of ranks.
+    Ranks(RanksStudyArgs),
+    /// Print and write a study's table as it stands.
+    Show {
+        /// The study's folder.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
+
+/// How to study.
+#[derive(Debug, Args)]
+pub struct StudyArgs {
+    /// The base configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The study's folder; left out: runs/NAME, NAME being the study's.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Runs of each row, with seeds of their own.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub seeds: u64,
+    /// Runs at a time; left out, as many as there are cores for.
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Ranks of a run.
+    #[arg(long, value_name = "R", default_value_t = 1)]
+    pub ranks: usize,
+    /// Threads of a rank.
+    #[arg(long, value_name = "T")]
+    pub threads: Option<usize>,
+    /// Plan it and run nothing: for `ssdkd sweep submit DIR` and other runners.
+    #[arg(long)]
+    pub plan_only: bool,
+}
+
+/// How to study ranks.
+#[derive(Debug, Args)]
+pub struct RanksStudyArgs {
+    /// The base configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The study's folder.
+    #[arg(long, value_name = "DIR", default_value = "runs/ranks")]
+    pub dir: PathBuf,
+    /// Numbers of ranks, each a divisor of the largest.
+    #[arg(long, value_name = "R", num_args = 1.., default_values_t = [1, 2])]
+    pub ranks: Vec<usize>,
+    /// Threads of a rank.
+    #[arg(long, value_name = "T", default_value_t = 1)]
+    pub threads: usize,
 }
 
 /// What to measure.

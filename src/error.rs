@@ -173,6 +173,7 @@ impl Error {
             std::io::ErrorKind::NotFound => Self::file(path, "no such file"),
             std::io::ErrorKind::PermissionDenied => Self::file(path, "may not be read (permission denied)"),
             std::io::ErrorKind::IsADirectory => Self::file(path, "is a folder, a file is needed"),
+            std::io::ErrorKind::InvalidData => Self::file(path, "is no text file (UTF-8)"),
             _ => Self::io("read", path, cause),
         }
     }
@@ -204,7 +205,7 @@ impl Error {
         match self {
             Self::Late(error) => error.hint(),
             Self::AnotherRun(_) => Some("name another --run-dir, go back to those settings, or start over with --fresh".into()),
-            Self::Config(_) => Some("`ssdkd config show` prints every key with its value and origin; docs/config.md explains them".into()),
+            Self::Config(_) => Some("docs/config.md has every key with its type, default and meaning".into()),
             Self::File { hint, .. } | Self::Tensor { hint, .. } | Self::Refused { hint, .. } | Self::Remote { hint, .. } => hint.clone(),
             Self::Io { action: "write" | "create", .. } => {
                 Some("check free space and permissions of that folder (df -h, ls -ld), then start the same command again".into())

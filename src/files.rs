@@ -28,6 +28,19 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
     })
 }
 
+/// Whether there is a folder for a file (or folder) that is to be written.
+///
+/// # Errors
+/// There is none: refused, so that nothing is computed for nothing.
+pub fn check_target(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(Error::file(path, "cannot be written: there is no such folder").with_hint(format!("mkdir -p {}", folder.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes what a process that was killed in [`write`] has left in a folder.
 pub fn remove_parts(folder: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };

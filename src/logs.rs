@@ -50,8 +50,12 @@ pub fn start(trace: Option<&Path>) -> Timings {
         let cause = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
         let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
         let cause = cause.unwrap_or_default();
-        eprintln!("error: rank {rank} on {}: {}{place}", host_name(), cause.lines().next().unwrap_or_default());
-        eprintln!("hint: this is a fault of ssdkd; please report it with this line and the command");
+        if cause.starts_with("failed printing to std") {
+            // Who reads the output has gone (`| head`): no fault, and nobody to tell. The code is that of SIGPIPE.
+            end_job(141)
+        }
+        let line = format!("error: rank {rank} on {}: {}{place}", host_name(), cause.lines().next().unwrap_or_default());
+        let _ = writeln!(io::stderr(), "{line}\nhint: this is a fault of ssdkd; please report it with this line and the command");
         end_job(1)
     }));
     timings

@@ -44,6 +44,8 @@ pub enum Purpose {
     LocalView = 16,
     /// Pixels that an inversion starts from.
     Pixels = 17,
+    /// Latent vectors of images made for a picture; the step is the round.
+    Picture = 18,
     /// Dropout masks of a student step.
     Dropout = 20,
     /// Where real images that are larger than a network's are cut.

@@ -2,7 +2,7 @@
 
 use super::{configured, merged};
 use crate::cli::{ConfigAction, Trains};
-use crate::config::{Job, check_paths, keys, markdown};
+use crate::config::{Job, Plan, check_paths, keys, markdown};
 use crate::error::{Error, Result};
 
 /// Shows, checks or documents configuration.
@@ -14,9 +14,16 @@ pub fn run(action: &ConfigAction) -> Result<()> {
                 Trains::Train => Job::Train,
                 Trains::Teach => Job::Teach,
             };
-            let loaded = configured(&args.config, job)?;
+            let loaded = configured(&args.config, job).map_err(|error| match job {
+                Job::Train if configured(&args.config, Job::Teach).is_ok() => {
+                    Error::refused(format!("{error}")).with_hint("as a file for `ssdkd teach` it is well: check it with --for teach")
+                }
+                _ => error,
+            })?;
             check_paths(&loaded.config)?;
             println!("{} keys set, all well", loaded.origins.len());
+            let plan = Plan::new(&loaded.config, job, loaded.config.parallel.logical_ranks.unwrap_or(1), "")?;
+            plan.warnings.iter().for_each(|warning| println!("warning: {warning}"));
             if job == Job::Train && loaded.config.teacher.weights.is_none() {
                 println!("teacher.weights is left out: train needs it, for example by --set teacher.weights=FILE");
             }

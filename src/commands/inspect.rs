@@ -10,6 +10,9 @@ use std::path::Path;
 
 /// Looks into a run folder or a weights file.
 pub fn run(args: &InspectArgs) -> Result<()> {
+    if (args.status || args.checksum) && args.path.is_file() {
+        return Err(Error::file(&args.path, "is no run folder"));
+    }
     if args.status {
         println!("{}", Status::read(&args.path)?.state.seen(is_held(&args.path)).name());
         return Ok(());

@@ -8,6 +8,8 @@ mod eval;
 mod export;
 mod inspect;
 mod predict;
+mod report;
+mod study;
 mod sweep;
 mod train;
 
@@ -15,6 +17,7 @@ use crate::cli::{Command, ConfigArgs};
 use crate::config::{Job, Loaded, check, load};
 use crate::error::{Error, Result, STOPPED};
 use crate::logs::{self, launched_rank};
+use crate::methods::Method;
 use crate::metrics::Timings;
 use crate::parallel::{Launch, World};
 use crate::task::Task;
@@ -48,9 +51,11 @@ pub fn run(command: Command, timings: Timings) -> Result<Outcome> {
         Command::Predict(args) => logs::trace_is_open().and_then(|()| predict::run(&args)).map(done),
         Command::Export(args) => logs::trace_is_open().and_then(|()| export::run(&args)).map(done),
         Command::Inspect(args) => logs::trace_is_open().and_then(|()| inspect::run(&args)).map(done),
+        Command::Report(args) => logs::trace_is_open().and_then(|()| report::run(&args)).map(done),
         Command::Data { action } => logs::trace_is_open().and_then(|()| data::run(&action)).map(done),
         Command::Bench { action } => bench::run(&action).map(done),
         Command::Sweep { action } => sweep::run(&action),
+        Command::Study { action } => study::run(&action),
         Command::Doctor => doctor::run().map(done),
         Command::Config { action } => logs::trace_is_open().and_then(|()| config::run(&action)).map(done),
     };
@@ -95,6 +100,7 @@ fn configured(args: &ConfigArgs, job: Job) -> Result<Loaded> {
     Task::check(config.dataset, "teacher.model", config.teacher.model)?;
     if job == Job::Train {
         Task::check(config.dataset, "student.model", config.student.model)?;
+        Method::of(config).check(config)?;
     }
     Ok(loaded)
 }

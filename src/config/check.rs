@@ -1,6 +1,6 @@
 //! Values and combinations that are refused before anything runs, all found at once.
 
-use super::schema::{Config, ModelName};
+use super::schema::{Config, DatasetName, ModelName};
 use crate::error::{Error, Finding, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -56,6 +56,13 @@ impl Job {
             Self::Teach => &["replay.", "phi.", "generator.", "inversion.", "distill."],
         };
         (self == Self::Teach && key == "method") || sections.iter().any(|section| key.starts_with(section))
+    }
+}
+
+impl DatasetName {
+    /// Whether a key describes another data set and changes nothing in this one.
+    pub(super) fn ignores(self, key: &str) -> bool {
+        self != Self::Scenes13 && ["data.scene_size", "data.scene_seed", "data.train_scenes", "data.test_scenes"].contains(&key)
     }
 }
 

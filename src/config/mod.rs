@@ -8,6 +8,6 @@ mod schema;
 
 pub use check::{Job, check, check_paths};
 pub use load::{Loaded, PREFIX, flat, load, load_with, misread};
-pub use plan::{Plan, is_free};
+pub use plan::{Plan, is_free, values};
 pub use reference::{Key, is_path, keys, markdown};
 pub use schema::*;

@@ -110,8 +110,7 @@ fn warnings(config: &Config, job: Job, logical: usize, images_per_round: usize) 
     out
 }
 
-/// Keys that may differ at a resume: where things lie, how the launch is cut, what is saved. They change no number, or only the bits
-/// within one launch.
+/// Keys that may differ at a resume: where things lie, how the launch is cut and adds up, what is saved.
 pub fn is_free(key: &str) -> bool {
     let free_section = ["parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
     ["data.dir", "teacher.weights"].contains(&key) || (free_section && key != "parallel.logical_ranks")
@@ -120,11 +119,16 @@ pub fn is_free(key: &str) -> bool {
 /// Keys that change what is shown, when a run gives up, and how fast it is.
 const SILENT: [&str; 4] = ["train.picture_every_rounds", "train.max_nonfinite_steps", "eval.batch_size", "device"];
 
+/// Every key with its value, as text.
+pub fn values(config: &Config) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    flatten("", &serde_json::to_value(config).unwrap_or_default(), &mut out);
+    out
+}
+
 /// What a resume must not change: every key but the free ones, with M filled in and the teacher by content.
 fn identity(config: &Config, logical: usize, teacher_hash: &str) -> BTreeMap<String, String> {
-    let value = serde_json::to_value(config).unwrap_or_default();
-    let mut out = BTreeMap::new();
-    flatten("", &value, &mut out);
+    let mut out = values(config);
     out.retain(|key, _| !is_free(key));
     out.insert("parallel.logical_ranks".into(), logical.to_string());
     out.insert("teacher.weights".into(), format!("sha256:{teacher_hash}"));
@@ -136,7 +140,8 @@ fn numbers(identity: &BTreeMap<String, String>, config: &Config, job: Job) -> BT
     let mut out = identity.clone();
     out.insert("distill.steps_per_round".into(), steps_per_round(config).to_string());
     out.insert("inversion.lr_meta".into(), Value::from(config.inversion.meta_rate()).to_string());
-    out.retain(|key, _| !SILENT.contains(&key.as_str()) && !job.ignores(key));
+    out.insert("parallel.reduce".into(), serde_json::to_string(&config.parallel.reduce).unwrap_or_default());
+    out.retain(|key, _| !SILENT.contains(&key.as_str()) && !job.ignores(key) && !config.dataset.ignores(key));
     out
 }
 
@@ -164,7 +169,7 @@ fn hash(identity: &BTreeMap<String, String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DeviceName, Parallel, Precision};
+    use crate::config::{DatasetName, DeviceName, MethodName, ModelName, Parallel, Precision, ReduceRule};
 
     fn plan_of(job: Job, change: &dyn Fn(&mut Config)) -> Plan {
         let mut config = Config::default();
@@ -194,6 +199,7 @@ mod tests {
         ("device", &|c| c.device = DeviceName::Cpu),
     ];
     const OF_TRAIN: &Changes = &[
+        ("method", &|c| c.method = MethodName::FastMeta),
         ("replay.alpha", &|c| c.replay.alpha = 0.5),
         ("phi.gamma", &|c| c.phi.gamma = 1.0),
         ("generator.filters", &|c| c.generator.filters = 8),
@@ -225,8 +231,15 @@ mod tests {
             check(job, OF_TRAIN, job == Job::Train);
             check(job, OF_TEACH, job == Job::Teach);
         }
-        // There is one method so far, so that it cannot be changed.
-        assert!(Job::Teach.ignores("method") && !Job::Train.ignores("method"));
+        let native = |c: &mut Config| c.parallel.reduce = ReduceRule::Native;
+        assert!(hash_of(Job::Train, &native) != hash_of(Job::Train, &|_| {}));
+        assert_eq!(plan_of(Job::Train, &native).identity, plan_of(Job::Train, &|_| {}).identity);
+        for (dataset, counts) in [(DatasetName::Cifar10, false), (DatasetName::Scenes13, true)] {
+            let [one, other] = [1, 2].map(|seed| {
+                hash_of(Job::Teach, &|c| (c.dataset, c.data.scene_seed, c.student.model) = (dataset, seed, ModelName::Deeplabv3Mobilenet))
+            });
+            assert_eq!(one != other, counts, "{dataset:?}");
+        }
         let with_teacher = |hash| Plan::new(&Config::default(), Job::Train, 4, hash).unwrap().config_hash;
         assert_ne!(with_teacher("a"), with_teacher("b"));
         for ranks in [1, 2, 4] {

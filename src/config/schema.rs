@@ -347,8 +347,10 @@ pub struct Inversion {
     pub contrastive_negatives: usize,
     /// Momentum m of the averaged batch statistics; 0 compares each batch alone.
     pub statistics_momentum: f64,
-    /// Random crops of the inner loop shift an image by up to this many pixels. Flips have probability one half.
+    /// Random crops of the inner loop shift an image by up to this many pixels.
     pub view_shift: i64,
+    /// They flip it left to right with probability one half. Not for images that change their class then, such as digits.
+    pub view_flip: bool,
     /// Rounds after the warm-up at which the generator's first linear layer and first batch-norm are drawn anew; 0 never.
     pub reset_after_rounds: u64,
 }
@@ -504,8 +506,10 @@ pub struct Distill {
     /// Views kept per sample with the teacher's logits, so that a step needs no teacher forward. The first is the image as it is: N
     /// keeps N − 1 augmented ones. 0: a fresh view and a teacher forward at every draw.
     pub teacher_views: usize,
-    /// Views shift an image by up to this many pixels (zero padding) and flip it with probability one half.
+    /// Views shift an image by up to this many pixels (zero padding).
     pub view_shift: i64,
+    /// They flip it left to right with probability one half. Not for images that change their class then, such as digits.
+    pub view_flip: bool,
 }
 
 /// `train.*`
@@ -737,6 +741,7 @@ impl Default for Inversion {
             contrastive_negatives: 4096,
             statistics_momentum: 0.9,
             view_shift: 4,
+            view_flip: true,
             reset_after_rounds: 120,
         }
     }
@@ -773,7 +778,7 @@ impl Default for Replay {
 
 impl Default for Distill {
     fn default() -> Self {
-        Self { batch_size: 256, steps_per_round: 0, temperature: 20.0, label_weight: 0.0, teacher_views: 8, view_shift: 4 }
+        Self { batch_size: 256, steps_per_round: 0, temperature: 20.0, label_weight: 0.0, teacher_views: 8, view_shift: 4, view_flip: true }
     }
 }
 

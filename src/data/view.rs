@@ -18,8 +18,8 @@ pub struct View {
 impl View {
     /// Stored view `view` of sample `id`: drawn from the sample's own stream, so that nothing but the id need be kept. View 0 is
     /// the image as it is.
-    pub fn stored(seed: u64, id: u64, view: u64, shift: i64) -> Self {
-        if view == 0 { Self::default() } else { Self::draw(&Key::global(seed, Purpose::StoredView, id), view, shift, true) }
+    pub fn stored(seed: u64, id: u64, view: u64, shift: i64, flip: bool) -> Self {
+        if view == 0 { Self::default() } else { Self::draw(&Key::global(seed, Purpose::StoredView, id), view, shift, flip) }
     }
 
     /// Down, right, flip of each view: i64 `[n, 3]`.

@@ -103,7 +103,7 @@ impl SharedGenerator {
     /// running statistics stay as they are: they would depend on who made images.
     ///
     /// Source: zju-vipa/Fast-Datafree `generative.py`, `sample`.
-    pub fn sample(&mut self, key: &Key, count: usize) -> Tensor {
+    pub fn sample(&self, key: &Key, count: usize) -> Tensor {
         self.working.copy_from(&self.state);
         let latent_bz = self.latents(key, count);
         tch::no_grad(|| self.network.forward(&self.working, &latent_bz, &mut Pass::train()))

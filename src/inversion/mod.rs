@@ -291,8 +291,8 @@ fn assess(settings: &Settings, networks: &Networks<'_>, images_bchw: &Tensor, fi
             view_logits.push(if view == 0 {
                 head.shallow_clone()
             } else {
-                let views: Vec<View> =
-                    (0..b).map(|i| View::stored(settings.seed, first_id + i, view, settings.distill.view_shift)).collect();
+                let config::Distill { view_shift, view_flip, .. } = settings.distill;
+                let views: Vec<View> = (0..b).map(|i| View::stored(settings.seed, first_id + i, view, view_shift, view_flip)).collect();
                 networks.teacher.evaluate(&networks.normalise.apply(&apply_views(&unit, &views))).head
             });
         }

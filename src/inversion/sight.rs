@@ -2,6 +2,7 @@
 
 use super::recipe::{COLUMNS, Disagreement, Labels, PHI, PRIOR, Term, Views};
 use super::{Call, Local, Networks, Settings};
+use crate::config;
 use crate::data::{Crop, View, apply_crops, apply_views, roll};
 use crate::losses::{self, Modulation};
 use crate::models::Output;
@@ -144,14 +145,15 @@ impl Sight {
 
 /// The images as an inner step shows them, still in [0, 1].
 fn seen(images_bchw: &Tensor, settings: &Settings, call: &Call<'_>, step: u64) -> Tensor {
-    let (key, shift) = (call.key(settings, Purpose::InversionView), settings.inversion.view_shift);
+    let key = call.key(settings, Purpose::InversionView);
+    let config::Inversion { view_shift: shift, view_flip: flip, .. } = settings.inversion;
     let b = images_bchw.size()[0] as u64;
     match settings.recipe.views {
         Views::Shifted => {
-            let views: Vec<View> = (0..b).map(|i| View::draw(&key, step * b + i, shift, true)).collect();
+            let views: Vec<View> = (0..b).map(|i| View::draw(&key, step * b + i, shift, flip)).collect();
             apply_views(images_bchw, &views)
         }
-        Views::Rolled => roll(images_bchw, View::draw(&key, step, shift, true)),
+        Views::Rolled => roll(images_bchw, View::draw(&key, step, shift, flip)),
         Views::Plain => images_bchw.shallow_clone(),
     }
 }

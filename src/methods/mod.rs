@@ -62,6 +62,26 @@ impl Method {
         real::scratch()
     }
 
+    /// Checks the configured loss of new images.
+    ///
+    /// # Errors
+    /// One that is nothing, in the warm-up or at all.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        let Some(recipe) = self.recipe else { return Ok(()) };
+        let name = self.name;
+        let counted: Vec<&Term> = recipe.terms.iter().filter(|term| term.weight(&config.inversion) != 0.0).collect();
+        if counted.is_empty() {
+            return Err(Error::config("inversion", format!("no term of {name}'s loss has a weight: set one of the inversion.…_weight")));
+        }
+        if config.train.warmup_rounds > 0 && counted.iter().all(|term| matches!(term, Term::Adversarial(_))) {
+            let rounds = config.train.warmup_rounds;
+            let problem =
+                format!("{rounds}: {name} makes images by the student's disagreement alone, which joins after the warm-up; use 0");
+            return Err(Error::config("train.warmup_rounds", problem));
+        }
+        Ok(())
+    }
+
     /// Weights file of the teacher, where one takes part.
     ///
     /// # Errors

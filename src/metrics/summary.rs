@@ -116,6 +116,14 @@ impl Summary {
     }
 }
 
+/// Mean, and the sample's standard deviation where there are two values or more.
+pub fn mean_and_std(values: &[f64]) -> (f64, Option<f64>) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    (mean, (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
+}
+
 /// Version and commit of this build.
 pub fn version() -> String {
     format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("SSDKD_COMMIT"))
@@ -124,6 +132,14 @@ pub fn version() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// R: mean(c(2,4,4,4,5,5,7,9)) and sd() of them.
+    #[test]
+    fn the_deviation_is_the_samples() {
+        let (mean, std) = mean_and_std(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]);
+        assert!((mean - 5.0).abs() < 1e-12 && (std.unwrap() - 2.138_089_935_299_395).abs() < 1e-12);
+        assert_eq!(mean_and_std(&[3.0]), (3.0, None));
+    }
 
     /// JSON has no NaN.
     #[test]

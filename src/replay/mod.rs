@@ -411,9 +411,10 @@ impl Replay {
         let about: Vec<i64> = about.map(|t| t.view([-1]).try_into().unwrap_or_default()).unwrap_or_default();
         let ids: Vec<i64> = about.chunks_exact(2).map(|row| row[0]).collect();
         let weights: Vec<f32> = about.chunks_exact(2).map(|row| f64::from_bits(row[1] as u64) as f32).collect();
+        let (shift, flip) = (self.views.view_shift, self.views.view_flip);
         let view = |(i, row): (usize, &[i64])| match self.views.teacher_views {
-            0 => View::draw(view_key, 2 * (first_row + i) as u64 + 1, self.views.view_shift, true),
-            _ => View::stored(self.seed, row[0] as u64, self.view_of_row(view_key, first_row + i) as u64, self.views.view_shift),
+            0 => View::draw(view_key, 2 * (first_row + i) as u64 + 1, shift, flip),
+            _ => View::stored(self.seed, row[0] as u64, self.view_of_row(view_key, first_row + i) as u64, shift, flip),
         };
         let views = about.chunks_exact(2).enumerate().map(view).collect();
         let images_bchw = images.unwrap_or_default();

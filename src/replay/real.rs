@@ -22,7 +22,7 @@ pub struct Augmentation {
 impl Augmentation {
     /// For a student of real data, which sees images of `size`.
     pub fn of_distillation(rule: &config::Distill, size: [i64; 2]) -> Self {
-        Self { view_shift: rule.view_shift, flip: true, size }
+        Self { view_shift: rule.view_shift, flip: rule.view_flip, size }
     }
 
     /// For a teacher of images of `size`, or of `teach.crop`.

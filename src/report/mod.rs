@@ -1,12 +1,17 @@
-//! Reports on runs: one self-contained HTML page. Reads result files only, so that it works on any old run.
+//! Reports on runs: one self-contained HTML page, about one or about several. Reads result files only, so that it works on any old run.
 
+mod compare;
 mod plot;
+mod png;
+
+pub use compare::{Group, compare};
+pub use plot::{Series, bars, lines};
+pub use png::to_png;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::metrics::{PICTURE_ROWS, RoundRecord, Summary, TimingRecord, read_table};
+use crate::metrics::{PICTURE_ROWS, RoundRecord, Seconds, Summary, TimingRecord, read_table};
 use base64::Engine;
-use plot::{Series, bars, lines};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -20,21 +25,34 @@ const PICTURES: usize = 6;
 /// # Errors
 /// A result file that is missing or damaged, by name.
 pub fn write(folder: &Path) -> Result<()> {
+    files::write(&folder.join("report.html"), of_run(folder)?.as_bytes())
+}
+
+/// The page about one finished run.
+///
+/// # Errors
+/// A result file that is missing or damaged, by name.
+pub fn of_run(folder: &Path) -> Result<String> {
     let summary_path = folder.join("report.json");
     let summary: Summary = serde_json::from_slice(&files::read(&summary_path)?).map_err(|e| Error::file(&summary_path, e.to_string()))?;
     let rounds: Vec<RoundRecord> = read_table(&folder.join("metrics.csv"))?;
     let times: Vec<TimingRecord> = read_table(&folder.join("timings.csv"))?;
     let config = String::from_utf8_lossy(&files::read(&folder.join("config.toml"))?).into_owned();
-    let html = page(&summary, &rounds, &times, &config, &pictures(folder)?);
-    files::write(&folder.join("report.html"), html.as_bytes())
+    Ok(page(&summary, &rounds, &times, &config, &pictures(folder)?))
 }
 
-/// (Round, PNG data) of the pictures to show.
-fn pictures(folder: &Path) -> Result<Vec<(u64, Vec<u8>)>> {
+/// Round and file of every picture of a run, in order.
+fn pictures_of(folder: &Path) -> Vec<(u64, PathBuf)> {
     let round_of = |path: &PathBuf| path.file_stem()?.to_str()?.strip_prefix("round-")?.parse::<u64>().ok();
     let entries = std::fs::read_dir(folder.join("pictures")).map(|all| all.filter_map(|e| Some(e.ok()?.path())).collect::<Vec<_>>());
     let mut all: Vec<(u64, PathBuf)> = entries.unwrap_or_default().into_iter().filter_map(|p| Some((round_of(&p)?, p))).collect();
     all.sort();
+    all
+}
+
+/// (Round, PNG data) of the pictures to show.
+fn pictures(folder: &Path) -> Result<Vec<(u64, Vec<u8>)>> {
+    let all = pictures_of(folder);
     let count = all.len().min(PICTURES);
     let chosen = (0..count).map(|i| if count == 1 { 0 } else { i * (all.len() - 1) / (count - 1) });
     chosen.map(|i| Ok((all[i].0, files::read(&all[i].1)?))).collect()
@@ -49,7 +67,11 @@ fn page(summary: &Summary, rounds: &[RoundRecord], times: &[TimingRecord], confi
     histograms(&mut body, summary);
     gallery(&mut body, summary, pictures);
     details(&mut body, summary, config);
-    let title = format!("{} on {}", escape(&summary.method), escape(&summary.dataset));
+    document(&format!("{} on {}", escape(&summary.method), escape(&summary.dataset)), &body)
+}
+
+/// The page around a body; the title is HTML.
+fn document(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>{title}</title><style>{STYLE}</style></head><body><main><h1>{title}</h1>{body}</main></body></html>\n"
@@ -124,19 +146,21 @@ fn section(out: &mut String, title: &str, figures: &[(&str, String)]) {
     out.push_str("</section>");
 }
 
+/// What the time of a run is divided into.
+const SHARES: [&str; 6] = ["inversion", "sampling", "distillation", "communication", "evaluation", "other"];
+
+/// Seconds of each.
+fn shares(s: &Seconds) -> [f64; 6] {
+    let known = [s.inversion, s.sampling, s.distillation, s.communication, s.evaluation];
+    let other = (s.total - known.iter().sum::<f64>()).max(0.0);
+    [known[0], known[1], known[2], known[3], known[4], other]
+}
+
 fn time_split(out: &mut String, summary: &Summary) {
     let s = &summary.seconds;
-    let known = [
-        ("inversion", s.inversion),
-        ("sampling", s.sampling),
-        ("distillation", s.distillation),
-        ("communication", s.communication),
-        ("evaluation", s.evaluation),
-    ];
-    let other = (s.total - known.iter().map(|(_, v)| v).sum::<f64>()).max(0.0);
     let total = s.total.max(1e-9);
     let _ = write!(out, "<h2>Where the time went (rank 0)</h2><section class=\"split\">");
-    for (i, (name, seconds)) in known.into_iter().chain([("other", other)]).enumerate() {
+    for (i, (name, seconds)) in SHARES.into_iter().zip(shares(s)).enumerate() {
         let share = 100.0 * seconds / total;
         let _ = write!(
             out,
@@ -197,19 +221,20 @@ fn gallery(out: &mut String, summary: &Summary, pictures: &[(u64, Vec<u8>)]) {
     };
     // Pixels have classes: the pictures show them.
     let maps = summary.student.scores.class_iou.as_ref().map_or("", |_| "; beside each image the labels that teacher and student give it");
-    let _ = write!(
-        out,
-        "<h2>Synthetic images over time</h2><p>Newest images in the buffer; {}{maps}.</p><section class=\"gallery\">",
-        escape(&rows)
-    );
+    let source = if summary.buffer.is_some() { "Newest images in the buffer" } else { "Images that the generator makes at that moment" };
+    let _ = write!(out, "<h2>Synthetic images over time</h2><p>{source}; {}{maps}.</p><section class=\"gallery\">", escape(&rows));
     for (round, png) in pictures {
-        let data = base64::engine::general_purpose::STANDARD.encode(png);
-        let _ = write!(
-            out,
-            "<figure><figcaption>round {round}</figcaption><img alt=\"synthetic images of round {round}\" src=\"data:image/png;base64,{data}\"></figure>"
-        );
+        out.push_str(&figure_of(&format!("round {round}"), png));
     }
     out.push_str("</section>");
+}
+
+/// A picture in the page itself; the caption is HTML.
+fn figure_of(caption: &str, png: &[u8]) -> String {
+    let data = base64::engine::general_purpose::STANDARD.encode(png);
+    format!(
+        "<figure><figcaption>{caption}</figcaption><img alt=\"synthetic images, {caption}\" src=\"data:image/png;base64,{data}\"></figure>"
+    )
 }
 
 fn details(out: &mut String, summary: &Summary, config: &str) {

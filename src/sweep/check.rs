@@ -86,6 +86,9 @@ impl<'a> Checker<'a> {
         if let Job::Teach = job {
             (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
         }
+        if let Job::Train = job {
+            Method::of(&config).check(&config)?;
+        }
         let teacher = self.teacher(&config)?;
         let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher)?;
         let rounds = job.rounds(&config);

@@ -1,11 +1,13 @@
 //! What a sweep came to: a row for every trial, and a line for every point.
 
 use super::folder::SweepFolder;
-use super::plan::{Plan, shown};
-use super::stand::{Stand, Trials};
+use super::plan::{Plan, Trial, shown};
+use super::stand::{Stand, Standing, Trials};
 use super::table::{Cell, Table};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::metrics::mean_and_std;
+use crate::report::Group;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -19,22 +21,7 @@ pub fn collect(folder: &SweepFolder, plan: &Plan, metrics: &[String]) -> Result<
     let trials = Trials::read(folder, plan, &BTreeSet::new())?;
     let mut table = Table::default();
     for (trial, standing) in plan.trials.iter().zip(&trials.0) {
-        let path = folder.trial(trial);
-        let text = |text: String| Some(Cell::Text(text));
-        let mut row = vec![
-            ("trial".to_owned(), text(trial.name())),
-            ("point".into(), Some(Cell::Whole(trial.point as i64))),
-            ("repeat".into(), Some(Cell::Whole(trial.repeat as i64))),
-            ("state".into(), text(standing.stand.name().into())),
-            ("rounds".into(), Some(Cell::Whole(standing.rounds_done(&path, trial) as i64))),
-        ];
-        row.extend(trial.set.iter().map(|(key, value)| (key.clone(), Some(Cell::of_toml(value)))));
-        let rungs = standing.outcome.iter().flat_map(|outcome| outcome.rungs.iter().enumerate());
-        row.extend(rungs.map(|(i, value)| (format!("rung.{}", i + 1), value.map(Cell::Number))));
-        if standing.stand == Stand::Done {
-            values("report", &report(&path)?, &mut row);
-        }
-        table.push(row);
+        table.push(row(folder, trial, standing)?);
     }
     let metrics = if metrics.is_empty() { vec![plan.metric.clone()] } else { metrics.to_vec() };
     let page = page(&folder.name(), plan, &table, &trials, &metrics);
@@ -45,6 +32,75 @@ pub fn collect(folder: &SweepFolder, plan: &Plan, metrics: &[String]) -> Result<
         written.push(path);
     }
     Ok((written, page))
+}
+
+/// The trials of each point, for one page about all of them.
+pub fn groups(folder: &SweepFolder, plan: &Plan) -> Vec<Group> {
+    let mut points: BTreeMap<usize, Group> = BTreeMap::new();
+    for trial in &plan.trials {
+        let set: Vec<_> = trial.set.iter().filter(|(key, _)| key != "seed").cloned().collect();
+        let group = points.entry(trial.point).or_insert_with(|| Group { name: shown(&set), runs: Vec::new() });
+        group.runs.push(folder.trial(trial));
+    }
+    points.into_values().collect()
+}
+
+/// Everything that is known of a trial, by column.
+fn row(folder: &SweepFolder, trial: &Trial, standing: &Standing) -> Result<Vec<(String, Option<Cell>)>> {
+    let path = folder.trial(trial);
+    let text = |text: String| Some(Cell::Text(text));
+    let mut row = vec![
+        ("trial".to_owned(), text(trial.name())),
+        ("point".into(), Some(Cell::Whole(trial.point as i64))),
+        ("repeat".into(), Some(Cell::Whole(trial.repeat as i64))),
+        ("state".into(), text(standing.stand.name().into())),
+        ("rounds".into(), Some(Cell::Whole(standing.rounds_done(&path, trial) as i64))),
+    ];
+    row.extend(trial.set.iter().map(|(key, value)| (key.clone(), Some(Cell::of_toml(value)))));
+    let rungs = standing.outcome.iter().flat_map(|outcome| outcome.rungs.iter().enumerate());
+    row.extend(rungs.map(|(i, value)| (format!("rung.{}", i + 1), value.map(Cell::Number))));
+    if standing.stand == Stand::Done {
+        values("report", &report(&path)?, &mut row);
+    }
+    Ok(row)
+}
+
+/// What is known of a trial, or what all trials of a point set.
+pub(super) struct Cells(Vec<(String, Option<Cell>)>);
+
+impl Cells {
+    fn get(&self, column: &str) -> Option<&Cell> {
+        self.0.iter().find(|(name, _)| name == column)?.1.as_ref()
+    }
+
+    pub(super) fn number(&self, column: &str) -> Option<f64> {
+        self.get(column)?.number()
+    }
+
+    pub(super) fn text(&self, column: &str) -> String {
+        self.get(column).map_or_else(String::new, Cell::to_string)
+    }
+
+    /// `key=value` of each, the method by its name alone.
+    pub(super) fn words(&self) -> String {
+        let word = |(key, cell): &(String, Option<Cell>)| {
+            let value = cell.as_ref().map_or_else(String::new, Cell::to_string);
+            if key == "method" { value } else { format!("{key}={value}") }
+        };
+        self.0.iter().map(word).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Every point with what it sets, and its trials.
+pub(super) fn cells(folder: &SweepFolder, plan: &Plan) -> Result<Vec<(Cells, Vec<Cells>)>> {
+    let trials = Trials::read(folder, plan, &BTreeSet::new())?;
+    let mut points: BTreeMap<usize, (Cells, Vec<Cells>)> = BTreeMap::new();
+    for (trial, standing) in plan.trials.iter().zip(&trials.0) {
+        let set = || trial.set.iter().filter(|(key, _)| key != "seed").map(|(key, value)| (key.clone(), Some(Cell::of_toml(value))));
+        let point = points.entry(trial.point).or_insert_with(|| (Cells(set().collect()), Vec::new()));
+        point.1.push(Cells(row(folder, trial, standing)?));
+    }
+    Ok(points.into_values().collect())
 }
 
 fn report(folder: &Path) -> Result<Value> {
@@ -58,14 +114,6 @@ fn values(prefix: &str, value: &Value, row: &mut Vec<(String, Option<Cell>)>) {
         Value::Object(fields) => fields.iter().for_each(|(name, inner)| values(&format!("{prefix}.{name}"), inner, row)),
         leaf => row.extend(Cell::of_json(leaf).map(|cell| (prefix.to_owned(), Some(cell)))),
     }
-}
-
-/// Mean, and the sample's standard deviation where there are two values or more.
-fn mean_and_std(values: &[f64]) -> (f64, Option<f64>) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-    (mean, (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
 }
 
 /// Trials of a point.
@@ -149,17 +197,4 @@ fn others(line: &Line, trials: &Trials) -> String {
         .filter(|name| *name != "done")
         .for_each(|name| *counts.entry(name).or_default() += 1);
     counts.iter().map(|(name, count)| format!(", {count} {name}")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// R: mean(c(2,4,4,4,5,5,7,9)) and sd() of them.
-    #[test]
-    fn the_deviation_is_the_samples() {
-        let (mean, std) = mean_and_std(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]);
-        assert!((mean - 5.0).abs() < 1e-12 && (std.unwrap() - 2.138_089_935_299_395).abs() < 1e-12);
-        assert_eq!(mean_and_std(&[3.0]), (3.0, None));
-    }
 }

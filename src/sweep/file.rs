@@ -22,6 +22,17 @@ pub enum Strategy {
     Sobol,
 }
 
+/// Which trials come first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// All repeats of the first point.
+    #[default]
+    Points,
+    /// All points with the first seed: half-way through there is something to compare.
+    Seeds,
+}
+
 /// What a trial is given, and what Slurm is asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -125,6 +136,7 @@ struct Written {
     config: OneOrMore,
     command: Job,
     strategy: Strategy,
+    order: Order,
     trials: Option<usize>,
     seed: u64,
     repeats: Option<u64>,
@@ -143,6 +155,7 @@ impl Default for Written {
             config: OneOrMore::More(Vec::new()),
             command: Job::Train,
             strategy: Strategy::Grid,
+            order: Order::Points,
             trials: None,
             seed: 0,
             repeats: None,
@@ -175,6 +188,8 @@ pub struct SweepFile {
     pub command: Job,
     /// How points are chosen.
     pub strategy: Strategy,
+    /// Which trials come first.
+    pub order: Order,
     /// Points of a random or Sobol sweep.
     pub trials: usize,
     /// Seed of the points.
@@ -260,6 +275,7 @@ impl SweepFile {
             config: config.iter().map(|file| folder.join(file)).collect(),
             command: written.command,
             strategy: written.strategy,
+            order: written.order,
             trials: written.trials.unwrap_or(0),
             seed: written.seed,
             repeats: written.seeds.as_ref().map_or(written.repeats.unwrap_or(1), |seeds| seeds.len() as u64),

@@ -1,7 +1,7 @@
 //! From a sweep file to numbered, hashed, checked trials, and the plan's own file.
 
 use super::check::Checker;
-use super::file::{Halving, Resources, SweepFile};
+use super::file::{Halving, Order, Resources, SweepFile};
 use super::folder::SweepFolder;
 use super::halving::Goal;
 use super::keys::{get, put};
@@ -162,22 +162,23 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     let (mut trials, mut doubles, mut count) = (Vec::<Trial>::new(), 0, 0);
     let mut numbers = Numbers::known(folder)?;
     let mut seen = std::collections::BTreeSet::new();
-    for (index, point) in found.iter().map(|point| near(point)).enumerate() {
-        for (repeat, seed) in seeds.iter().enumerate() {
-            let mut set = point.clone();
-            set.push((
-                "seed".into(),
-                Value::Integer(i64::try_from(*seed).map_err(|_| Error::config("seeds", format!("{seed} is too large")))?),
-            ));
-            count += 1;
-            let Some(checked) = checker.check(&set) else { continue };
-            if seen.insert(checked.hash.clone()) {
-                let (rounds, logical_ranks) = (checked.rounds, checked.logical_ranks);
-                let number = numbers.of(&checked.hash);
-                trials.push(Trial { number, hash: checked.hash, point: index + 1, repeat: repeat + 1, rounds, logical_ranks, set });
-            } else {
-                doubles += 1;
-            }
+    let found: Vec<Point> = found.iter().map(|point| near(point)).collect();
+    let mut all: Vec<(usize, usize)> = (0..found.len()).flat_map(|index| (0..seeds.len()).map(move |repeat| (index, repeat))).collect();
+    if file.order == Order::Seeds {
+        all.sort_by_key(|(_, repeat)| *repeat);
+    }
+    for (index, repeat) in all {
+        let mut set = found[index].clone();
+        let seed = i64::try_from(seeds[repeat]).map_err(|_| Error::config("seeds", format!("{} is too large", seeds[repeat])))?;
+        set.push(("seed".into(), Value::Integer(seed)));
+        count += 1;
+        let Some(checked) = checker.check(&set) else { continue };
+        if seen.insert(checked.hash.clone()) {
+            let (rounds, logical_ranks) = (checked.rounds, checked.logical_ranks);
+            let number = numbers.of(&checked.hash);
+            trials.push(Trial { number, hash: checked.hash, point: index + 1, repeat: repeat + 1, rounds, logical_ranks, set });
+        } else {
+            doubles += 1;
         }
     }
     checker.findings(count)?;
@@ -201,6 +202,11 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     // Last: from here on it can be run.
     files::write(&folder.plan(), plan.text()?.as_bytes())?;
     Ok(Planned { plan, new: numbers.new, left_out, doubles, warnings })
+}
+
+/// What a configuration's files and its caller say, as a file of its own.
+pub(super) fn said_file(base: &Loaded, ranks: usize) -> Result<String> {
+    said(base, &Table::try_from(&base.config).map_err(|e| Error::refused(e.to_string()))?, ranks)
 }
 
 /// The base configuration as a file of its own: what its files and the sweep say. What a method brings along is left to the trials, since

@@ -2,7 +2,7 @@
 
 use super::state::Run;
 use crate::checkpoint::{Checkpoints, Manifest, Position};
-use crate::config::{self, OnFailure, StopSignal};
+use crate::config::{self, Config, OnFailure, StopSignal};
 use crate::error::{Error, Finding, Result};
 use crate::files;
 use crate::layout::LogicalRank;
@@ -207,10 +207,12 @@ fn machine(world: &World) -> String {
 /// Every key that differs. All ranks have the same values, and so the same error.
 pub fn same_run(then: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Result<()> {
     let keys: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+    let defaults = config::values(&Config::default());
     let shown = |value: Option<&String>| value.map_or("nothing".to_owned(), String::clone);
     let findings: Vec<_> = keys
         .into_iter()
-        .filter(|key| then.get(*key) != now.get(*key))
+        // A key that is newer than the run: it had what is the default now.
+        .filter(|key| then.get(*key).or_else(|| defaults.get(*key)) != now.get(*key))
         .map(|key| {
             let (was, is) = (shown(then.get(key)), shown(now.get(key)));
             Finding::new(key.as_str(), format!("was {was} when this run began, is {is} now: it would be another run"))

@@ -141,8 +141,10 @@ pub fn train(run: &mut Run, world: &World, keeper: &mut Keeper, outlet: &mut Out
 fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundRecord) -> Result<()> {
     let every = run.config.train.picture_every_rounds;
     let last = record.round + 1 == run.config.train.rounds;
+    let due = every > 0 && (last || record.round.is_multiple_of(every));
     let picture = match run.memory.replay() {
-        Some(replay) if every > 0 && (last || record.round.is_multiple_of(every)) => picture::gather(replay, &run.facts, world)?,
+        Some(replay) if due => picture::gather(replay, &run.facts, world)?,
+        None if due && world.leads() => picture::made(run, record.round),
         _ => None,
     };
     let seconds = outlet.timings.seconds();

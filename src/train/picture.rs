@@ -1,13 +1,15 @@
-//! The picture of the buffer: the newest images of its first categories, over all shards.
+//! The picture of a round: the newest images of the buffer's first categories, over all shards, or images made for it.
 
 use super::Run;
 use crate::data::{Facts, coloured, to_bytes, to_unit};
 use crate::error::Result;
+use crate::losses::predicted_and_confidence;
 use crate::metrics::PICTURE_ROWS;
 use crate::nn::Pass;
 use crate::parallel::{World, comm};
 use crate::replay::Replay;
-use crate::task::Task;
+use crate::rng::{Key, Purpose};
+use crate::task::{self, Task};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -62,6 +64,26 @@ pub(super) fn gather(replay: &Replay, facts: &Facts, world: &World) -> Result<Op
     let mut filled: Rows = rows.iter().map(|row| row.iter().map(|(_, host)| Some(next(*host))).collect()).collect();
     filled.iter_mut().for_each(|row| row.resize_with(COLUMNS, || None));
     Ok(Some(filled))
+}
+
+/// Rows of images that the shared generator makes for the picture, where a method keeps none; `None` where it makes none. On one rank:
+/// the generator and the picture are the same on all.
+pub(super) fn made(run: &Run, round: u64) -> Option<Rows> {
+    let (generator, teacher) = (run.generator.as_ref()?, run.teacher.as_ref()?);
+    let classes = (run.facts.classes as usize).min(PICTURE_ROWS);
+    let images = generator.sample(&Key::global(run.config.seed, Purpose::Picture, round), 2 * classes * COLUMNS);
+    let (predicted, _) = predicted_and_confidence(&teacher.evaluate(&run.normalise.apply(&images)).logits);
+    let images = to_bytes(&images).to_device(Device::Cpu);
+    let mut rows: Rows = (0..classes).map(|_| Vec::new()).collect();
+    for (i, counts) in task::class_counts(&predicted).iter().enumerate() {
+        // An image that shows several classes belongs to the one with most of its pixels.
+        let most = counts.iter().max_by_key(|(_, count)| *count).map_or(0, |(class, _)| *class as usize);
+        if let Some(row) = rows.get_mut(most).filter(|row| row.len() < COLUMNS) {
+            row.push(Some(images.get(i as i64)));
+        }
+    }
+    rows.iter_mut().for_each(|row| row.resize_with(COLUMNS, || None));
+    Some(rows)
 }
 
 /// The same rows as the run's task shows them, with what teacher and student see in the images. On one rank.

@@ -339,9 +339,9 @@ impl Run {
     /// Rows of the next global batch. A collective.
     pub(super) fn draw(&mut self, world: &World) -> Result<Draw> {
         let (batch, step, seed) = (self.batch_size(), self.cursor.student_steps, self.config.seed);
-        let generator = &mut self.generator;
+        let generator = &self.generator;
         self.memory.draw(world, batch, step, |rank, rows| {
-            let generator = generator.as_mut().expect("methods that make images for each step have a generator");
+            let generator = generator.as_ref().expect("methods that make images for each step have a generator");
             generator.sample(&Key::of(seed, Purpose::FreshLatent, step, rank), rows)
         })
     }

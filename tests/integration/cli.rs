@@ -31,6 +31,10 @@ fn every_shipped_configuration_is_valid() {
         }
     }
     assert!(count >= 16, "{count}");
+    for entry in std::fs::read_dir(root().join("configs/methods")).unwrap() {
+        let path = entry.unwrap().path();
+        ssdkd(&["config", "check", "--config", "configs/cifar10/wrn40_2-wrn16_1.toml", path.to_str().unwrap()]).expect(0);
+    }
 }
 
 /// A check is for one command: its batch rules hold, and what it lacks is said. Files that are named have to be there.

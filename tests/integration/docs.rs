@@ -29,6 +29,7 @@ fn the_command_reference_is_current() {
         "predict",
         "export",
         "inspect",
+        "report",
         "data",
         "data check",
         "bench",
@@ -42,6 +43,13 @@ fn the_command_reference_is_current() {
         "sweep status",
         "sweep collect",
         "sweep retry",
+        "study",
+        "study scale",
+        "study ablation",
+        "study compare",
+        "study reproduce",
+        "study ranks",
+        "study show",
         "doctor",
         "config",
         "config show",
@@ -101,7 +109,7 @@ fn links_lead_somewhere() {
 /// Every shipped configuration, with the command that its head shows.
 fn heads() -> Vec<(PathBuf, String)> {
     let mut heads = Vec::new();
-    for folder in ["cifar10", "cifar100", "fashion_mnist", "nyuv2", "scenes13"] {
+    for folder in ["cifar10", "cifar100", "fashion_mnist", "methods", "nyuv2", "scenes13"] {
         for entry in std::fs::read_dir(root().join("configs").join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "toml") {
@@ -136,7 +144,7 @@ fn commands_name_files_that_exist() {
 #[test]
 fn heads_of_configurations_are_commands_that_parse() {
     let heads = heads();
-    assert!(heads.len() >= 16);
+    assert!(heads.len() >= 26);
     for (path, command) in heads {
         let words: Vec<&str> = command.split_whitespace().collect();
         let place = path.display();

@@ -82,7 +82,7 @@ impl OfARun {
     }
 }
 
-const CONFIG: &str = "`ssdkd config show` prints every key with its value and origin";
+const CONFIG: &str = "docs/config.md has every key with its type, default and meaning";
 const KIND: &str = "is this file of another architecture or class count? `ssdkd inspect FILE` lists what it holds";
 const UNUSABLE: &str = "name another --run-dir, or mend this one";
 
@@ -172,6 +172,18 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             &["method=dafl", "inversion.steps=3"],
             "inversion.steps: 3: dafl moves its generator once a round",
             "use 1, and more train.rounds",
+        ),
+        sets(
+            "a warm-up in which a method has no loss",
+            &["method=zskt", "inversion.steps=1"],
+            "train.warmup_rounds: 30: zskt makes images by the student's disagreement alone",
+            "use 0",
+        ),
+        sets(
+            "a loss without terms",
+            &["inversion.statistics_weight=0", "inversion.task_weight=0", "inversion.adversarial_weight=0"],
+            "inversion: no term of ssd_kd's loss has a weight",
+            "set one of the inversion.…_weight",
         ),
         sets(
             "M not dividing the batch",

@@ -2,15 +2,15 @@
 
 use crate::fill::{fill, fill_f64};
 use crate::networks::filled;
-use ssdkd::config::{self, Config, ImageDtype, ModelName};
+use ssdkd::config::{self, Config, ImageDtype, MethodName, ModelName};
 use ssdkd::data::{Facts, Fit, Normalise, View};
 use ssdkd::distill::{Criterion, Student, backward};
-use ssdkd::inversion::{Call, Local, Networks, Settings, Share, SharedGenerator, invert};
+use ssdkd::inversion::{Call, Contrast, Local, Networks, Settings, Share, SharedGenerator, Synthesis, invert};
 use ssdkd::layout::LogicalRank;
 use ssdkd::losses::StatisticsAverage;
 use ssdkd::methods::Method;
-use ssdkd::models::{self, Shape};
-use ssdkd::nn::{Adam, Entries, InputStatistics, Role, Sgd, Stateful, weights};
+use ssdkd::models::{self, Network, Shape};
+use ssdkd::nn::{Adam, Entries, InputStatistics, Role, Sgd, Slot, State, Stateful, weights};
 use ssdkd::replay::{Rows, Target};
 use ssdkd::rng::{Key, Purpose};
 use ssdkd::teacher::Teacher;
@@ -24,6 +24,10 @@ impl Golden {
         Self(
             weights::read(&crate::launch::root().join("tests/golden/training/training.safetensors")).unwrap().tensors.into_iter().collect(),
         )
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     /// The difference is at most `tolerance` of the golden value, both as norms.
@@ -55,34 +59,61 @@ fn facts() -> Facts {
     Facts { classes: 3, channels: 1, size: [8, 8], padding: 0, fit: Fit::Exact, mean: vec![0.25], std: vec![0.5], class_names: vec![] }
 }
 
-/// Two inner steps of one logical rank with every term at work: meta-gradient, kept images, their assessment, and the meta step.
-#[test]
-fn a_synthesis_call_and_its_meta_step_are_pytorchs() {
-    let golden = Golden::read();
-    let (facts, normalise) = (facts(), Normalise::new(&facts(), Device::Cpu));
-    let build = || models::build(ModelName::Wrn16x1, Shape { channels: 1, classes: 3 });
-    let network = build();
-    let (teacher_state, _) = filled(network.blueprint(), 0);
-    let teacher = Teacher::new(network, teacher_state);
-    let student = build();
-    let (student_state, _) = filled(student.blueprint(), 0);
-    let head = student.blueprint().entries().iter().position(|e| e.key == "fc.weight").unwrap();
-    let _ = student_state.at(ssdkd::nn::Slot(head)).shallow_clone().g_mul_scalar_(0.5);
+/// A teacher and a student that mostly agrees with it.
+struct Pair {
+    teacher: Teacher,
+    student: Box<dyn Network>,
+    student_state: State,
+}
 
-    let settings = Settings {
-        recipe: Method::of(&Config::default()).recipe.unwrap(),
+impl Pair {
+    fn new() -> Self {
+        let student = wrn();
+        let (student_state, _) = filled(student.blueprint(), 0);
+        let head = student.blueprint().entries().iter().position(|e| e.key == "fc.weight").unwrap();
+        let _ = student_state.at(Slot(head)).shallow_clone().g_mul_scalar_(0.5);
+        Self { teacher: teacher(), student, student_state }
+    }
+}
+
+fn wrn() -> Box<dyn Network> {
+    models::build(ModelName::Wrn16x1, Shape { channels: 1, classes: 3 })
+}
+
+fn teacher() -> Teacher {
+    let network = wrn();
+    let (state, _) = filled(network.blueprint(), 0);
+    Teacher::new(network, state)
+}
+
+fn settings(method: MethodName, inversion: config::Inversion) -> Settings {
+    Settings {
+        recipe: Method::of(&Config { method, ..Default::default() }).recipe.unwrap(),
         image: [1, 8, 8],
-        inversion: config::Inversion { steps: 2, batch_size: 6, view_shift: 2, ..Default::default() },
+        inversion,
         phi: config::Phi::default(),
         distill: config::Distill { temperature: 4.0, teacher_views: 2, view_shift: 2, ..Default::default() },
         image_dtype: ImageDtype::Float32,
         seed: 7,
         classes: 3,
-    };
-    let of_generator = config::Generator { latent: 8, filters: 4, large: false };
-    let mut generator = SharedGenerator::new(&of_generator, &settings.inversion, &facts, 7, Device::Cpu).unwrap();
-    generator.state.copy_from(&filled(generator.network.blueprint(), 100).0);
+    }
+}
 
+fn generator(settings: &Settings) -> SharedGenerator {
+    let of = config::Generator { latent: 8, filters: 4, large: false };
+    let generator = SharedGenerator::new(&of, &settings.inversion, &facts(), 7, Device::Cpu).unwrap();
+    generator.state.copy_from(&filled(generator.network.blueprint(), 100).0);
+    generator
+}
+
+/// Two inner steps of one logical rank with every term at work: meta-gradient, kept images, their assessment, and the meta step.
+#[test]
+fn a_synthesis_call_and_its_meta_step_are_pytorchs() {
+    let golden = Golden::read();
+    let Pair { teacher, student, student_state } = &Pair::new();
+    let normalise = Normalise::new(&facts(), Device::Cpu);
+    let settings = settings(MethodName::SsdKd, config::Inversion { steps: 2, batch_size: 6, view_shift: 2, ..Default::default() });
+    let mut generator = generator(&settings);
     let channels = student.blueprint().batch_norm_channels();
     let past = |(i, &f): (usize, &i64)| InputStatistics {
         mean_f: (fill_f64(350 + i as u64, &[f]) * 0.1).to_kind(Kind::Float),
@@ -92,7 +123,7 @@ fn a_synthesis_call_and_its_meta_step_are_pytorchs() {
     average.update(&channels.iter().enumerate().map(past).collect::<Vec<_>>());
 
     let mut local = Local { average, contrast: None };
-    let networks = Networks { teacher: &teacher, student: (&*student, &student_state), normalise: &normalise };
+    let networks = Networks { teacher, student: (&**student, student_state), normalise: &normalise };
     let call = Call { round: 25, rank: LogicalRank(1), adversarial: true, class_counts_k: &[6, 3, 1], first_id: 1000 };
     let batch = invert(&settings, &networks, Some(&mut generator), &mut local, &call).unwrap();
 
@@ -112,44 +143,119 @@ fn a_synthesis_call_and_its_meta_step_are_pytorchs() {
     golden.equals("generator", generator.state.parameters(), 1e-4);
 }
 
-/// Gradient and running statistics of one logical rank's slice; the global batch is four times as large.
+/// One call of every other method that makes images, at the weights of make_goldens.py: every term, what is moved, what is kept, what
+/// the shared generator takes.
 #[test]
-fn a_slice_of_a_student_step_is_pytorchs() {
+fn synthesis_calls_of_the_compared_methods_are_pytorchs() {
+    use MethodName::{Cmi, Dafl, Deepinv, Dfad, Dfq, Fast, Zskt};
     let golden = Golden::read();
-    let network = models::build(ModelName::Wrn16x1, Shape { channels: 1, classes: 3 });
-    let blueprint = network.blueprint().clone();
-    let (state, _) = filled(&blueprint, 400);
-    let mut student = Student::new(network, state, 0.9, 1e-4).unwrap();
-    let views = [(0, 0, false), (2, -1, false), (-2, 2, true), (0, 1, true), (1, 1, false)];
-    let rows = Rows {
-        images_bchw: (fill_f64(500, &[5, 1, 8, 8]) * 0.5 + 0.5).to_kind(Kind::Float),
-        ids_b: Tensor::arange(5, (Kind::Int64, Device::Cpu)),
-        views: views.map(|(down, right, flip)| View { down, right, flip }).to_vec(),
-        weights_b: (fill_f64(501, &[5]) * 0.5 + 1.0).to_kind(Kind::Float),
-        target: Target::Logits((fill_f64(502, &[5, 3]) * 3.0).to_kind(Kind::Float)),
-    };
-    let slice = backward(
-        &mut student,
-        None,
-        &Normalise::new(&facts(), Device::Cpu),
-        &rows,
-        Criterion::Distillation { temperature: 4.0, label_weight: 0.0 },
-        20,
-        Key::global(0, Purpose::Dropout, 0),
-    );
-    golden.equals("slice.loss", &slice.loss_b, 1e-5);
-    let (gradient, statistics) = student.state().split_payload(&slice.payload);
-    golden.equals("slice.statistics", &statistics, 1e-6);
-    let mut at = 0;
-    let mut found = Vec::new();
-    for entry in blueprint.entries().iter().filter(|e| matches!(e.role, Role::Parameter(_))) {
-        let part = gradient.narrow(0, at, entry.numel()).to_kind(Kind::Double);
-        at += entry.numel();
-        found.push(Tensor::stack(&[part.norm(), (&part * fill_f64(600 + found.len() as u64, &[entry.numel()])).sum(Kind::Double)], 0));
+    let (pair, normalise) = (Pair::new(), Normalise::new(&facts(), Device::Cpu));
+    for (method, steps) in [(Fast, 2), (Dafl, 1), (Zskt, 1), (Dfad, 1), (Dfq, 1), (Deepinv, 3), (Cmi, 2)] {
+        let inversion = config::Inversion {
+            steps,
+            batch_size: 6,
+            view_shift: 2,
+            statistics_weight: 0.7,
+            task_weight: 0.9,
+            adversarial_weight: 1.1,
+            balance_weight: 0.5,
+            activation_weight: 0.3,
+            variation_weight: 0.2,
+            norm_weight: 0.05,
+            contrastive_weight: 0.8,
+            contrastive_temperature: 0.2,
+            statistics_momentum: 0.0,
+            ..Default::default()
+        };
+        let of = Method::of(&Config { method, ..Default::default() });
+        let (settings, name) = (settings(method, inversion), of.name);
+        let mut generator = generator(&settings);
+        let width: i64 = pair.student.blueprint().batch_norm_channels().iter().sum();
+        let contrast = (method == Cmi).then(|| {
+            let mut contrast = Contrast::new(&settings.inversion, width, 10, 7, Device::Cpu).unwrap();
+            let part = |i: u64, shape: &[i64], scale: f64| (fill_f64(700 + i, shape) * scale).to_kind(Kind::Float).flatten(0, -1);
+            let linear = (3.0 / width as f64).sqrt();
+            let parameters = Tensor::cat(
+                &[part(0, &[width, width], linear), part(1, &[width], 0.1), part(2, &[256, width], linear), part(3, &[256], 0.1)],
+                0,
+            );
+            let bank = Tensor::zeros([10, 2 * width], (Kind::Float, Device::Cpu));
+            bank.narrow(0, 0, 4).copy_(&fill(710, &[4, 2 * width]));
+            let mut entries = Entries::default();
+            entries.tensor("parameters", &parameters);
+            entries.save("adam", &Adam::new(&parameters, 0.9, 0.999));
+            entries.tensor("bank", &bank);
+            entries.number("written", 4);
+            contrast.load(&entries).unwrap();
+            contrast
+        });
+        let mut local = Local { average: StatisticsAverage::new(0.0, width, Device::Cpu), contrast };
+        let networks = Networks { teacher: &pair.teacher, student: (&*pair.student, &pair.student_state), normalise: &normalise };
+        let call = Call { round: 25, rank: LogicalRank(1), adversarial: true, class_counts_k: &[6, 3, 1], first_id: 1000 };
+        let batch = invert(&settings, &networks, Some(&mut generator), &mut local, &call).unwrap();
+        local.settle();
+
+        golden.equals(&format!("{name}.terms"), &batch.terms, 1e-5);
+        assert_eq!(batch.samples.is_some(), golden.has(&format!("{name}.images")), "{name}");
+        if let Some(samples) = batch.samples {
+            golden.equals(&format!("{name}.images"), &samples.images_bchw, 1e-5);
+        }
+        if golden.has(&format!("{name}.shared")) {
+            let Synthesis::Generator { share, .. } = settings.recipe.synthesis else { panic!("{name} moves pixels") };
+            golden.equals(&format!("{name}.shared"), &batch.shared, 2e-4);
+            generator.apply(share, &batch.shared, 2, &settings.inversion).unwrap();
+            golden.equals(&format!("{name}.generator"), generator.state.parameters(), 1e-4);
+        }
+        if let Some(contrast) = &local.contrast {
+            let mut entries = Entries::default();
+            contrast.save(&mut entries);
+            golden.equals("cmi.head", entries.read("parameters").unwrap(), 1e-4);
+            golden.equals("cmi.remembered", &entries.read("bank").unwrap().narrow(0, 4, 6), 1e-5);
+        }
     }
-    for (i, found) in found.iter().enumerate() {
-        let difference = (found - golden.0["slice.gradient"].get(i as i64)).abs().max().double_value(&[]);
-        assert!(difference <= 1e-4 * found.double_value(&[0]), "parameter {i}: {found}");
+}
+
+/// Gradient and running statistics of one logical rank's slice, for every criterion; the global batch is four times as large.
+#[test]
+fn slices_of_student_steps_are_pytorchs() {
+    let golden = Golden::read();
+    let teacher = teacher();
+    let logits = || Target::Logits((fill_f64(502, &[5, 3]) * 3.0).to_kind(Kind::Float));
+    let labels = || Target::Labels(Tensor::from_slice(&[2i64, 0, 1, 1, 0]));
+    let distillation = |label_weight| Criterion::Distillation { temperature: 4.0, label_weight };
+    for (name, criterion, target) in [
+        ("slice", distillation(0.0), logits()),
+        ("slice.distance", Criterion::LogitDistance, logits()),
+        ("slice.labels", Criterion::CrossEntropy, labels()),
+        ("slice.kd", distillation(0.1), labels()),
+    ] {
+        let network = wrn();
+        let blueprint = network.blueprint().clone();
+        let (state, _) = filled(&blueprint, 400);
+        let mut student = Student::new(network, state, 0.9, 1e-4).unwrap();
+        let views = [(0, 0, false), (2, -1, false), (-2, 2, true), (0, 1, true), (1, 1, false)];
+        let rows = Rows {
+            images_bchw: (fill_f64(500, &[5, 1, 8, 8]) * 0.5 + 0.5).to_kind(Kind::Float),
+            ids_b: Tensor::arange(5, (Kind::Int64, Device::Cpu)),
+            views: views.map(|(down, right, flip)| View { down, right, flip }).to_vec(),
+            weights_b: (fill_f64(501, &[5]) * 0.5 + 1.0).to_kind(Kind::Float),
+            target,
+        };
+        let (normalise, dropout) = (Normalise::new(&facts(), Device::Cpu), Key::global(0, Purpose::Dropout, 0));
+        let slice = backward(&mut student, Some(&teacher), &normalise, &rows, criterion, 20, dropout);
+        golden.equals(&format!("{name}.loss"), &slice.loss_b, 1e-5);
+        let (gradient, statistics) = student.state().split_payload(&slice.payload);
+        golden.equals(&format!("{name}.statistics"), &statistics, 1e-6);
+        let want = &golden.0[&format!("{name}.gradient")];
+        let (mut at, mut count) = (0, 0);
+        for entry in blueprint.entries().iter().filter(|e| matches!(e.role, Role::Parameter(_))) {
+            let part = gradient.narrow(0, at, entry.numel()).to_kind(Kind::Double);
+            let product = (&part * fill_f64(600 + count as u64, &[entry.numel()])).sum(Kind::Double);
+            let found = Tensor::stack(&[part.norm(), product], 0);
+            let difference = (&found - want.get(count)).abs().max().double_value(&[]);
+            assert!(difference <= 1e-4 * found.double_value(&[0]), "{name}, parameter {count}: {found}");
+            (at, count) = (at + entry.numel(), count + 1);
+        }
+        assert_eq!(count, want.size()[0]);
     }
-    assert_eq!(found.len() as i64, golden.0["slice.gradient"].size()[0]);
 }

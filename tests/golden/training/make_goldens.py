@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write training.safetensors: optimiser steps, a synthesis call with its meta step, and a slice of a student step, by PyTorch.
+"""Write training.safetensors: optimiser steps, a synthesis call of every method, and slices of student steps, by PyTorch.
 
 Usage: python make_goldens.py
 
@@ -63,6 +63,9 @@ class Stream:
             radius, angle = math.sqrt(-2 * math.log(1 - unit(i))), math.tau * unit(i + 1)
             out += [radius * math.cos(angle), radius * math.sin(angle)]
         return single(torch.tensor(out[:count]))
+
+    def uniform(self, index):
+        return (self.bits(index) >> 11) * 2.0**-53
 
     def view(self, index, shift):
         """Rows down, columns to the right, and whether to flip."""
@@ -235,25 +238,221 @@ def synthesis():
         OUT["delta"] = kl(student((kept - mean) / std), logits, temperature)
 
 
-def student_slice():
-    """For every parameter: norm of its gradient, and its product with a fill."""
+def jensen_shannon(student, teacher, temperature=3.0):
+    p, q = ((x / temperature).softmax(1) for x in (student, teacher))
+    mean = ((p + q) / 2).clamp(0.01, 0.99)
+    half = lambda of: (mean * (mean.log() - of.clamp(0.01, 0.99).log())).sum(1)
+    return ((half(p) + half(q)) / 2).mean()
+
+
+def variation(x):
+    pairs = [(x[..., :-1], x[..., 1:]), (x[..., :-1, :], x[..., 1:, :]), (x[..., :-1, :-1], x[..., 1:, 1:]), (x[..., 1:, :-1], x[..., :-1, 1:])]
+    return sum((a - b).abs().mean() for a, b in pairs)
+
+
+def local_view(image, stream, index):
+    """A random resized crop, bilinear, corners on corners: from the definition, pixel by pixel."""
+    size = image.shape[-1]
+    number = lambda part: 40 * index + part
+    flip = stream.bits(number(3)) & 1
+    for attempt in range(10):
+        area = size * size * (0.25 + 0.75 * stream.uniform(number(4 * attempt)))
+        ratio = math.exp(math.log(0.75) + 2 * math.log(4 / 3) * stream.uniform(number(4 * attempt + 1)))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 1 <= h <= size and 1 <= w <= size:
+            bits = stream.bits(number(4 * attempt + 2))
+            top, left = ((bits >> 32) * (size - h + 1)) >> 32, ((bits & 0xFFFFFFFF) * (size - w + 1)) >> 32
+            break
+    else:
+        (top, left), (h, w) = (0, 0), (size, size)
+    out = []
+    for i in range(size):
+        for j in range(size):
+            y, x = top + i * (h - 1) / (size - 1), left + (size - 1 - j if flip else j) * (w - 1) / (size - 1)
+            at = lambda a, b: image[:, min(a, size - 1), min(b, size - 1)]
+            y0, x0 = math.floor(y), math.floor(x)
+            dy, dx = y - y0, x - x0
+            upper = at(y0, x0) * (1 - dx) + at(y0, x0 + 1) * dx
+            lower = at(y0 + 1, x0) * (1 - dx) + at(y0 + 1, x0 + 1) * dx
+            out.append(upper * (1 - dy) + lower * dy)
+    return torch.stack(out, 1).view_as(image)
+
+
+WEIGHTS = {"statistics": 0.7, "task": 0.9, "adversarial": 1.1, "balance": 0.5, "activation": 0.3, "variation": 0.2, "norm": 0.05, "contrast": 0.8}
+COLUMNS = ("statistics", "task", "adversarial", "phi", "prior")
+
+
+def other_method(name, terms, steps, start, views, labels_are, kept, disagreement=None):
+    """A synthesis call of a method that SSD-KD is compared with, at WEIGHTS."""
+    seed, round_, rank, b, classes, latent, shift, lr_g, lr_z = 7, 25, 1, 6, 3, 8, 2, 3e-3, 0.01
+    mean, std = single(torch.tensor(0.25)), single(torch.tensor(0.5))
     with torch.no_grad():
-        student = filled(Wrn16x1(1, 3), 400).train()
+        teacher, student = filled(Wrn16x1(1, classes), 0).eval(), filled(Wrn16x1(1, classes), 0).eval()
+        student.fc.weight.copy_(student.fc.weight * 0.5)
+        shared, working = filled(Generator(latent, 4, 8, 1), 100), filled(Generator(latent, 4, 8, 1), 100).train()
+    features = {}
+    teacher.fc.register_forward_hook(lambda _, x, __: features.__setitem__("pooled", x[0]))
+    norms, taps = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)], []
+    for norm in norms:
+        norm.register_forward_hook(lambda n, x, _: taps.append((n, x[0])))
+    for net in (teacher, student):
+        net.requires_grad_(False)
+    stream = lambda purpose, step=round_: Stream(seed, purpose, step, rank)
+    of_step = lambda step: round_ << 32 | step
+    drawn = torch.tensor([stream(4).below(i, classes) for i in range(b)])
+
+    if start == "pixels":
+        moved = [stream(17).normals(b * 64).view(b, 1, 8, 8).requires_grad_(True)]
+        optimiser = torch.optim.Adam(moved, lr=lr_g, betas=(0.5, 0.99))
+    else:
+        z = stream(3).normals(b * latent).view(b, latent).requires_grad_(start != "trained on fixed latents")
+        if start == "fresh":
+            with torch.no_grad():
+                for i, (key, t) in enumerate(working.state_dict().items()):
+                    if key.endswith("bias"):
+                        t.zero_()
+                    elif key.endswith("weight"):
+                        t.copy_(single(stream(13, of_step(i)).normals(t.numel()).view(t.shape) * 0.02) + (t.dim() == 1))
+        groups = [{"params": working.parameters(), "lr": lr_g}] + ([{"params": [z], "lr": lr_z}] if z.requires_grad else [])
+        optimiser = torch.optim.Adam(groups, betas=(0.5, 0.999))
+    width = sum(n.num_features for n in norms)
+    if "contrast" in terms:
+        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 256))
+        with torch.no_grad():
+            for i, p in enumerate(head.parameters()):
+                p.copy_(single(fill(700 + i, *p.shape) * (math.sqrt(3 / p.shape[1]) if p.dim() == 2 else 0.1)))
+        of_head = torch.optim.Adam(head.parameters(), lr=lr_g, betas=(0.9, 0.999))
+        bank = single(fill(710, 4, 2 * width))
+
+    total_gradient, best = 0, None
+    for step in range(steps):
+        images = moved[0] * std + mean if start == "pixels" else working(z)
+        if views == "rolled":
+            down, right, flip = stream(5).view(step, shift)
+            seen = images.roll([-down, -right], [2, 3])
+            seen = seen.flip(3) if flip else seen
+        elif views == "shifted":
+            seen = seen_through(images, [stream(5).view(step * b + i, shift) for i in range(b)])
+        else:
+            seen = images
+        seen = (seen - mean) / std
+        taps.clear()
+        logits = teacher(seen)
+        inputs, pooled = list(taps), features["pooled"]
+        embedded = lambda inputs: torch.cat([x.mean([2, 3]) for _, x in inputs], 1)
+        labels = logits.argmax(1) if labels_are == "pseudo" else drawn
+        theirs, plain, value = student(seen), (images - mean) / std, {}
+        for term in terms:
+            if term == "statistics":
+                gap = lambda n, x: (n.running_var - x.var([0, 2, 3], correction=0)).norm() + (n.running_mean - x.mean([0, 2, 3])).norm()
+                value[term] = sum(gap(n, x) for n, x in inputs)
+            elif term == "task":
+                value[term] = F.cross_entropy(logits, labels)
+            elif term == "adversarial":
+                agree = theirs.argmax(1) == logits.argmax(1)
+                value[term] = {
+                    "masked": lambda: (agree * kl(theirs, logits, 1.0)).mean(),
+                    "plain": lambda: kl(theirs, logits, 1.0).mean(),
+                    "logits": lambda: (theirs - logits).abs().mean(),
+                    "jensen_shannon": lambda: jensen_shannon(theirs, logits),
+                }[disagreement]()
+            elif term == "balance":
+                p = logits.softmax(1).mean(0)
+                value[term] = (p * p.log()).sum()
+            elif term == "activation":
+                value[term] = -pooled.abs().mean()
+            elif term == "variation":
+                value[term] = variation(plain)
+            elif term == "norm":
+                value[term] = plain.norm()
+            elif term == "contrast":
+                taps.clear()
+                near = torch.stack([local_view(image, stream(16, of_step(step)), i) for i, image in enumerate(images)])
+                teacher((near - mean) / std)
+                near, whole = embedded(taps), embedded(inputs)
+                unit = lambda x: F.normalize(head(x))
+                similar = unit(torch.cat([near, bank[:, :width]])) @ unit(torch.cat([whole, bank[:, width:]])).detach().T / 0.2
+                e = F.cross_entropy(similar, torch.arange(b + 4), reduction="none")
+                value[term] = e[:b].mean() + e[b:].mean()
+        sign = lambda term: -1 if term == "adversarial" else 1
+        loss = sum(sign(term) * WEIGHTS[term] * v for term, v in value.items())
+        if kept == "best" and (best is None or loss < best[1]):
+            best = (images.detach().clone(), loss.detach(), torch.cat([near, whole], 1).detach() if "contrast" in terms else None)
+        optimiser.zero_grad()
+        loss.backward()
+        if start != "pixels":
+            total_gradient = total_gradient + flat(p.grad for p in working.parameters())
+        optimiser.step()
+        if start == "pixels":
+            with torch.no_grad():
+                moved[0].copy_(((moved[0] * std + mean).clamp(0, 1) - mean) / std)
+        if "contrast" in terms:
+            of_head.step()
+            of_head.zero_grad()
+    others = sum((sign(t) * WEIGHTS[t] * v for t, v in value.items() if t not in COLUMNS), torch.zeros(()))
+    OUT[f"{name}.terms"] = torch.stack([value.get(t, torch.zeros(())) for t in COLUMNS[:4]] + [others]).detach()
+    if kept == "best":
+        OUT[f"{name}.images"] = best[0]
+    elif kept == "last":
+        OUT[f"{name}.images"] = (moved[0] * std + mean).detach()
+    if "contrast" in terms:
+        OUT[f"{name}.head"], OUT[f"{name}.remembered"] = flat(head.parameters()), best[2]
+    if start == "trained on":
+        moved_by = flat(working.parameters()) - flat(shared.parameters())
+        OUT[f"{name}.shared"], OUT[f"{name}.generator"] = moved_by, flat(shared.parameters()) + moved_by / 2
+    elif start == "trained on fixed latents":
+        OUT[f"{name}.shared"] = total_gradient
+        outer, at = torch.optim.Adam(shared.parameters(), lr=lr_g * steps, betas=(0.5, 0.999)), 0
+        for p in shared.parameters():
+            p.grad = (total_gradient[at : at + p.numel()] / 2).view(p.shape)
+            at += p.numel()
+        outer.step()
+        OUT[f"{name}.generator"] = flat(shared.parameters())
+
+
+def other_methods():
+    adversarial = ("statistics", "task", "adversarial")
+    other_method("fast", adversarial, 2, "trained on", "shifted", "drawn", "best", "masked")
+    one_step = (1, "trained on fixed latents", "plain", "pseudo", "nothing")
+    other_method("dafl", ("task", "balance", "activation"), *one_step)
+    other_method("zskt", ("adversarial",), *one_step, "plain")
+    other_method("dfad", ("adversarial",), *one_step, "logits")
+    other_method("dfq", (*adversarial, "balance"), *one_step, "plain")
+    other_method("deepinv", (*adversarial, "variation", "norm"), 3, "pixels", "rolled", "drawn", "last", "jensen_shannon")
+    other_method("cmi", ("contrast", *adversarial), 2, "fresh", "shifted", "drawn", "best", "masked")
+
+
+def student_slices():
+    """Loss of every row; for every parameter the norm of its gradient, and its product with a fill."""
     images = single(fill(500, 5, 1, 8, 8) * 0.5 + 0.5)
     views = [(0, 0, False), (2, -1, False), (-2, 2, True), (0, 1, True), (1, 1, False)]
     weights, target = single(fill(501, 5) * 0.5 + 1), single(fill(502, 5, 3) * 3)
+    labels = torch.tensor([2, 0, 1, 1, 0])
     mean, std = single(torch.tensor(0.25)), single(torch.tensor(0.5))
-    loss = kl(student((seen_through(images, views) - mean) / std), target, 4.0)
-    ((loss * weights).sum() / 20).backward()
-    OUT["slice.loss"] = loss.detach()
-    gradients = [p.grad for p in student.parameters()]
-    OUT["slice.gradient"] = torch.stack([torch.stack([g.norm(), (g * fill(600 + i, *g.shape)).sum()]) for i, g in enumerate(gradients)])
-    statistics = [t for key, t in student.state_dict().items() if key.rsplit(".")[-1] in ("running_mean", "running_var")]
-    OUT["slice.statistics"] = flat(statistics)
+    seen = (seen_through(images, views) - mean) / std
+    with torch.no_grad():
+        asked = filled(Wrn16x1(1, 3), 0).eval()(seen)
+    entropy = lambda s: F.cross_entropy(s, labels, reduction="none")
+    for name, criterion in (
+        ("slice", lambda s: kl(s, target, 4.0)),
+        ("slice.distance", lambda s: (s - target).abs().mean(1)),
+        ("slice.labels", entropy),
+        ("slice.kd", lambda s: kl(s, asked, 4.0) + 0.1 * entropy(s)),
+    ):
+        with torch.no_grad():
+            student = filled(Wrn16x1(1, 3), 400).train()
+        loss = criterion(student(seen))
+        ((loss * weights).sum() / 20).backward()
+        OUT[f"{name}.loss"] = loss.detach()
+        gradients = [p.grad for p in student.parameters()]
+        OUT[f"{name}.gradient"] = torch.stack([torch.stack([g.norm(), (g * fill(600 + i, *g.shape)).sum()]) for i, g in enumerate(gradients)])
+        statistics = [t for key, t in student.state_dict().items() if key.rsplit(".")[-1] in ("running_mean", "running_var")]
+        OUT[f"{name}.statistics"] = flat(statistics)
 
 
 optimisers()
 synthesis()
-student_slice()
+other_methods()
+student_slices()
 path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "training.safetensors")
 save_file({name: t.contiguous() for name, t in OUT.items()}, path, metadata={"torch": torch.__version__})

@@ -1,0 +1,52 @@
+//! `ssdkd report`.
+
+use crate::cli::ReportArgs;
+use crate::error::Result;
+use crate::files;
+use crate::report::{self, Group, compare};
+use crate::sweep::{Plan, SweepFolder, groups};
+use std::path::{Path, PathBuf};
+
+/// Writes a page about one run, or about all that several folders hold.
+pub fn run(args: &ReportArgs) -> Result<()> {
+    let of_one = |dir: &PathBuf| dir.join("report.html");
+    let out = match (&args.out, args.dirs.as_slice()) {
+        (Some(out), _) => out.clone(),
+        (None, [dir]) => of_one(dir),
+        (None, _) => "comparison.html".into(),
+    };
+    files::check_target(&out)?;
+    let page = match args.dirs.as_slice() {
+        [dir] if !is_sweep(dir) => report::of_run(dir)?,
+        dirs => {
+            let mut all = Vec::new();
+            for dir in dirs {
+                all.extend(in_folder(dir)?);
+            }
+            compare(&title(dirs), &all)?
+        }
+    };
+    files::write(&out, page.as_bytes())?;
+    println!("{}", out.display());
+    Ok(())
+}
+
+fn is_sweep(dir: &Path) -> bool {
+    dir.join("plan.toml").exists()
+}
+
+fn in_folder(dir: &Path) -> Result<Vec<Group>> {
+    if !is_sweep(dir) {
+        return Ok(vec![Group { name: name(dir), runs: vec![dir.to_path_buf()] }]);
+    }
+    let folder = SweepFolder::new(dir)?;
+    Ok(groups(&folder, &Plan::read(&folder)?))
+}
+
+fn name(dir: &Path) -> String {
+    dir.file_name().map_or_else(|| dir.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+fn title(dirs: &[PathBuf]) -> String {
+    dirs.iter().map(|dir| name(dir)).collect::<Vec<_>>().join(", ")
+}

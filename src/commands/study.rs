@@ -1,0 +1,110 @@
+//! `ssdkd study`.
+
+use super::Outcome;
+use crate::cli::{RanksStudyArgs, StudyAction, StudyArgs};
+use crate::config::load;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::report::compare;
+use crate::sweep::{Kind, Launcher, Plan, RanksStudy, Request, Study, SweepFile, SweepFolder, folder_of, groups, plan, show, write_study};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How often a study that runs looks whether another run is done.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Runs a study, or shows how it stands.
+pub fn run(action: &StudyAction) -> Result<Outcome> {
+    match action {
+        StudyAction::Scale(args) => study(Kind::Scale, args, &[]),
+        StudyAction::Ablation(args) => study(Kind::Ablation, args, &[]),
+        StudyAction::Compare { study: args, variant } => study(Kind::Compare, args, variant),
+        StudyAction::Reproduce(args) => study(Kind::Reproduce, args, &[]),
+        StudyAction::Ranks(args) => ranks(args).map(|()| Outcome::Done),
+        StudyAction::Show { dir } => {
+            let folder = SweepFolder::new(dir)?;
+            finish(&folder, &Plan::read(&folder)?).map(|()| Outcome::Done)
+        }
+    }
+}
+
+fn study(kind: Kind, args: &StudyArgs, variants: &[String]) -> Result<Outcome> {
+    let folder = folder_of(kind, args.dir.as_deref())?;
+    let base = load(&args.config.config, &sets(&args.config))?;
+    let study = Study { kind, seeds: args.seeds, variants: variants.to_vec(), ranks: args.ranks, threads: args.threads };
+    let planned = plan(&SweepFile::read(&study.write(&base, &folder)?)?, &folder)?;
+    for (warning, count) in &planned.warnings {
+        eprintln!("warning, {count} of {} runs: {warning}", planned.plan.trials.len());
+    }
+    if args.plan_only {
+        println!("{} runs planned: {}", planned.plan.trials.len(), folder.plan().display());
+        return Ok(Outcome::Done);
+    }
+    let launcher = Launcher::Local { jobs: args.jobs, at_most: None };
+    let request = Request::new(folder.path(), Some(args.ranks))?;
+    let over = AtomicBool::new(false);
+    let tally = std::thread::scope(|scope| {
+        scope.spawn(|| tell(&folder, &request.plan, &over));
+        let tally = launcher.start(&request);
+        over.store(true, Ordering::Relaxed);
+        tally
+    })?;
+    finish(&folder, &request.plan)?;
+    if tally.stopped {
+        return Ok(Outcome::Stopped);
+    }
+    if tally.failed > 0 {
+        return Err(Error::refused(format!("{} runs failed", tally.failed))
+            .with_hint(format!(
+                "`ssdkd sweep status {0}` says why, `ssdkd sweep retry {0}` lets them be run again",
+                folder.path().display()
+            ))
+            .after_start());
+    }
+    Ok(Outcome::Done)
+}
+
+fn sets(args: &crate::cli::ConfigArgs) -> Vec<String> {
+    args.set.iter().cloned().chain(args.data_dir.iter().map(|dir| format!("data.dir={}", dir.display()))).collect()
+}
+
+/// Writes and prints the table whenever a run is done.
+fn tell(folder: &SweepFolder, plan: &Plan, over: &AtomicBool) {
+    let mut told = 0;
+    while !over.load(Ordering::Relaxed) {
+        if let Ok(shown) = show(folder, plan)
+            && shown.done != told
+            && write_study(folder, &shown).is_ok()
+        {
+            told = shown.done;
+            println!("{}", shown.page);
+        }
+        let wait = std::time::Instant::now();
+        while wait.elapsed() < LOOK && !over.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn finish(folder: &SweepFolder, plan: &Plan) -> Result<()> {
+    let shown = show(folder, plan)?;
+    print!("{}", shown.page);
+    let mut written = write_study(folder, &shown)?;
+    written.extend(crate::sweep::collect(folder, plan, &[])?.0);
+    if shown.done > 0 {
+        let page = folder.path().join("report.html");
+        files::write(&page, compare(&folder.name(), &groups(folder, plan))?.as_bytes())?;
+        written.push(page);
+    }
+    written.iter().for_each(|path| eprintln!("wrote {}", path.display()));
+    Ok(())
+}
+
+fn ranks(args: &RanksStudyArgs) -> Result<()> {
+    let base = load(&args.config.config, &sets(&args.config))?;
+    let folder = SweepFolder::new(&args.dir)?;
+    let study = RanksStudy { ranks: args.ranks.clone(), threads: args.threads };
+    let written = study.run(&base, &folder, &mut |table| println!("{table}"))?;
+    written.iter().for_each(|path| eprintln!("wrote {}", path.display()));
+    Ok(())
+}

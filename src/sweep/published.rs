@@ -1,0 +1,82 @@
+//! Printed accuracies of the compared methods.
+//!
+//! Source: README of zju-vipa/Fast-Datafree (commit 0dcecbc): top-1 in per cent, best of all evaluations, no spread given. Its row names
+//! say how many inner steps were taken; its scripts have 1,000 and 200 steps for DeepInv-2k and CMI-500.
+
+use crate::config::{Config, DatasetName, MethodName, ModelName};
+
+/// A printed figure.
+pub(super) struct Figure {
+    /// Its row.
+    pub row: &'static str,
+    /// In per cent.
+    pub top1: f64,
+}
+
+/// Columns of the tables.
+const PAIRS: [(ModelName, ModelName); 5] = [
+    (ModelName::Resnet34, ModelName::Resnet18),
+    (ModelName::Vgg11, ModelName::Resnet18),
+    (ModelName::Wrn40x2, ModelName::Wrn16x1),
+    (ModelName::Wrn40x2, ModelName::Wrn40x1),
+    (ModelName::Wrn40x2, ModelName::Wrn16x2),
+];
+
+type Table = [(&'static str, MethodName, Option<u64>, [f64; 5]); 9];
+
+const CIFAR10: Table = [
+    ("DeepInv-2k", MethodName::Deepinv, None, [93.26, 90.36, 83.04, 86.85, 89.72]),
+    ("CMI-500", MethodName::Cmi, None, [94.84, 91.13, 90.01, 92.78, 92.52]),
+    ("DAFL", MethodName::Dafl, None, [92.22, 81.10, 65.71, 81.33, 81.55]),
+    ("ZSKT", MethodName::Zskt, None, [93.32, 89.46, 83.74, 86.07, 89.66]),
+    ("DFQ", MethodName::Dfq, None, [94.61, 90.84, 86.14, 91.69, 92.01]),
+    ("Fast-2", MethodName::FastMeta, Some(2), [92.62, 84.67, 88.36, 89.56, 89.68]),
+    ("Fast-5", MethodName::FastMeta, Some(5), [93.63, 89.94, 88.90, 92.04, 91.96]),
+    ("Fast-10", MethodName::FastMeta, Some(10), [94.05, 90.53, 89.29, 92.51, 92.45]),
+    ("student from scratch", MethodName::Scratch, None, [95.20, 95.20, 91.12, 93.94, 93.95]),
+];
+
+const CIFAR100: Table = [
+    ("DeepInv-2k", MethodName::Deepinv, None, [61.32, 54.13, 53.77, 61.33, 61.34]),
+    ("CMI-500", MethodName::Cmi, None, [77.04, 70.56, 57.91, 68.88, 68.75]),
+    ("DAFL", MethodName::Dafl, None, [74.47, 54.16, 20.88, 42.83, 43.70]),
+    ("ZSKT", MethodName::Zskt, None, [67.74, 54.31, 36.66, 53.60, 54.59]),
+    ("DFQ", MethodName::Dfq, None, [77.01, 66.21, 51.27, 54.43, 64.79]),
+    ("Fast-2", MethodName::FastMeta, Some(2), [69.76, 62.83, 41.77, 53.15, 57.08]),
+    ("Fast-5", MethodName::FastMeta, Some(5), [72.82, 65.28, 52.90, 61.80, 63.83]),
+    ("Fast-10", MethodName::FastMeta, Some(10), [74.34, 67.44, 54.02, 63.91, 65.12]),
+    ("student from scratch", MethodName::Scratch, None, [77.10, 77.10, 65.31, 72.19, 73.56]),
+];
+
+/// The figure printed for a configuration's data set, method and pair.
+pub(super) fn published(config: &Config) -> Option<Figure> {
+    let table = match config.dataset {
+        DatasetName::Cifar10 => &CIFAR10,
+        DatasetName::Cifar100 => &CIFAR100,
+        _ => return None,
+    };
+    let column = PAIRS.iter().position(|pair| *pair == (config.teacher.model, config.student.model))?;
+    let fits = |steps: Option<u64>| steps.is_none_or(|steps| steps == config.inversion.steps);
+    let (row, _, _, figures) = table.iter().find(|(_, method, steps, _)| *method == config.method && fits(*steps))?;
+    Some(Figure { row, top1: figures[column] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_found_by_method_pair_and_steps() {
+        let mut config = Config { method: MethodName::FastMeta, ..Config::default() };
+        (config.teacher.model, config.student.model) = (ModelName::Wrn40x2, ModelName::Wrn16x1);
+        config.inversion.steps = 5;
+        assert_eq!(published(&config).map(|figure| figure.top1), Some(88.90));
+        config.dataset = DatasetName::Cifar100;
+        config.inversion.steps = 10;
+        assert_eq!(published(&config).map(|figure| (figure.row, figure.top1)), Some(("Fast-10", 54.02)));
+        config.inversion.steps = 7;
+        assert!(published(&config).is_none());
+        config.method = MethodName::SsdKd;
+        assert!(published(&config).is_none());
+    }
+}
