@@ -778,7 +778,7 @@ impl Default for Replay {
 
 impl Default for Distill {
     fn default() -> Self {
-        Self { batch_size: 256, steps_per_round: 0, temperature: 20.0, label_weight: 0.0, teacher_views: 8, view_shift: 4, view_flip: true }
+        Self { batch_size: 256, steps_per_round: 0, temperature: 20.0, label_weight: 0.0, teacher_views: 4, view_shift: 4, view_flip: true }
     }
 }
 
