@@ -50,7 +50,7 @@ pub fn start(trace: Option<&Path>) -> Timings {
         let cause = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
         let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
         let cause = cause.unwrap_or_default();
-        if cause.starts_with("failed printing to std") {
+        if cause.starts_with("failed printing to std") && cause.contains("Broken pipe") {
             // Who reads the output has gone (`| head`): no fault, and nobody to tell. The code is that of SIGPIPE.
             end_job(141)
         }

@@ -1,7 +1,7 @@
 //! `ssdkd report`.
 
 use crate::cli::ReportArgs;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::report::{self, Group, compare};
 use crate::sweep::{Plan, SweepFolder, groups};
@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 /// Writes a page about one run, or about all that several folders hold.
 pub fn run(args: &ReportArgs) -> Result<()> {
+    if let Some(missing) = args.dirs.iter().find(|dir| !dir.is_dir()) {
+        return Err(Error::file(missing, "no such folder"));
+    }
     let of_one = |dir: &PathBuf| dir.join("report.html");
     let out = match (&args.out, args.dirs.as_slice()) {
         (Some(out), _) => out.clone(),

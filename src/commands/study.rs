@@ -1,8 +1,8 @@
 //! `ssdkd study`.
 
-use super::Outcome;
+use super::{Outcome, configured, merged};
 use crate::cli::{RanksStudyArgs, StudyAction, StudyArgs};
-use crate::config::load;
+use crate::config::Job;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::report::compare;
@@ -23,18 +23,21 @@ pub fn run(action: &StudyAction) -> Result<Outcome> {
         StudyAction::Ranks(args) => ranks(args).map(|()| Outcome::Done),
         StudyAction::Show { dir } => {
             let folder = SweepFolder::new(dir)?;
-            finish(&folder, &Plan::read(&folder)?).map(|()| Outcome::Done)
+            finish(&folder, &Plan::read(&folder)?).map(|_| Outcome::Done)
         }
     }
 }
 
 fn study(kind: Kind, args: &StudyArgs, variants: &[String]) -> Result<Outcome> {
     let folder = folder_of(kind, args.dir.as_deref())?;
-    let base = load(&args.config.config, &sets(&args.config))?;
+    let base = merged(&args.config)?;
     let study = Study { kind, seeds: args.seeds, variants: variants.to_vec(), ranks: args.ranks, threads: args.threads };
     let planned = plan(&SweepFile::read(&study.write(&base, &folder)?)?, &folder)?;
     for (warning, count) in &planned.warnings {
         eprintln!("warning, {count} of {} runs: {warning}", planned.plan.trials.len());
+    }
+    if planned.left_out > 0 {
+        eprintln!("{} folders of runs are in the plan no longer; they stay where they are", planned.left_out);
     }
     if args.plan_only {
         println!("{} runs planned: {}", planned.plan.trials.len(), folder.plan().display());
@@ -49,23 +52,18 @@ fn study(kind: Kind, args: &StudyArgs, variants: &[String]) -> Result<Outcome> {
         over.store(true, Ordering::Relaxed);
         tally
     })?;
-    finish(&folder, &request.plan)?;
+    let open = finish(&folder, &request.plan)?;
     if tally.stopped {
         return Ok(Outcome::Stopped);
     }
-    if tally.failed > 0 {
-        return Err(Error::refused(format!("{} runs failed", tally.failed))
-            .with_hint(format!(
-                "`ssdkd sweep status {0}` says why, `ssdkd sweep retry {0}` lets them be run again",
-                folder.path().display()
-            ))
-            .after_start());
+    if open > 0 {
+        let dir = folder.path().display();
+        let hint = format!(
+            "`ssdkd sweep status {dir}` says why, `ssdkd sweep retry {dir}` lets those that failed, or whose runner is gone, run again"
+        );
+        return Err(Error::refused(format!("{open} runs are not done")).with_hint(hint).after_start());
     }
     Ok(Outcome::Done)
-}
-
-fn sets(args: &crate::cli::ConfigArgs) -> Vec<String> {
-    args.set.iter().cloned().chain(args.data_dir.iter().map(|dir| format!("data.dir={}", dir.display()))).collect()
 }
 
 /// Writes and prints the table whenever a run is done.
@@ -86,7 +84,8 @@ fn tell(folder: &SweepFolder, plan: &Plan, over: &AtomicBool) {
     }
 }
 
-fn finish(folder: &SweepFolder, plan: &Plan) -> Result<()> {
+/// Writes all that a study leaves; how many runs are not done.
+fn finish(folder: &SweepFolder, plan: &Plan) -> Result<usize> {
     let shown = show(folder, plan)?;
     print!("{}", shown.page);
     let mut written = write_study(folder, &shown)?;
@@ -97,11 +96,11 @@ fn finish(folder: &SweepFolder, plan: &Plan) -> Result<()> {
         written.push(page);
     }
     written.iter().for_each(|path| eprintln!("wrote {}", path.display()));
-    Ok(())
+    Ok(shown.open)
 }
 
 fn ranks(args: &RanksStudyArgs) -> Result<()> {
-    let base = load(&args.config.config, &sets(&args.config))?;
+    let base = configured(&args.config, Job::Train)?;
     let folder = SweepFolder::new(&args.dir)?;
     let study = RanksStudy { ranks: args.ranks.clone(), threads: args.threads };
     let written = study.run(&base, &folder, &mut |table| println!("{table}"))?;

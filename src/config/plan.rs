@@ -58,7 +58,7 @@ impl Plan {
 }
 
 /// `distill.steps_per_round`, or round(400·N/50,000) and at least 20: about two passes over the buffer (ours; docs/method.md).
-fn steps_per_round(config: &Config) -> u64 {
+pub fn steps_per_round(config: &Config) -> u64 {
     match config.distill.steps_per_round {
         0 => ((400.0 * config.replay.capacity as f64 / 50_000.0).round() as u64).max(20),
         given => given,

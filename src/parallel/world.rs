@@ -278,6 +278,7 @@ pub fn allowed_cores() -> Vec<u8> {
 /// OMP_NUM_THREADS that is not a number of threads.
 pub fn set_threads(configured: Option<usize>, local: Local) -> Result<()> {
     let threads = match (configured, std::env::var("OMP_NUM_THREADS")) {
+        (Some(0), _) => return Err(Error::refused("0 threads compute nothing").with_hint("set it to cores ÷ ranks, or leave it out")),
         (Some(threads), _) => threads,
         (None, Ok(text)) => {
             let threads = text.split(',').next().and_then(|first| first.trim().parse().ok()).filter(|&threads: &usize| threads > 0);

@@ -102,6 +102,12 @@ pub fn compare(title: &str, groups: &[Group]) -> Result<String> {
         let runs: Vec<Run> = group.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
         columns.push(Column { name: &group.name, planned: group.runs.len(), runs });
     }
+    let axes: BTreeSet<&str> =
+        columns.iter().flat_map(|c| &c.runs).filter_map(|run| Some(run.summary.student.scores.headline()?.axis)).collect();
+    if axes.len() > 1 {
+        let kinds = axes.into_iter().collect::<Vec<_>>().join(" and ");
+        return Err(Error::refused(format!("{title}: {kinds} cannot be compared")).with_hint("make a page for each task"));
+    }
     let best = |column: &Column<'_>| mean_and_std(&column.scores()).0;
     columns.sort_by(|a, b| (a.runs.is_empty().cmp(&b.runs.is_empty())).then(best(b).total_cmp(&best(a))));
     let finished: Vec<&Column<'_>> = columns.iter().filter(|column| !column.runs.is_empty()).collect();
@@ -136,15 +142,16 @@ fn table(out: &mut String, columns: &[Column<'_>]) {
             let _ = write!(out, "<td>–</td><td>–</td><td>–</td><td>–</td><td>–</td></tr>");
             continue;
         };
+        let digits = if first.summary.student.scores.headline().is_some_and(|headline| headline.value == headline.share) { 4 } else { 2 };
         let text = match mean_and_std(&column.scores()) {
-            (mean, Some(std)) => format!("{mean:.2} ± {std:.2}"),
-            (mean, None) => format!("{mean:.2}"),
+            (mean, Some(std)) => format!("{mean:.digits$} ± {std:.digits$}"),
+            (mean, None) => format!("{mean:.digits$}"),
         };
         let teacher = first.summary.teacher.as_ref().and_then(|teacher| teacher.scores.headline());
         let _ = write!(
             out,
             "<td><strong>{text}</strong></td><td>{}</td><td>{:.1}</td><td>{:.0}</td><td>{:.0}</td></tr>",
-            teacher.map_or("–".into(), |headline| format!("{:.2}", headline.value)),
+            teacher.map_or("–".into(), |headline| format!("{:.digits$}", headline.value)),
             column.mean(|run| run.summary.seconds.total) / 60.0,
             column.mean(|run| run.summary.samples_synthesised as f64),
             column.mean(|run| run.summary.student_steps as f64),
@@ -156,25 +163,12 @@ fn table(out: &mut String, columns: &[Column<'_>]) {
 fn curves(out: &mut String, shown: &[&Column<'_>], all: usize) {
     let axis = shown.iter().find_map(|c| c.runs.first()?.summary.student.scores.headline()).map_or("", |headline| headline.axis);
     let accuracy = lines("minutes", axis, &shown.iter().map(|column| column.curve()).collect::<Vec<_>>());
-    let loss = |column: &&Column<'_>| Series {
-        name: column.name.to_owned(),
-        points: column
-            .runs
-            .first()
-            .into_iter()
-            .flat_map(|run| &run.rounds)
-            .filter_map(|r| Some((r.round as f64, r.loss_unweighted?)))
-            .collect(),
-    };
-    let of = |column: &&Column<'_>| Series {
-        name: column.name.to_owned(),
-        points: column
-            .runs
-            .first()
-            .into_iter()
-            .flat_map(|run| &run.rounds)
-            .filter_map(|r| Some((r.round as f64, r.loss_statistics?)))
-            .collect(),
+    let over_rounds = |of: fn(&RoundRecord) -> Option<f64>| {
+        let points = |column: &Column<'_>| {
+            let rounds = column.runs.first().into_iter().flat_map(|run| &run.rounds);
+            rounds.filter_map(|r| Some((r.round as f64, of(r)?))).collect()
+        };
+        shown.iter().map(|column| Series { name: column.name.to_owned(), points: points(column) }).collect::<Vec<_>>()
     };
     let which = if all > shown.len() { format!(" (the best {} of {all})", shown.len()) } else { String::new() };
     section(
@@ -182,8 +176,8 @@ fn curves(out: &mut String, shown: &[&Column<'_>], all: usize) {
         &format!("Curves{which}"),
         &[
             ("Accuracy over time, mean over runs", accuracy),
-            ("Training loss, unweighted (first run)", lines("round", "mean over drawn rows", &shown.iter().map(loss).collect::<Vec<_>>())),
-            ("Statistics loss L_BN (first run)", lines("round", "L_BN", &shown.iter().map(of).collect::<Vec<_>>())),
+            ("Training loss, unweighted (first run)", lines("round", "mean over drawn rows", &over_rounds(|r| r.loss_unweighted))),
+            ("Statistics loss L_BN (first run)", lines("round", "L_BN", &over_rounds(|r| r.loss_statistics))),
         ],
     );
 }
@@ -246,13 +240,18 @@ fn histograms(out: &mut String, shown: &[&Column<'_>]) {
 fn differences(out: &mut String, columns: &[&Column<'_>]) {
     let settings: Vec<&BTreeMap<String, String>> = columns.iter().filter_map(|c| Some(&c.runs.first()?.settings)).collect();
     let keys: BTreeSet<&String> = settings.iter().flat_map(|s| s.keys()).collect();
-    let differing: Vec<&String> = keys.into_iter().filter(|key| settings.iter().any(|s| s.get(*key) != settings[0].get(*key))).collect();
+    // A key that an older run does not know is no difference.
+    let differs = |key: &&String| settings.iter().filter_map(|s| s.get(*key)).collect::<BTreeSet<_>>().len() > 1;
+    let differing: Vec<&String> = keys.into_iter().filter(differs).collect();
     let heads: String = columns.iter().map(|column| format!("<th>{}</th>", escape(column.name))).collect();
-    let _ = write!(out, "<h2>Settings that differ</h2><table><tr><th></th>{heads}</tr>");
-    for key in differing {
-        let cells: String = settings.iter().map(|s| format!("<td>{}</td>", s.get(key).map_or("–".into(), |v| escape(v)))).collect();
+    if !differing.is_empty() {
+        let _ = write!(out, "<h2>Settings that differ</h2><table><tr><th></th>{heads}</tr>");
+    }
+    for key in &differing {
+        let cells: String = settings.iter().map(|s| format!("<td>{}</td>", s.get(*key).map_or("–".into(), |v| escape(v)))).collect();
         let _ = write!(out, "<tr><td><code>{}</code></td>{cells}</tr>", escape(key));
     }
     let versions: BTreeSet<&str> = columns.iter().flat_map(|c| &c.runs).map(|run| run.summary.version.as_str()).collect();
-    let _ = write!(out, "</table><footer>ssdkd {}</footer>", escape(&versions.into_iter().collect::<Vec<_>>().join(", ")));
+    out.push_str(if differing.is_empty() { "" } else { "</table>" });
+    let _ = write!(out, "<footer>ssdkd {}</footer>", escape(&versions.into_iter().collect::<Vec<_>>().join(", ")));
 }

@@ -98,7 +98,10 @@ impl<'a> Checker<'a> {
         }
         // Keys that do not belong to a run's identity count where an axis sets them.
         let free = set.iter().filter(|(key, _)| is_free(key)).map(|(key, value)| format!("{key}={value}\n"));
-        let identity = plan.identity.iter().map(|(key, value)| format!("{key}={value}\n"));
+        // What has its default is left out: a key that a newer version brings must not make all trials new ones.
+        let defaults = config::values(&Config::default());
+        let said = plan.identity.iter().filter(|(key, value)| defaults.get(*key) != Some(*value));
+        let identity = said.map(|(key, value)| format!("{key}={value}\n"));
         let text: String = std::iter::once(format!("{}\n", job.command())).chain(identity).chain(free).collect();
         let hash = files::sha256(text.as_bytes())[..10].to_owned();
         Ok(Checked { hash, rounds, logical_ranks: plan.layout.logical_ranks() })

@@ -39,7 +39,8 @@ pub fn groups(folder: &SweepFolder, plan: &Plan) -> Vec<Group> {
     let mut points: BTreeMap<usize, Group> = BTreeMap::new();
     for trial in &plan.trials {
         let set: Vec<_> = trial.set.iter().filter(|(key, _)| key != "seed").cloned().collect();
-        let group = points.entry(trial.point).or_insert_with(|| Group { name: shown(&set), runs: Vec::new() });
+        let name = || if set.is_empty() { folder.name() } else { shown(&set) };
+        let group = points.entry(trial.point).or_insert_with(|| Group { name: name(), runs: Vec::new() });
         group.runs.push(folder.trial(trial));
     }
     points.into_values().collect()
@@ -177,15 +178,25 @@ fn page(name: &str, plan: &Plan, table: &Table, trials: &Trials, metrics: &[Stri
         let _ = write!(out, " {} of {}{} |", line.done, line.rows.len(), others(line, trials));
     }
     out.push('\n');
-    let failed = plan.trials.iter().zip(&trials.0).filter_map(|(trial, standing)| match &standing.stand {
-        Stand::Failed(reason) => Some(format!("* {} ({}): {reason}\n", trial.name(), shown(&trial.set))),
-        _ => None,
-    });
-    let failed: String = failed.collect();
+    let failed = failed(plan, trials).concat();
     if !failed.is_empty() {
         let _ = write!(out, "\nFailed:\n\n{failed}");
     }
     out
+}
+
+/// A line for every trial that failed.
+fn failed(plan: &Plan, trials: &Trials) -> Vec<String> {
+    let line = |(trial, standing): (&Trial, &Standing)| match &standing.stand {
+        Stand::Failed(reason) => Some(format!("* {} ({}): {reason}\n", trial.name(), shown(&trial.set))),
+        _ => None,
+    };
+    plan.trials.iter().zip(&trials.0).filter_map(line).collect()
+}
+
+/// The same, as a sweep's folder stands.
+pub(super) fn failures(folder: &SweepFolder, plan: &Plan) -> Result<Vec<String>> {
+    Ok(failed(plan, &Trials::read(folder, plan, &BTreeSet::new())?))
 }
 
 /// What became of repeats that are not done.

@@ -4,7 +4,7 @@ use super::folder::SweepFolder;
 use super::launch::write_scripts;
 use super::plan::said_file;
 use super::study::Shown;
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, PREFIX, steps_per_round};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::layout::Layout;
@@ -64,9 +64,8 @@ impl RanksStudy {
         let mut written = Vec::new();
         for run in &planned {
             let dir = folder.path().join(run.name());
-            if !dir.join("report.json").exists() {
-                self.launch(run, folder, &config, &dir)?;
-            }
+            // A run that is finished says so at once, or that it was another one.
+            self.launch(run, base, folder, &config, &dir)?;
             let path = dir.join("report.json");
             let summary: Summary = serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()))?;
             done.push((run, summary));
@@ -78,9 +77,12 @@ impl RanksStudy {
     }
 
     fn planned(&self, base: &Config) -> Result<Vec<Planned>> {
-        let largest = self.ranks.iter().copied().max().unwrap_or(1);
+        let mut counts = self.ranks.clone();
+        counts.sort_unstable();
+        counts.dedup();
+        let largest = counts.last().copied().unwrap_or(1);
         let logical = base.parallel.logical_ranks.unwrap_or(largest);
-        for &ranks in &self.ranks {
+        for &ranks in &counts {
             Layout::new(logical, ranks)?;
         }
         let strong = |&ranks: &usize| Planned {
@@ -100,10 +102,10 @@ impl RanksStudy {
             // The linear rule (Goyal et al., 2017): the rate of a row stays what it was.
             lr: base.student.lr * ranks as f64 / logical as f64,
         };
-        Ok(self.ranks.iter().map(strong).chain(self.ranks.iter().map(weak)).collect())
+        Ok(counts.iter().map(strong).chain(counts.iter().map(weak)).collect())
     }
 
-    fn launch(&self, run: &Planned, folder: &SweepFolder, config: &Path, dir: &Path) -> Result<()> {
+    fn launch(&self, run: &Planned, base: &Loaded, folder: &SweepFolder, config: &Path, dir: &Path) -> Result<()> {
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", &e))?;
         let mut command = if run.ranks > 1 {
             let mut command = Command::new("bash");
@@ -118,16 +120,19 @@ impl RanksStudy {
             format!("distill.batch_size={}", run.batch),
             format!("replay.capacity={}", run.capacity),
             format!("student.lr={:?}", run.lr),
+            // What is derived from the capacity would not be the same work.
+            format!("distill.steps_per_round={}", steps_per_round(&base.config)),
         ] {
             command.args(["--set", &set]);
         }
         let log = folder.path().join(format!("{}.log", run.name()));
-        let open = || File::create(&log).map_err(|e| Error::io("write", &log, &e));
+        let open = || File::options().create(true).append(true).open(&log).map_err(|e| Error::io("write", &log, &e));
+        command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
+        // What is run is what base.toml and the study say.
+        std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with(PREFIX)).for_each(|name| {
+            command.env_remove(name);
+        });
         command.env("OMP_NUM_THREADS", self.threads.to_string()).env_remove("SSDKD_COLUMNS");
-        command
-            .stdin(Stdio::null())
-            .stdout(open()?)
-            .stderr(File::options().append(true).open(&log).map_err(|e| Error::io("write", &log, &e))?);
         let status = command.status().map_err(|e| Error::io("start", Path::new("mpirun"), &e))?;
         if !status.success() {
             return Err(Error::refused(format!("{} ended with {status}", run.name()))
@@ -170,12 +175,12 @@ fn table(done: &[(&Planned, Summary)], planned: usize) -> Shown {
         );
     }
     page.push_str(
-        "\nStrong: the same run on more ranks, bit for bit. Weak: M = ranks, each with the same images and rows; `student.lr` grows with the\n\
+        "\nStrong: the same run on more ranks (bit for bit, unless `parallel.reduce` is native). Weak: M = ranks, each with the same images and rows; `student.lr` grows with the\n\
          batch (the linear rule of Goyal et al., 2017), which holds as long as the rate stays below where training breaks down: look at the score.\n",
     );
     let series = [Form::Strong, Form::Weak].map(|form| Series {
         name: if form == Form::Strong { "strong" } else { "weak" }.into(),
         points: done.iter().filter(|(run, _)| run.form == form).filter_map(|e| Some((e.0.ranks as f64, efficiency(e)?))).collect(),
     });
-    Shown { page, svg: lines("ranks", "efficiency", &series), done: done.len() }
+    Shown { page, svg: lines("ranks", "efficiency", &series), done: done.len(), open: planned - done.len() }
 }

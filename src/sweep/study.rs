@@ -1,16 +1,18 @@
 //! Studies: sweeps whose axes are known beforehand, with tables laid out as publications have them.
 
-use super::collect::{Cells, cells};
+use super::collect::{Cells, cells, failures};
 use super::folder::SweepFolder;
 use super::plan::{Plan, said_file};
 use super::published::published;
-use crate::config::{Config, DatasetName, Difficulty, Diversity, Loaded, MethodName};
+use crate::config::{Config, DatasetName, Difficulty, Diversity, Loaded, MethodName, is_path, literal, load_with};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::metrics::mean_and_std;
 use crate::report::{Series, bars, lines, to_png};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use toml::Value;
 
 /// What is studied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +44,11 @@ impl Kind {
     }
 
     /// Of a sweep that a study has planned.
-    fn of(plan: &Plan) -> Option<Self> {
+    fn of(folder: &SweepFolder, plan: &Plan) -> Option<Self> {
+        // A study's sweep file lies in its folder; that of a sweep may have any name.
         let stem = plan.file.file_stem()?.to_str()?;
-        Self::ALL.into_iter().find(|kind| kind.name() == stem)
+        let own = plan.file.parent().and_then(Path::file_name) == folder.path().file_name();
+        Self::ALL.into_iter().find(|kind| own && kind.name() == stem)
     }
 }
 
@@ -69,6 +73,7 @@ impl Study {
     /// # Errors
     /// A data set or method that this study is not about.
     pub fn write(&self, base: &Loaded, folder: &SweepFolder) -> Result<PathBuf> {
+        self.check(&base.config)?;
         let axes = self.axes(&base.config)?;
         files::create_folder(folder.path())?;
         files::write(&folder.path().join("base.toml"), said_file(base, self.ranks)?.as_bytes())?;
@@ -85,13 +90,27 @@ impl Study {
         Ok(path)
     }
 
+    fn check(&self, base: &Config) -> Result<()> {
+        let about_the_buffer = matches!(self.kind, Kind::Scale | Kind::Ablation);
+        if about_the_buffer && base.method != MethodName::SsdKd {
+            let problem = format!("{} has no bounded, prioritised buffer: {} is a study of ssd_kd", base.method.name(), self.kind.name());
+            return Err(Error::config("method", problem));
+        }
+        if let Some(word) = self.variants.iter().flat_map(|text| text.split_whitespace()).find(|word| !word.contains('=')) {
+            return Err(Error::refused(format!("--variant: `{word}` is no KEY=VALUE")));
+        }
+        Ok(())
+    }
+
     fn axes(&self, base: &Config) -> Result<String> {
         Ok(match self.kind {
             Kind::Scale => {
                 let logical = base.parallel.logical_ranks.unwrap_or(self.ranks);
                 let images = training_images(base) as f64;
                 let capacity = |share: f64| ((images * share / logical as f64).round() as usize).max(1) * logical;
-                format!("replay.capacity = {:?}\n", SHARES.map(capacity))
+                // The same training for all sizes: what is derived from the capacity is that of the base configuration.
+                let steps = crate::config::steps_per_round(base);
+                format!("replay.capacity = {:?}\ndistill.steps_per_round = [{steps}]\n", SHARES.map(capacity))
             }
             Kind::Ablation => {
                 let on = |off: bool, value: String| if off { "\"off\"".to_owned() } else { value };
@@ -123,10 +142,13 @@ impl Study {
     }
 }
 
-/// `key=value` as TOML: what is no TOML value is text.
+/// `key=value` as TOML; relative paths are of the working folder.
 fn assignment(word: &str) -> String {
-    let (key, value) = word.split_once('=').unwrap_or((word, "true"));
-    let value = if format!("v = {value}").parse::<toml::Table>().is_ok() { value.to_owned() } else { format!("{value:?}") };
+    let (key, value) = word.split_once('=').unwrap_or((word, ""));
+    let value = match literal(value) {
+        Value::String(path) if is_path(key) => Value::String(std::path::absolute(&path).map_or(path, |p| p.to_string_lossy().into_owned())),
+        other => other,
+    };
     format!("{key} = {value}")
 }
 
@@ -183,6 +205,8 @@ pub struct Shown {
     pub svg: String,
     /// Runs that are done.
     pub done: usize,
+    /// Runs that are not.
+    pub open: usize,
 }
 
 /// The table of a study's folder as it stands, laid out by its kind.
@@ -190,7 +214,7 @@ pub struct Shown {
 /// # Errors
 /// A folder that no study has planned; a damaged report.
 pub fn show(folder: &SweepFolder, plan: &Plan) -> Result<Shown> {
-    let Some(kind) = Kind::of(plan) else {
+    let Some(kind) = Kind::of(folder, plan) else {
         return Err(Error::file(folder.path(), "is no study's folder").with_hint("`ssdkd sweep collect DIR` shows what a sweep came to"));
     };
     let mut rows: Vec<Row> = Vec::new();
@@ -202,17 +226,21 @@ pub fn show(folder: &SweepFolder, plan: &Plan) -> Result<Shown> {
     let (done, planned) = (rows.iter().map(|r| r.scores.len()).sum::<usize>(), rows.iter().map(|r| r.planned).sum::<usize>());
     let unit = if plan.metric == "student.miou" { "mIoU, %" } else { "top-1, %" };
     let (table, svg) = match kind {
-        Kind::Scale => scale(&mut rows, unit),
+        Kind::Scale => scale(&mut rows, unit, training_images(&base_of(folder, plan)?) as f64),
         Kind::Ablation => ablation(&rows, unit),
         Kind::Compare => compare(&mut rows, unit),
         Kind::Reproduce => reproduce(folder, plan, &rows, unit)?,
     };
     let note = if done < planned { " Rows marked * are missing runs." } else { "" };
-    let page = format!(
+    let mut page = format!(
         "# {}\n\n{done} of {planned} runs done.{note} Mean ± sample standard deviation over seeds; the last evaluation counts.\n\n{table}",
         folder.name()
     );
-    Ok(Shown { page, svg, done })
+    let failed = failures(folder, plan)?;
+    if !failed.is_empty() {
+        let _ = write!(page, "\nFailed (`ssdkd sweep retry` lets them be run again):\n\n{}", failed.concat());
+    }
+    Ok(Shown { page, svg, done, open: planned - done })
 }
 
 /// Writes `study.md`, `study.svg` and `study.png` and returns their paths. Without fonts on this machine there is no PNG.
@@ -227,14 +255,20 @@ pub fn write(folder: &SweepFolder, shown: &Shown) -> Result<Vec<PathBuf>> {
     Ok(files.into_iter().map(|(path, _)| path).collect())
 }
 
-fn scale(rows: &mut [Row], unit: &str) -> (String, String) {
+/// The study's base configuration, whatever the environment says now.
+fn base_of(folder: &SweepFolder, plan: &Plan) -> Result<Config> {
+    Ok(load_with(&[folder.path().join(&plan.config)], BTreeMap::new(), "")?.config)
+}
+
+fn scale(rows: &mut [Row], unit: &str, original: f64) -> (String, String) {
     let capacity = |row: &Row| row.cells.number("replay.capacity").unwrap_or(0.0);
+    let share = |row: &Row| 100.0 * capacity(row) / original;
     rows.sort_by(|a, b| capacity(b).total_cmp(&capacity(a)));
     let mut table = format!("| synthetic data, % of the original | images | {unit} | minutes |\n| ---: | ---: | ---: | ---: |\n");
-    for (row, share) in rows.iter().zip(SHARES) {
-        let _ = writeln!(table, "| {:.0} | {:.0} | {} | {} |", 100.0 * share, capacity(row), row.score(), row.time());
+    for row in rows.iter() {
+        let _ = writeln!(table, "| {:.0} | {:.0} | {} | {} |", share(row), capacity(row), row.score(), row.time());
     }
-    let points = rows.iter().zip(SHARES).rev().filter_map(|(row, share)| Some((100.0 * share, row.mean()?))).collect();
+    let points = rows.iter().rev().filter_map(|row| Some((share(row), row.mean()?))).collect();
     (table, lines("synthetic data, % of the original", unit, &[Series { name: "student".into(), points }]))
 }
 
@@ -253,7 +287,8 @@ fn ablation(rows: &[Row], unit: &str) -> (String, String) {
         let [a, b, c] = marks;
         let _ = writeln!(table, "| {a} | {b} | {c} | {} | {against} | {} |", row.score(), row.time());
         if let Some(mean) = row.mean() {
-            names.push(["div", "diff", "prio"].iter().zip(on).filter(|(_, on)| *on).map(|(name, _)| *name).collect::<Vec<_>>().join("+"));
+            let kept: Vec<&str> = ["div", "diff", "prio"].into_iter().zip(on).filter(|(_, on)| *on).map(|(name, _)| name).collect();
+            names.push(if kept.is_empty() { "none".to_owned() } else { kept.join("+") });
             values.push(mean);
         }
     }
@@ -273,7 +308,7 @@ fn compare(rows: &mut [Row], unit: &str) -> (String, String) {
 
 /// The row beside the printed figure.
 fn reproduce(folder: &SweepFolder, plan: &Plan, rows: &[Row], unit: &str) -> Result<(String, String)> {
-    let config = crate::config::load(&[folder.path().join(&plan.config)], &[])?.config;
+    let config = base_of(folder, plan)?;
     let figure = published(&config);
     let mut table = format!(
         "| data set | method | pair | {unit} | published | difference | hours of all runs |\n| --- | --- | --- | ---: | ---: | ---: | ---: |\n"
@@ -291,7 +326,7 @@ fn reproduce(folder: &SweepFolder, plan: &Plan, rows: &[Row], unit: &str) -> Res
             config.teacher.model.name(),
             config.student.model.name(),
             row.score(),
-            row.minutes.iter().sum::<f64>() / 60.0,
+            row.minutes.iter().sum::<f64>().abs() / 60.0,
         );
     }
     table.push_str(
