@@ -4,7 +4,9 @@
 
 Needs PyTorch, and matplotlib for the plot. All three have the demo's settings (configs/fashion_mnist/demo.toml) but for the number of rounds; seconds are those of
 training, without evaluation, reports and pictures. The PyTorch version is the published algorithm (zju-vipa/Fast-Datafree: `fast_meta.py`,
-`datafree_kd.py`) with its pool in memory, where the published code writes and reads a PNG file per image.
+`datafree_kd.py`) with its pool in memory, where the published code writes and reads a PNG file per image; like ours, it draws from the pool with
+replacement, its adversarial term joins with the first student step, and its cosine ends with the run. It makes one batch a round where
+ours makes one for each logical rank, and asks the teacher where ours reads stored views.
 """
 import argparse
 import csv
@@ -18,6 +20,8 @@ import tomllib
 
 from plain import *
 
+if torch is None:
+    sys.exit("this Python has no torch")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEMO = ROOT / "configs/fashion_mnist/demo.toml"
 MEAN, STD, CLASSES = 0.2860, 0.3530, 10
