@@ -267,18 +267,22 @@ fn a_signal_stops_the_run_behind_a_checkpoint() {
     ends_undisturbed(&run, launch(1, &arguments, None));
 }
 
-/// Open MPI kills its ranks a second or two after a TERM (MPICH waits for them): whether they save before that is no promise, and what is asserted is that the
-/// newest checkpoint is whole and goes on. That a TERM to a rank saves is asserted in the test before.
+/// Open MPI's mpirun kills its ranks a second or two after a TERM: whether they save before that is no promise, and what is asserted is
+/// that the newest checkpoint is whole and goes on. That a TERM to a rank saves is asserted in the test before.
 #[test]
 fn a_term_to_mpirun_leaves_a_run_that_goes_on() {
     if !has_mpirun() {
+        return;
+    }
+    if !is_open_mpi() {
+        println!("skip: MPICH's mpirun passes a TERM on in some launches and not in others");
         return;
     }
     let (_folder, run, arguments) = scene(&[]);
     let running = Running::held(2, &arguments, "stop 1 distillation 3");
     running.signal(libc::SIGTERM);
     running.let_go();
-    assert_eq!(running.end(), if is_open_mpi() { 1 } else { 75 });
+    assert_eq!(running.end(), 1);
     assert_eq!(ssdkd(&["inspect", "--status", run.to_str().unwrap()]).expect(0).stdout, "stopped\n");
     let saved = saved_steps(&run);
     let last = launch(1, &arguments, None);
