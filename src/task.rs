@@ -60,6 +60,14 @@ impl Task {
         }
     }
 
+    /// The trained network's score: where `report.json` has it, and what a table of per cents calls it.
+    pub fn score(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Images => ("student.top1", "top-1, %"),
+            Self::Pixels => ("student.miou", "mIoU, %"),
+        }
+    }
+
     /// What a network labels.
     pub fn of_model(model: ModelName) -> Self {
         match model {

@@ -1,8 +1,11 @@
 //! `report.json`: what a run came to, for programs.
 
 use super::timings::Seconds;
+use crate::error::{Error, Result};
+use crate::files;
 use crate::task::{Best, Scores};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Scores of a network; a student's after the last round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,6 +92,15 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Of a finished run's folder.
+    ///
+    /// # Errors
+    /// No `report.json`, or a damaged one.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("report.json");
+        serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()))
+    }
+
     /// What the trained network is: a student has a teacher, and what has none was trained to become one.
     pub fn trained(&self) -> &'static str {
         if self.teacher.is_some() { "student" } else { "teacher" }
@@ -122,6 +134,15 @@ pub fn mean_and_std(values: &[f64]) -> (f64, Option<f64>) {
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
     (mean, (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
+}
+
+/// The same for people; `–` where there is no value.
+pub fn spread(values: &[f64], digits: usize) -> String {
+    match (values.is_empty(), mean_and_std(values)) {
+        (true, _) => "–".into(),
+        (_, (mean, Some(std))) => format!("{mean:.digits$} ± {std:.digits$}"),
+        (_, (mean, None)) => format!("{mean:.digits$}"),
+    }
 }
 
 /// Version and commit of this build.

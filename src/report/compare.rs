@@ -1,11 +1,11 @@
 //! Several runs on one page: a table, curves, and pictures side by side.
 
-use super::plot::{Series, bars, lines};
-use super::{SHARES, document, escape, figure_of, minutes, pictures_of, section, shares};
+use super::plot::{Series, lines};
+use super::{SHARES, buffer_bars, document, escape, figure_of, minutes, pictures_of, section, shares};
 use crate::config::flat;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::metrics::{RoundRecord, Summary, TimingRecord, mean_and_std, read_table};
+use crate::metrics::{RoundRecord, Summary, TimingRecord, mean_and_std, read_table, spread};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -33,18 +33,16 @@ struct Run {
 
 impl Run {
     fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join("report.json");
-        if !path.exists() {
+        if !folder.join("report.json").exists() {
             return Ok(None);
         }
-        let summary = serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()))?;
         let config = folder.join("config.toml");
         let text = String::from_utf8_lossy(&files::read(&config)?).into_owned();
         let table = text.parse().map_err(|e: toml::de::Error| Error::file(&config, e.message().to_owned()))?;
         let mut values: BTreeMap<String, toml::Value> = BTreeMap::new();
         flat("", &table, &mut values);
         Ok(Some(Self {
-            summary,
+            summary: Summary::read(folder)?,
             rounds: read_table(&folder.join("metrics.csv"))?,
             times: read_table(&folder.join("timings.csv"))?,
             settings: values.into_iter().map(|(key, value)| (key, value.to_string())).collect(),
@@ -143,10 +141,7 @@ fn table(out: &mut String, columns: &[Column<'_>]) {
             continue;
         };
         let digits = if first.summary.student.scores.headline().is_some_and(|headline| headline.value == headline.share) { 4 } else { 2 };
-        let text = match mean_and_std(&column.scores()) {
-            (mean, Some(std)) => format!("{mean:.digits$} ± {std:.digits$}"),
-            (mean, None) => format!("{mean:.digits$}"),
-        };
+        let text = spread(&column.scores(), digits);
         let teacher = first.summary.teacher.as_ref().and_then(|teacher| teacher.scores.headline());
         let _ = write!(
             out,
@@ -220,17 +215,11 @@ fn gallery(out: &mut String, shown: &[&Column<'_>]) -> Result<()> {
 fn histograms(out: &mut String, shown: &[&Column<'_>]) {
     let mut figures = Vec::new();
     for column in shown {
-        let Some((summary, buffer)) = column.runs.first().and_then(|run| Some((&run.summary, run.summary.buffer.as_ref()?))) else {
-            continue;
-        };
-        let class = |i: usize| summary.class_names.get(i).cloned().unwrap_or_else(|| i.to_string());
-        let classes: Vec<String> = (0..buffer.class_counts.len()).map(class).collect();
-        let bins = buffer.confidence_counts.len();
-        let parts: Vec<String> = (0..bins).map(|i| format!("{:.2}", i as f64 / bins as f64)).collect();
-        let values = |counts: &[u64]| counts.iter().map(|&n| n as f64).collect::<Vec<_>>();
-        let name = escape(column.name);
-        figures.push((format!("{name}: categories the teacher sees"), bars("samples", &classes, &values(&buffer.class_counts))));
-        figures.push((format!("{name}: the teacher's confidence"), bars("samples", &parts, &values(&buffer.confidence_counts))));
+        if let Some([classes, confidences]) = column.runs.first().and_then(|run| buffer_bars(&run.summary)) {
+            let name = escape(column.name);
+            figures.push((format!("{name}: categories the teacher sees"), classes));
+            figures.push((format!("{name}: the teacher's confidence"), confidences));
+        }
     }
     let figures: Vec<(&str, String)> = figures.iter().map(|(caption, svg)| (caption.as_str(), svg.clone())).collect();
     section(out, "What the buffers hold at the end", &figures);

@@ -8,7 +8,7 @@ pub use compare::{Group, compare};
 pub use plot::{Series, bars, lines};
 pub use png::to_png;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files;
 use crate::metrics::{PICTURE_ROWS, RoundRecord, Seconds, Summary, TimingRecord, read_table};
 use base64::Engine;
@@ -33,8 +33,7 @@ pub fn write(folder: &Path) -> Result<()> {
 /// # Errors
 /// A result file that is missing or damaged, by name.
 pub fn of_run(folder: &Path) -> Result<String> {
-    let summary_path = folder.join("report.json");
-    let summary: Summary = serde_json::from_slice(&files::read(&summary_path)?).map_err(|e| Error::file(&summary_path, e.to_string()))?;
+    let summary = Summary::read(folder)?;
     let rounds: Vec<RoundRecord> = read_table(&folder.join("metrics.csv"))?;
     let times: Vec<TimingRecord> = read_table(&folder.join("timings.csv"))?;
     let config = String::from_utf8_lossy(&files::read(&folder.join("config.toml"))?).into_owned();
@@ -196,17 +195,20 @@ fn classes(out: &mut String, summary: &Summary) {
 }
 
 fn histograms(out: &mut String, summary: &Summary) {
-    let Some(buffer) = &summary.buffer else { return };
+    let Some([classes, confidences]) = buffer_bars(summary) else { return };
+    let figures = [("Categories the teacher sees in the buffer", classes), ("The teacher's confidence in them", confidences)];
+    section(out, "The buffer at the end", &figures);
+}
+
+/// What the buffer holds, by category and by the teacher's confidence, where the method has one.
+fn buffer_bars(summary: &Summary) -> Option<[String; 2]> {
+    let buffer = summary.buffer.as_ref()?;
     let class_name = |i: usize| summary.class_names.get(i).cloned().unwrap_or_else(|| i.to_string());
     let classes: Vec<String> = (0..buffer.class_counts.len()).map(class_name).collect();
     let bins = buffer.confidence_counts.len();
     let confidences: Vec<String> = (0..bins).map(|i| format!("{:.2}", i as f64 / bins as f64)).collect();
     let values = |counts: &[u64]| counts.iter().map(|&n| n as f64).collect::<Vec<_>>();
-    let figures = [
-        ("Categories the teacher sees in the buffer", bars("samples", &classes, &values(&buffer.class_counts))),
-        ("The teacher's confidence in them", bars("samples", &confidences, &values(&buffer.confidence_counts))),
-    ];
-    section(out, "The buffer at the end", &figures);
+    Some([bars("samples", &classes, &values(&buffer.class_counts)), bars("samples", &confidences, &values(&buffer.confidence_counts))])
 }
 
 fn gallery(out: &mut String, summary: &Summary, pictures: &[(u64, Vec<u8>)]) {

@@ -6,7 +6,7 @@ use super::stand::{Stand, Standing, Trials};
 use super::table::{Cell, Table};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::metrics::mean_and_std;
+use crate::metrics::{mean_and_std, spread};
 use crate::report::Group;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -92,8 +92,16 @@ impl Cells {
     }
 }
 
-/// Every point with what it sets, and its trials.
-pub(super) fn cells(folder: &SweepFolder, plan: &Plan) -> Result<Vec<(Cells, Vec<Cells>)>> {
+/// A sweep by its points.
+pub(super) struct Found {
+    /// What a point sets, and its trials.
+    pub points: Vec<(Cells, Vec<Cells>)>,
+    /// A line for every trial that failed.
+    pub failed: Vec<String>,
+}
+
+/// Everything that is known of a sweep's trials.
+pub(super) fn cells(folder: &SweepFolder, plan: &Plan) -> Result<Found> {
     let trials = Trials::read(folder, plan, &BTreeSet::new())?;
     let mut points: BTreeMap<usize, (Cells, Vec<Cells>)> = BTreeMap::new();
     for (trial, standing) in plan.trials.iter().zip(&trials.0) {
@@ -101,7 +109,7 @@ pub(super) fn cells(folder: &SweepFolder, plan: &Plan) -> Result<Vec<(Cells, Vec
         let point = points.entry(trial.point).or_insert_with(|| (Cells(set().collect()), Vec::new()));
         point.1.push(Cells(row(folder, trial, standing)?));
     }
-    Ok(points.into_values().collect())
+    Ok(Found { points: points.into_values().collect(), failed: failed(plan, &trials) })
 }
 
 fn report(folder: &Path) -> Result<Value> {
@@ -167,13 +175,7 @@ fn page(name: &str, plan: &Plan, table: &Table, trials: &Trials, metrics: &[Stri
             let _ = write!(out, " {cell} |");
         }
         for metric in metrics {
-            let found = of(&line.rows, metric);
-            let text = match (found.is_empty(), mean_and_std(&found)) {
-                (true, _) => "–".into(),
-                (_, (mean, Some(std))) => format!("{mean:.4} ± {std:.4}"),
-                (_, (mean, None)) => format!("{mean:.4}"),
-            };
-            let _ = write!(out, " {text} |");
+            let _ = write!(out, " {} |", spread(&of(&line.rows, metric), 4));
         }
         let _ = write!(out, " {} of {}{} |", line.done, line.rows.len(), others(line, trials));
     }
@@ -192,11 +194,6 @@ fn failed(plan: &Plan, trials: &Trials) -> Vec<String> {
         _ => None,
     };
     plan.trials.iter().zip(&trials.0).filter_map(line).collect()
-}
-
-/// The same, as a sweep's folder stands.
-pub(super) fn failures(folder: &SweepFolder, plan: &Plan) -> Result<Vec<String>> {
-    Ok(failed(plan, &Trials::read(folder, plan, &BTreeSet::new())?))
 }
 
 /// What became of repeats that are not done.

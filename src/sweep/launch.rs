@@ -88,11 +88,7 @@ impl Request {
         command.args(&words[1..]).stdin(Stdio::null()).stdout(log()?).stderr(log()?);
         // Signals of a terminal come to us alone; we pass on what lets a trial save.
         command.process_group(0);
-        // A plan is a function of its files; what runs it must be, too.
-        std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with(PREFIX)).for_each(|name| {
-            command.env_remove(name);
-        });
-        command.env("OMP_NUM_THREADS", slot.threads.to_string()).env_remove("SSDKD_COLUMNS");
+        as_planned(&mut command, slot.threads);
         if let Some(gpu) = &slot.gpu {
             command.env("CUDA_VISIBLE_DEVICES", gpu);
         }
@@ -103,6 +99,14 @@ impl Request {
         }
         Ok(command)
     }
+}
+
+/// A plan is a function of its files; what runs it must be, too: no configuration from the environment, and the threads that were planned.
+pub(super) fn as_planned(command: &mut Command, threads: usize) {
+    std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with(PREFIX)).for_each(|name| {
+        command.env_remove(name);
+    });
+    command.env("OMP_NUM_THREADS", threads.to_string()).env_remove("SSDKD_COLUMNS");
 }
 
 /// Binds this process to cores. Allocates nothing.

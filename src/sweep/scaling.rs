@@ -1,10 +1,10 @@
 //! Strong and weak scaling of whole runs over ranks.
 
 use super::folder::SweepFolder;
-use super::launch::write_scripts;
+use super::launch::{as_planned, write_scripts};
 use super::plan::said_file;
 use super::study::Shown;
-use crate::config::{Config, Loaded, PREFIX, steps_per_round};
+use crate::config::{Config, Loaded, steps_per_round};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::layout::Layout;
@@ -66,9 +66,7 @@ impl RanksStudy {
             let dir = folder.path().join(run.name());
             // A run that is finished says so at once, or that it was another one.
             self.launch(run, base, folder, &config, &dir)?;
-            let path = dir.join("report.json");
-            let summary: Summary = serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()))?;
-            done.push((run, summary));
+            done.push((run, Summary::read(&dir)?));
             let shown = table(&done, planned.len());
             tell(&shown.page);
             written = super::study::write(folder, &shown)?;
@@ -128,11 +126,7 @@ impl RanksStudy {
         let log = folder.path().join(format!("{}.log", run.name()));
         let open = || File::options().create(true).append(true).open(&log).map_err(|e| Error::io("write", &log, &e));
         command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
-        // What is run is what base.toml and the study say.
-        std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with(PREFIX)).for_each(|name| {
-            command.env_remove(name);
-        });
-        command.env("OMP_NUM_THREADS", self.threads.to_string()).env_remove("SSDKD_COLUMNS");
+        as_planned(&mut command, self.threads);
         let status = command.status().map_err(|e| Error::io("start", Path::new("mpirun"), &e))?;
         if !status.success() {
             return Err(Error::refused(format!("{} ended with {status}", run.name()))

@@ -1,14 +1,15 @@
 //! Studies: sweeps whose axes are known beforehand, with tables laid out as publications have them.
 
-use super::collect::{Cells, cells, failures};
+use super::collect::{Cells, Found, cells};
 use super::folder::SweepFolder;
 use super::plan::{Plan, said_file};
 use super::published::published;
 use crate::config::{Config, DatasetName, Difficulty, Diversity, Loaded, MethodName, is_path, literal, load_with};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::metrics::mean_and_std;
+use crate::metrics::{mean_and_std, spread};
 use crate::report::{Series, bars, lines, to_png};
+use crate::task::Task;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -82,7 +83,7 @@ impl Study {
             "# Written by `ssdkd study {}`.\nconfig = \"base.toml\"\nrepeats = {}\norder = \"seeds\"\nmetric = \"{}\"\n\n[axes]\n{axes}\n[resources]\nranks = {}\n{threads}",
             self.kind.name(),
             self.seeds,
-            metric(base.config.dataset),
+            Task::of(base.config.dataset).score().0,
             self.ranks,
         );
         let path = folder.path().join(format!("{}.toml", self.kind.name()));
@@ -152,13 +153,6 @@ fn assignment(word: &str) -> String {
     format!("{key} = {value}")
 }
 
-fn metric(dataset: DatasetName) -> &'static str {
-    match dataset {
-        DatasetName::Nyuv2 | DatasetName::Scenes13 => "student.miou",
-        _ => "student.top1",
-    }
-}
-
 /// Images of the original training set.
 fn training_images(config: &Config) -> usize {
     match config.dataset {
@@ -181,11 +175,8 @@ impl Row {
     /// Mean ± std of the score in per cent; what is missing is marked.
     fn score(&self) -> String {
         let mark = if self.scores.len() < self.planned { "*" } else { "" };
-        match (self.scores.is_empty(), mean_and_std(&self.scores)) {
-            (true, _) => format!("–{mark}"),
-            (_, (mean, Some(std))) => format!("{:.2} ± {:.2}{mark}", 100.0 * mean, 100.0 * std),
-            (_, (mean, None)) => format!("{:.2}{mark}", 100.0 * mean),
-        }
+        let per_cent: Vec<f64> = self.scores.iter().map(|score| 100.0 * score).collect();
+        format!("{}{mark}", spread(&per_cent, 2))
     }
 
     fn mean(&self) -> Option<f64> {
@@ -218,25 +209,26 @@ pub fn show(folder: &SweepFolder, plan: &Plan) -> Result<Shown> {
         return Err(Error::file(folder.path(), "is no study's folder").with_hint("`ssdkd sweep collect DIR` shows what a sweep came to"));
     };
     let mut rows: Vec<Row> = Vec::new();
-    for (point, trials) in cells(folder, plan)? {
+    let Found { points, failed } = cells(folder, plan)?;
+    for (point, trials) in points {
         let scores = trials.iter().filter_map(|t| t.number(&format!("report.{}", plan.metric))).collect();
         let minutes = trials.iter().filter_map(|t| Some(t.number("report.seconds.total")? / 60.0)).collect();
         rows.push(Row { cells: point, scores, minutes, planned: trials.len() });
     }
     let (done, planned) = (rows.iter().map(|r| r.scores.len()).sum::<usize>(), rows.iter().map(|r| r.planned).sum::<usize>());
-    let unit = if plan.metric == "student.miou" { "mIoU, %" } else { "top-1, %" };
+    let base = base_of(folder, plan)?;
+    let (_, unit) = Task::of(base.dataset).score();
     let (table, svg) = match kind {
-        Kind::Scale => scale(&mut rows, unit, training_images(&base_of(folder, plan)?) as f64),
+        Kind::Scale => scale(&mut rows, unit, training_images(&base) as f64),
         Kind::Ablation => ablation(&rows, unit),
         Kind::Compare => compare(&mut rows, unit),
-        Kind::Reproduce => reproduce(folder, plan, &rows, unit)?,
+        Kind::Reproduce => reproduce(&base, plan, &rows, unit),
     };
     let note = if done < planned { " Rows marked * are missing runs." } else { "" };
     let mut page = format!(
         "# {}\n\n{done} of {planned} runs done.{note} Mean ± sample standard deviation over seeds; the last evaluation counts.\n\n{table}",
         folder.name()
     );
-    let failed = failures(folder, plan)?;
     if !failed.is_empty() {
         let _ = write!(page, "\nFailed (`ssdkd sweep retry` lets them be run again):\n\n{}", failed.concat());
     }
@@ -307,9 +299,8 @@ fn compare(rows: &mut [Row], unit: &str) -> (String, String) {
 }
 
 /// The row beside the printed figure.
-fn reproduce(folder: &SweepFolder, plan: &Plan, rows: &[Row], unit: &str) -> Result<(String, String)> {
-    let config = base_of(folder, plan)?;
-    let figure = published(&config);
+fn reproduce(config: &Config, plan: &Plan, rows: &[Row], unit: &str) -> (String, String) {
+    let figure = published(config);
     let mut table = format!(
         "| data set | method | pair | {unit} | published | difference | hours of all runs |\n| --- | --- | --- | ---: | ---: | ---: | ---: |\n"
     );
@@ -341,7 +332,7 @@ fn reproduce(folder: &SweepFolder, plan: &Plan, rows: &[Row], unit: &str) -> Res
         figure
             .map(|figure| Series { name: "published".into(), points: vec![(0.0, figure.top1), (plan_repeats(plan) as f64, figure.top1)] }),
     );
-    Ok((table, lines("run", unit, &all)))
+    (table, lines("run", unit, &all))
 }
 
 fn plan_repeats(plan: &Plan) -> usize {
