@@ -310,18 +310,30 @@ pub struct SweepRunArgs {
 /// What to study.
 #[derive(Debug, Subcommand)]
 pub enum StudyAction {
-    /// Size of the synthetic data: a buffer of 100, 20, 10, 5 and 1 % of the original training set.
-    Scale(StudyArgs),
+    /// Size of the synthetic data: a buffer of some shares of the original training set.
+    Scale {
+        /// How.
+        #[command(flatten)]
+        study: StudyArgs,
+        /// Buffers, in per cent of the original training set.
+        #[arg(long, value_name = "PER_CENT", num_args = 1.., default_values_t = [100.0, 20.0, 10.0, 5.0, 1.0])]
+        sizes: Vec<f64>,
+    },
     /// Diversity factor, difficulty factor and priority sampling, each on and off: eight rows.
     Ablation(StudyArgs),
-    /// Methods side by side.
+    /// Methods side by side, on one pair of networks or several.
     Compare {
         /// How.
         #[command(flatten)]
         study: StudyArgs,
-        /// A row, as KEY=VALUE words in one argument; again for each row. Left out: every method.
+        /// A row, as KEY=VALUE words in one argument, after `NAME: ` if it is to have a name; again for each row. Left out: every
+        /// method.
         #[arg(long, value_name = "WORDS")]
         variant: Vec<String>,
+        /// A column, as configuration files and KEY=VALUE words in one argument, after `NAME: ` if it is to have a name; again for each.
+        /// Left out: what --config says.
+        #[arg(long, value_name = "WORDS")]
+        pair: Vec<String>,
     },
     /// A row of the published tables: how far from the printed figure it ends.
     Reproduce(StudyArgs),

@@ -68,6 +68,11 @@ impl Task {
         }
     }
 
+    /// What a table of per cents calls a score that a plan names; the name itself where no task has it.
+    pub fn unit(metric: &str) -> &str {
+        [Self::Images, Self::Pixels].into_iter().map(Self::score).find(|(name, _)| *name == metric).map_or(metric, |(_, unit)| unit)
+    }
+
     /// What a network labels.
     pub fn of_model(model: ModelName) -> Self {
         match model {

@@ -10,7 +10,7 @@ use crate::layout::LogicalRank;
 use crate::losses::StatisticsAverage;
 use crate::methods::Method;
 use crate::models::{self, Network, Shape};
-use crate::nn::{Pass, State, check_precision, multiplications, shim, weights};
+use crate::nn::{Pass, State, check_precision, kind, multiplications, shim, weights};
 use crate::parallel::thread_count;
 use crate::replay::{Rows, Target};
 use crate::rng::{Key, Purpose};
@@ -83,7 +83,7 @@ pub struct StepTimes {
     pub ratio: Option<f64>,
 }
 
-/// What this machine's libtorch reaches at best, 10⁹ operations per second.
+/// What this machine's libtorch reaches at best, 10⁹ operations per second, in what our convolutions compute with.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Peaks {
     /// Product of two 2048×2048 matrices.
@@ -372,13 +372,13 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
         threads: thread_count(),
         dtype: of.dtype.name(),
         steps: found,
-        peaks: peaks(),
+        peaks: peaks(of.dtype),
         loss_difference,
     };
     Ok((report, notes))
 }
 
-fn peaks() -> Peaks {
+fn peaks(dtype: Precision) -> Peaks {
     let rate = |gflop: f64, body: &dyn Fn() -> Tensor| {
         drop(body());
         let turns = (0..TURNS).map(|_| {
@@ -389,8 +389,9 @@ fn peaks() -> Peaks {
         median(turns.collect())
     };
     let (n, images) = (2048i64, 128i64);
-    let (a, b) = (normals(3, &[n, n]), normals(4, &[n, n]));
-    let (x, weight) = (normals(5, &[images, 64, 32, 32]), normals(6, &[64, 64, 3, 3]));
+    let of = |index, shape: &[i64]| normals(index, shape).to_kind(kind(dtype));
+    let (a, b) = (of(3, &[n, n]), of(4, &[n, n]));
+    let (x, weight) = (of(5, &[images, 64, 32, 32]), of(6, &[64, 64, 3, 3]));
     let of_convolution = 2e-9 * (images * 32 * 32 * 64 * 64 * 9) as f64;
     Peaks {
         matrix_product: rate(2e-9 * (n * n * n) as f64, &|| a.matmul(&b)),

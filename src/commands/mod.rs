@@ -14,13 +14,12 @@ mod sweep;
 mod train;
 
 use crate::cli::{Command, ConfigArgs};
-use crate::config::{Job, Loaded, check, load};
+use crate::config::{Job, Loaded, load};
 use crate::error::{Error, Result, STOPPED};
 use crate::logs::{self, launched_rank};
-use crate::methods::Method;
+use crate::methods;
 use crate::metrics::Timings;
 use crate::parallel::{Launch, World};
-use crate::task::Task;
 
 /// How a command ended, where it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,13 +94,7 @@ fn join_traces(world: &World) -> Result<()> {
 /// Merges and checks a configuration.
 fn configured(args: &ConfigArgs, job: Job) -> Result<Loaded> {
     let loaded = merged(args)?;
-    check(&loaded.config, job)?;
-    let config = &loaded.config;
-    Task::check(config.dataset, "teacher.model", config.teacher.model)?;
-    if job == Job::Train {
-        Task::check(config.dataset, "student.model", config.student.model)?;
-        Method::of(config).check(config)?;
-    }
+    methods::check(&loaded.config, job)?;
     Ok(loaded)
 }
 

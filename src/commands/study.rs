@@ -16,11 +16,13 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Runs a study, or shows how it stands.
 pub fn run(action: &StudyAction) -> Result<Outcome> {
     match action {
-        StudyAction::Scale(args) => study(Kind::Scale, args, &[]),
-        StudyAction::Ablation(args) => study(Kind::Ablation, args, &[]),
-        StudyAction::Compare { study: args, variant } => study(Kind::Compare, args, variant),
-        StudyAction::Reproduce(args) => study(Kind::Reproduce, args, &[]),
-        StudyAction::Ranks(args) => ranks(args).map(|()| Outcome::Done),
+        StudyAction::Scale { study, sizes } => run_study(study, Study { sizes: sizes.clone(), ..asked(Kind::Scale, study) }),
+        StudyAction::Ablation(args) => run_study(args, asked(Kind::Ablation, args)),
+        StudyAction::Compare { study, variant, pair } => {
+            run_study(study, Study { variants: variant.clone(), pairs: pair.clone(), ..asked(Kind::Compare, study) })
+        }
+        StudyAction::Reproduce(args) => run_study(args, asked(Kind::Reproduce, args)),
+        StudyAction::Ranks(args) => ranks(args),
         StudyAction::Show { dir } => {
             let folder = SweepFolder::new(dir)?;
             finish(&folder, &Plan::read(&folder)?).map(|_| Outcome::Done)
@@ -28,10 +30,14 @@ pub fn run(action: &StudyAction) -> Result<Outcome> {
     }
 }
 
-fn study(kind: Kind, args: &StudyArgs, variants: &[String]) -> Result<Outcome> {
-    let folder = folder_of(kind, args.dir.as_deref())?;
+fn asked(kind: Kind, args: &StudyArgs) -> Study {
+    let (seeds, ranks, threads) = (args.seeds, args.ranks, args.threads);
+    Study { kind, seeds, sizes: Vec::new(), variants: Vec::new(), pairs: Vec::new(), ranks, threads }
+}
+
+fn run_study(args: &StudyArgs, study: Study) -> Result<Outcome> {
+    let folder = folder_of(study.kind, args.dir.as_deref())?;
     let base = merged(&args.config)?;
-    let study = Study { kind, seeds: args.seeds, variants: variants.to_vec(), ranks: args.ranks, threads: args.threads };
     let planned = plan(&SweepFile::read(&study.write(&base, &folder)?)?, &folder)?;
     for (warning, count) in &planned.warnings {
         eprintln!("warning, {count} of {} runs: {warning}", planned.plan.trials.len());
@@ -99,11 +105,11 @@ fn finish(folder: &SweepFolder, plan: &Plan) -> Result<usize> {
     Ok(shown.open)
 }
 
-fn ranks(args: &RanksStudyArgs) -> Result<()> {
+fn ranks(args: &RanksStudyArgs) -> Result<Outcome> {
     let base = configured(&args.config, Job::Train)?;
     let folder = SweepFolder::new(&args.dir)?;
     let study = RanksStudy { ranks: args.ranks.clone(), threads: args.threads };
-    let written = study.run(&base, &folder, &mut |table| println!("{table}"))?;
+    let Some(written) = study.run(&base, &folder, &mut |table| println!("{table}"))? else { return Ok(Outcome::Stopped) };
     written.iter().for_each(|path| eprintln!("wrote {}", path.display()));
-    Ok(())
+    Ok(Outcome::Done)
 }

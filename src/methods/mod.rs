@@ -7,11 +7,26 @@ mod generative;
 mod real;
 mod ssd_kd;
 
-use crate::config::{Config, DrawRule, MethodName, Replay};
+use crate::config::{self, Config, DrawRule, Job, MethodName, Replay};
 use crate::distill::Criterion;
 use crate::error::{Error, Result};
 use crate::inversion::{Recipe, Term};
+use crate::task::Task;
 use std::path::Path;
+
+/// All that can be said of a configuration without looking at files: its values, its networks, its loss.
+///
+/// # Errors
+/// Every value that cannot be; the first network that does not label what the data set labels; a loss of nothing.
+pub fn check(config: &Config, job: Job) -> Result<()> {
+    config::check(config, job)?;
+    Task::check(config.dataset, "teacher.model", config.teacher.model)?;
+    if job == Job::Train {
+        Task::check(config.dataset, "student.model", config.student.model)?;
+        Method::of(config).check(config)?;
+    }
+    Ok(())
+}
 
 /// How a student is trained.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,7 +81,7 @@ impl Method {
     ///
     /// # Errors
     /// One that is nothing, in the warm-up or at all.
-    pub fn check(&self, config: &Config) -> Result<()> {
+    fn check(&self, config: &Config) -> Result<()> {
         let Some(recipe) = self.recipe else { return Ok(()) };
         let name = self.name;
         let counted: Vec<&Term> = recipe.terms.iter().filter(|term| term.weight(&config.inversion) != 0.0).collect();

@@ -17,7 +17,7 @@ pub use count::multiplications;
 pub use dilated::{DilatedConv2d, DilatedShape};
 pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, pooled};
 pub use optim::{Adam, Sgd, cosine};
-pub use precision::{check_precision, cpu_has_bf16};
+pub use precision::{check_precision, cpu_has_bf16, kind};
 pub use room::room_for;
 pub use state::{Blueprint, Entry, Init, Role, Scope, Slot, State};
 pub use stateful::{Entries, Stateful};

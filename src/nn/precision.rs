@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use tch::{Device, Kind};
 
 /// The element type that stands for `precision`.
-pub(super) fn kind(precision: Precision) -> Kind {
+pub fn kind(precision: Precision) -> Kind {
     match precision {
         Precision::F32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,

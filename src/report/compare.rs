@@ -179,7 +179,7 @@ fn curves(out: &mut String, shown: &[&Column<'_>], all: usize) {
 
 fn time(out: &mut String, shown: &[&Column<'_>]) {
     let most = shown.iter().map(|c| c.mean(|run| run.summary.seconds.total)).fold(1e-9, f64::max);
-    out.push_str("<h2>Where the time went (rank 0, mean over runs)</h2><section class=\"split\">");
+    out.push_str("<h2>Where the time went (rank 0, mean over runs)</h2><section class=\"split wide\">");
     for column in shown {
         let total = column.mean(|run| run.summary.seconds.total);
         let _ = write!(out, "<div class=\"bar\"><span>{}</span><div class=\"stack\">", escape(column.name));

@@ -5,7 +5,8 @@ mod plot;
 mod png;
 
 pub use compare::{Group, compare};
-pub use plot::{Series, bars, lines};
+use plot::bars;
+pub use plot::{Series, dots, lines};
 pub use png::to_png;
 
 use crate::error::Result;

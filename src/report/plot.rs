@@ -1,10 +1,17 @@
 //! Plots as SVG text.
 
+use crate::metrics::{mean_and_std, spread};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-/// Size of a plot in pixels.
+/// Size of a plot in pixels, without its legend.
 const SIZE: (u32, u32) = (560, 300);
+/// Height of a line of a legend, and of a row of dots.
+const LINE: u32 = 18;
+/// Width of a letter, about: what is written by a browser has the browser's font.
+const LETTER: f64 = 6.6;
+/// What stands before a name in a legend.
+const SAMPLE: i32 = 22;
 /// Colours that stay apart for colour-blind readers (Okabe & Ito).
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
@@ -37,8 +44,12 @@ pub fn lines(x_label: &str, y_label: &str, series: &[Series]) -> String {
     let ((x0, x1), (y0, y1)) = (range(|p| p.0), range(|p| p.1));
     let pad = |lo: f64, hi: f64| if hi > lo { 0.05 * (hi - lo) } else { 0.5 };
     let (below, above) = (y0 - pad(y0, y1), y1 + pad(y0, y1));
-    to_svg(|area| {
-        let mut chart = ChartBuilder::on(area)
+    let names: Vec<&str> = drawn.iter().map(|series| series.name.as_str()).collect();
+    let places = if drawn.len() > 1 { legend(&names) } else { Vec::new() };
+    let lines = places.last().map_or(0, |(_, line)| line + 1);
+    to_svg((SIZE.0, SIZE.1 + lines * LINE), |whole| {
+        let (area, below_it) = whole.split_vertically(SIZE.1);
+        let mut chart = ChartBuilder::on(&area)
             .margin(8)
             .x_label_area_size(36)
             .y_label_area_size(56)
@@ -55,23 +66,88 @@ pub fn lines(x_label: &str, y_label: &str, series: &[Series]) -> String {
             .x_label_formatter(&|v| short(*v))
             .draw()?;
         for (series, colour) in drawn.iter().zip(COLOURS.iter().cycle()) {
-            let style = colour.stroke_width(2);
-            chart
-                .draw_series(LineSeries::new(series.points.iter().copied(), style))?
-                .label(series.name.as_str())
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
+            chart.draw_series(LineSeries::new(series.points.iter().copied(), colour.stroke_width(2)))?;
             if series.points.len() <= MARKED {
                 chart.draw_series(series.points.iter().map(|&at| Circle::new(at, 3, colour.filled())))?;
             }
         }
-        if drawn.len() > 1 {
-            chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
-                .background_style(WHITE.mix(0.85))
-                .border_style(TRANSPARENT)
-                .label_font(("sans-serif", 12, &INK))
-                .draw()?;
+        // Below the plot, where no name covers a curve.
+        for (((x, line), name), colour) in places.iter().zip(&names).zip(COLOURS.iter().cycle()) {
+            let y = (line * LINE) as i32 + 6;
+            below_it.draw(&PathElement::new([(*x, y), (x + SAMPLE - 6, y)], colour.stroke_width(2)))?;
+            below_it.draw(&Text::new(cut(name), (x + SAMPLE, y - 6), ("sans-serif", 12, &INK).into_text_style(&below_it)))?;
+        }
+        Ok(())
+    })
+}
+
+/// A name that is longer than a plot is wide, cut.
+fn cut(name: &str) -> String {
+    let most = ((f64::from(SIZE.0) - 80.0) / LETTER) as usize;
+    if name.chars().count() <= most { name.to_owned() } else { name.chars().take(most - 1).chain(['…']).collect() }
+}
+
+fn width(name: &str) -> i32 {
+    (LETTER * cut(name).chars().count() as f64).ceil() as i32
+}
+
+/// Where each name of a legend stands: pixels from the left, and line.
+fn legend(names: &[&str]) -> Vec<(i32, u32)> {
+    let (left, right) = (40, SIZE.0 as i32 - 8);
+    let (mut x, mut line) = (left, 0);
+    let mut places = Vec::new();
+    for name in names {
+        let wide = SAMPLE + width(name);
+        if x > left && x + wide > right {
+            (x, line) = (left, line + 1);
+        }
+        places.push((x, line));
+        x += wide + 20;
+    }
+    places
+}
+
+/// A row for each name with a dot for every value, and their mean with a bar of one sample standard deviation to either side.
+pub fn dots(x_label: &str, rows: &[(String, Vec<f64>)]) -> String {
+    let rows: Vec<&(String, Vec<f64>)> = rows.iter().filter(|(_, values)| !values.is_empty()).collect();
+    let all = || rows.iter().flat_map(|(_, values)| values.iter().copied());
+    let (low, high) = all().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+    if rows.is_empty() {
+        return String::new();
+    }
+    let pad = if high > low { 0.1 * (high - low) } else { 0.5 };
+    let names = rows.iter().map(|(name, _)| width(name)).max().unwrap_or(0).min(SIZE.0 as i32 / 2) + 16;
+    let height = LINE + 8;
+    to_svg((SIZE.0, 60 + height * rows.len() as u32), |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(8)
+            .margin_right(96)
+            .x_label_area_size(36)
+            .y_label_area_size(names)
+            .build_cartesian_2d(low - pad..high + pad, rows.len() as f64..0.0)?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.12))
+            .axis_style(INK.mix(0.6))
+            .label_style(("sans-serif", 12, &INK))
+            .y_labels(0)
+            .x_desc(x_label)
+            .x_label_formatter(&|v| short(*v))
+            .draw()?;
+        for (i, (name, values)) in rows.iter().enumerate() {
+            let y = i as f64 + 0.5;
+            let (mean, std) = mean_and_std(values);
+            if let Some(std) = std {
+                chart.draw_series([PathElement::new([(mean - std, y), (mean + std, y)], COLOURS[0].stroke_width(2))])?;
+            }
+            chart.draw_series(values.iter().map(|&value| Circle::new((value, y), 3, COLOURS[0].mix(0.35).filled())))?;
+            chart.draw_series([Circle::new((mean, y), 5, COLOURS[0].filled())])?;
+            let at = chart.backend_coord(&(low - pad, y)).1 - 6;
+            let text = |text: String, x: i32| area.draw(&Text::new(text, (x, at), ("sans-serif", 12, &INK).into_text_style(area)));
+            text(cut(name), 8)?;
+            text(spread(values, 2), SIZE.0 as i32 - 92)?;
         }
         Ok(())
     })
@@ -84,12 +160,12 @@ pub fn bars(y_label: &str, labels: &[String], values: &[f64]) -> String {
     }
     let top = values.iter().copied().fold(0.0, f64::max).max(1e-9) * 1.08;
     let crowded = labels.len().div_ceil(12).max(1);
-    to_svg(|area| {
+    to_svg(SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .x_label_area_size(36)
             .y_label_area_size(56)
-            .build_cartesian_2d((0..values.len()).into_segmented(), 0.0..top)?;
+            .build_cartesian_2d((0..values.len() - 1).into_segmented(), 0.0..top)?;
         let name = |at: &SegmentValue<usize>| match at {
             SegmentValue::CenterOf(i) if i.is_multiple_of(crowded) => labels.get(*i).cloned().unwrap_or_default(),
             _ => String::new(),
@@ -108,7 +184,8 @@ pub fn bars(y_label: &str, labels: &[String], values: &[f64]) -> String {
             .draw()?;
         // Not plotters' Histogram, which draws in the order of a hash map: the same page is to have the same bytes.
         chart.draw_series(values.iter().enumerate().map(|(i, &value)| {
-            let corners = [(SegmentValue::Exact(i), 0.0), (SegmentValue::Exact(i + 1), value)];
+            let right = if i + 1 < values.len() { SegmentValue::Exact(i + 1) } else { SegmentValue::Last };
+            let corners = [(SegmentValue::Exact(i), 0.0), (right, value)];
             let mut bar = Rectangle::new(corners, COLOURS[0].filled());
             bar.set_margin(0, 0, 2, 2);
             bar
@@ -117,10 +194,10 @@ pub fn bars(y_label: &str, labels: &[String], values: &[f64]) -> String {
     })
 }
 
-fn to_svg(draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn std::error::Error>>) -> String {
+fn to_svg(size: (u32, u32), draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn std::error::Error>>) -> String {
     let mut text = String::new();
     let outcome = {
-        let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+        let area = SVGBackend::with_string(&mut text, size).into_drawing_area();
         draw(&area).and_then(|()| Ok(area.present()?))
     };
     if let Err(error) = outcome {
@@ -128,7 +205,7 @@ fn to_svg(draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), B
         return String::new();
     }
     // A view box lets the page scale it.
-    text.replacen("<svg width=\"560\" height=\"300\"", "<svg", 1)
+    text.replacen(&format!("<svg width=\"{}\" height=\"{}\"", size.0, size.1), "<svg", 1)
 }
 
 fn short(value: f64) -> String {
@@ -155,7 +232,43 @@ mod tests {
         let svg = lines("round", "loss", &[curve, other]);
         assert_eq!(svg.matches("<circle").count(), 3);
         assert!(svg.starts_with("<svg") && svg.contains("viewBox") && svg.contains("round") && svg.contains(">\nb\n<"), "{svg}");
-        assert!(bars("n", &["x".into(), "y".into()], &[1.0, 2.0]).contains("<rect"));
         assert_eq!(lines("x", "y", &[]), "");
+    }
+
+    /// Numbers of an attribute, in the order of the file.
+    fn numbers(svg: &str, element: &str, attribute: &str) -> Vec<f64> {
+        let of = |tag: &str| Some(tag.split(&format!(" {attribute}=\"")).nth(1)?.split('"').next()?.parse().unwrap());
+        svg.split('<').filter(|tag| tag.starts_with(element)).filter_map(of).collect()
+    }
+
+    #[test]
+    fn bars_fill_the_axis_from_end_to_end() {
+        for values in [vec![1.0, 2.0, 1.5], vec![3.0]] {
+            let labels: Vec<String> = values.iter().map(|v| format!("l{v}")).collect();
+            let svg = bars("n", &labels, &values);
+            let bars: Vec<(f64, f64)> =
+                numbers(&svg, "rect", "x").into_iter().zip(numbers(&svg, "rect", "width")).filter(|(_, wide)| *wide > 4.0).collect();
+            assert_eq!(bars.len(), values.len(), "{svg}");
+            let ((first, _), (last, wide)) = (bars[0], bars[bars.len() - 1]);
+            assert!(first < 75.0 && last + wide > 545.0, "{first} to {}: {svg}", last + wide);
+        }
+    }
+
+    #[test]
+    fn long_names_stand_below_the_curves() {
+        let series = |name: &str| Series { name: name.into(), points: vec![(0.0, 1.0), (1.0, 2.0)] };
+        let long = "method=fast_meta inversion.steps=10 inversion.lr_generator=0.002 train.rounds=54 train.warmup_rounds=16";
+        let svg = lines("x", "y", &[series(long), series("b"), series("c")]);
+        assert!(svg.contains("viewBox=\"0 0 560 336\"") && svg.contains('…'), "{svg}");
+        let at = |name: &str| svg.split("<text").find(|text| text.contains(&format!(">\n{name}\n<"))).unwrap();
+        assert!(numbers(&format!("<text{}", at("b")), "text", "y")[0] > 300.0);
+    }
+
+    #[test]
+    fn dots_show_every_value_and_their_spread() {
+        let svg = dots("top-1, %", &[("a".into(), vec![80.0, 82.0]), ("none yet".into(), vec![]), ("b".into(), vec![79.0])]);
+        assert_eq!((svg.matches("<circle").count(), svg.contains("none yet")), (5, false));
+        assert!(svg.contains("81.00 ± 1.41") && svg.contains(">\n79.00\n<"), "{svg}");
+        assert_eq!(dots("x", &[]), "");
     }
 }

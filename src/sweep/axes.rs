@@ -16,10 +16,13 @@ pub struct Axis {
     pub when: Vec<(String, Vec<Value>)>,
 }
 
+/// What a point's entry for the name of an axis' value begins with: no configuration key does.
+pub(super) const NAME: &str = "@";
+
 /// Values of an axis.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Domain {
-    /// Each sets one key or several.
+    /// Each sets one key or several, and may have a name of its own.
     Choices(Vec<Vec<(String, Value)>>),
     /// Numbers of one key between two ends, both included.
     Range(Range),
@@ -120,11 +123,15 @@ fn axis(name: &str, value: &Value) -> Result<Axis, String> {
     Ok(Axis { name: name.into(), domain, when })
 }
 
-/// What a value of an axis sets: the axis' own key, or where it is a table, the keys in it.
+/// What a value of an axis sets: the axis' own key, or where it is a table, the keys in it; `name` there is what tables call it.
 fn settings(name: &str, value: &Value) -> Vec<(String, Value)> {
     let mut out = Vec::new();
     match value {
-        Value::Table(several) => flat("", several, &mut out),
+        Value::Table(several) => {
+            let mut several = several.clone();
+            out.extend(several.remove("name").map(|called| (format!("{NAME}{name}"), called)));
+            flat("", &several, &mut out);
+        }
         one => out.push((name.to_owned(), one.clone())),
     }
     out
@@ -163,6 +170,16 @@ fn range(min: &Value, max: &Value, written: &Written) -> Result<Range, String> {
         return Err("step and count both say how far values lie apart: leave one out".into());
     }
     Ok(range)
+}
+
+impl Axis {
+    /// Whether it sets a key.
+    pub(super) fn sets(&self, key: &str) -> bool {
+        match &self.domain {
+            Domain::Choices(choices) => choices.iter().flatten().any(|(name, _)| name == key),
+            Domain::Range(_) => self.name == key,
+        }
+    }
 }
 
 impl Range {

@@ -1,14 +1,13 @@
 //! Whether every trial of a sweep can run, said before any of them does.
 
-use super::axes::Domain;
 use super::file::SweepFile;
 use super::keys::put;
 use super::plan::shown;
 use super::points::Point;
-use crate::config::{self, Config, Job, StopSignal, check, check_paths, is_free, load_with};
+use crate::config::{self, Config, Job, StopSignal, check_paths, is_free, load_with};
 use crate::error::{Error, Finding, Result};
 use crate::files;
-use crate::methods::Method;
+use crate::methods::{self, Method};
 use crate::metrics::{RoundRecord, header};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -78,16 +77,13 @@ impl<'a> Checker<'a> {
         }
         let job = self.file.command;
         let mut config = self.config(set)?;
-        check(&config, job)?;
+        methods::check(&config, job)?;
         check_paths(&config)?;
         if !config.checkpoint.signals.contains(&StopSignal::Usr1) {
             return Err(Error::config("checkpoint.signals", "lacks \"usr1\", by which a sweep tells its trials to save and stop"));
         }
         if let Job::Teach = job {
             (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
-        }
-        if let Job::Train = job {
-            Method::of(&config).check(&config)?;
         }
         let teacher = self.teacher(&config)?;
         let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher)?;
@@ -183,10 +179,7 @@ impl<'a> Checker<'a> {
         }
         let stopped = if self.problems.len() >= ENOUGH { "; trials after these were not looked at" } else { "" };
         let finding = |problem: &Problem| {
-            let axis = self.file.axes.iter().find(|axis| {
-                axis.name == problem.finding.key
-                    || matches!(&axis.domain, Domain::Choices(all) if all.iter().flatten().any(|(key, _)| *key == problem.finding.key))
-            });
+            let axis = self.file.axes.iter().find(|axis| axis.name == problem.finding.key || axis.sets(&problem.finding.key));
             let of = axis.map_or(String::new(), |axis| format!("axis `{}`, ", axis.name));
             let place = format!("{of}{} of {trials} trials, the first with {}", problem.trials, problem.first);
             Finding::new(&problem.finding.key, format!("{} ({place}{stopped})", problem.finding.problem))

@@ -38,8 +38,7 @@ pub fn collect(folder: &SweepFolder, plan: &Plan, metrics: &[String]) -> Result<
 pub fn groups(folder: &SweepFolder, plan: &Plan) -> Vec<Group> {
     let mut points: BTreeMap<usize, Group> = BTreeMap::new();
     for trial in &plan.trials {
-        let set: Vec<_> = trial.set.iter().filter(|(key, _)| key != "seed").cloned().collect();
-        let name = || if set.is_empty() { folder.name() } else { shown(&set) };
+        let name = || Some(trial.title()).filter(|title| !title.is_empty()).unwrap_or_else(|| folder.name());
         let group = points.entry(trial.point).or_insert_with(|| Group { name: name(), runs: Vec::new() });
         group.runs.push(folder.trial(trial));
     }
@@ -57,6 +56,7 @@ fn row(folder: &SweepFolder, trial: &Trial, standing: &Standing) -> Result<Vec<(
         ("state".into(), text(standing.stand.name().into())),
         ("rounds".into(), Some(Cell::Whole(standing.rounds_done(&path, trial) as i64))),
     ];
+    row.extend(trial.names.iter().map(|(axis, name)| (axis.clone(), text(name.clone()))));
     row.extend(trial.set.iter().map(|(key, value)| (key.clone(), Some(Cell::of_toml(value)))));
     let rungs = standing.outcome.iter().flat_map(|outcome| outcome.rungs.iter().enumerate());
     row.extend(rungs.map(|(i, value)| (format!("rung.{}", i + 1), value.map(Cell::Number))));
@@ -67,6 +67,7 @@ fn row(folder: &SweepFolder, trial: &Trial, standing: &Standing) -> Result<Vec<(
 }
 
 /// What is known of a trial, or what all trials of a point set.
+#[derive(Default)]
 pub(super) struct Cells(Vec<(String, Option<Cell>)>);
 
 impl Cells {
@@ -81,35 +82,30 @@ impl Cells {
     pub(super) fn text(&self, column: &str) -> String {
         self.get(column).map_or_else(String::new, Cell::to_string)
     }
-
-    /// `key=value` of each, the method by its name alone.
-    pub(super) fn words(&self) -> String {
-        let word = |(key, cell): &(String, Option<Cell>)| {
-            let value = cell.as_ref().map_or_else(String::new, Cell::to_string);
-            if key == "method" { value } else { format!("{key}={value}") }
-        };
-        self.0.iter().map(word).collect::<Vec<_>>().join(" ")
-    }
 }
 
-/// A sweep by its points.
+/// A point of a sweep.
 pub(super) struct Found {
-    /// What a point sets, and its trials.
-    pub points: Vec<(Cells, Vec<Cells>)>,
-    /// A line for every trial that failed.
-    pub failed: Vec<String>,
+    /// What tables call it.
+    pub title: String,
+    /// The name of its value of each axis, where the sweep file has names.
+    pub names: Vec<(String, String)>,
+    /// What it sets.
+    pub set: Cells,
+    /// Everything that is known of its trials.
+    pub trials: Vec<Cells>,
 }
 
-/// Everything that is known of a sweep's trials.
-pub(super) fn cells(folder: &SweepFolder, plan: &Plan) -> Result<Found> {
+/// A sweep by its points, and a line for every trial that failed.
+pub(super) fn found(folder: &SweepFolder, plan: &Plan) -> Result<(Vec<Found>, Vec<String>)> {
     let trials = Trials::read(folder, plan, &BTreeSet::new())?;
-    let mut points: BTreeMap<usize, (Cells, Vec<Cells>)> = BTreeMap::new();
+    let mut points: BTreeMap<usize, Found> = BTreeMap::new();
     for (trial, standing) in plan.trials.iter().zip(&trials.0) {
         let set = || trial.set.iter().filter(|(key, _)| key != "seed").map(|(key, value)| (key.clone(), Some(Cell::of_toml(value))));
-        let point = points.entry(trial.point).or_insert_with(|| (Cells(set().collect()), Vec::new()));
-        point.1.push(Cells(row(folder, trial, standing)?));
+        let new = || Found { title: trial.title(), names: trial.names.clone(), set: Cells(set().collect()), trials: Vec::new() };
+        points.entry(trial.point).or_insert_with(new).trials.push(Cells(row(folder, trial, standing)?));
     }
-    Ok(Found { points: points.into_values().collect(), failed: failed(plan, &trials) })
+    Ok((points.into_values().collect(), failed(plan, &trials)))
 }
 
 fn report(folder: &Path) -> Result<Value> {
@@ -148,9 +144,10 @@ fn page(name: &str, plan: &Plan, table: &Table, trials: &Trials, metrics: &[Stri
         .collect();
     lines.sort_by(|a, b| (b.best.is_some().cmp(&a.best.is_some())).then(plan.goal.order(a.best, b.best)).then(a.point.cmp(&b.point)));
 
-    // Keys that some trials set, but for the seed.
+    // Axes whose values have names, and keys that some trials set, but for the seed.
     let mut keys: Vec<&str> = Vec::new();
-    for (key, _) in plan.trials.iter().flat_map(|trial| &trial.set) {
+    let axes = plan.trials.iter().flat_map(|trial| &trial.names).map(|(axis, _)| axis);
+    for key in axes.chain(plan.trials.iter().flat_map(|trial| &trial.set).map(|(key, _)| key)) {
         if key != "seed" && !keys.contains(&key.as_str()) {
             keys.push(key);
         }

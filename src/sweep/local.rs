@@ -57,19 +57,37 @@ struct Runner<'a> {
 }
 
 /// Signals that end a runner: their flags are set and nothing else.
-struct Signals {
+pub(super) struct Signals {
     any: Arc<AtomicBool>,
     interrupt: Arc<AtomicBool>,
 }
 
 impl Signals {
-    fn listen() -> Result<Self> {
+    pub(super) fn listen() -> Result<Self> {
         let (any, interrupt) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         for (signal, flag) in [(SIGINT, &any), (SIGTERM, &any), (SIGUSR1, &any), (SIGINT, &interrupt)] {
             signal_hook::flag::register(signal, flag.clone())
                 .map_err(|e| Error::refused(format!("cannot listen for signal {signal}: {e}")))?;
         }
         Ok(Self { any, interrupt })
+    }
+
+    /// Waits for a process in a group of its own. A signal asks it to save and stop, another interrupt kills it. Its end, and whether it was asked.
+    pub(super) fn wait(&self, child: &mut Child) -> Result<(ExitStatus, bool)> {
+        let mut asked = false;
+        loop {
+            if let Some(status) = child.try_wait().map_err(|e| Error::refused(format!("cannot wait for a run: {e}")))? {
+                return Ok((status, asked));
+            }
+            if !asked && self.any.load(Ordering::Relaxed) {
+                asked = true;
+                self.interrupt.store(false, Ordering::Relaxed);
+                send(child, libc::SIGUSR1);
+            } else if asked && self.interrupt.swap(false, Ordering::Relaxed) {
+                send(child, libc::SIGKILL);
+            }
+            std::thread::sleep(TICK);
+        }
     }
 }
 
@@ -168,13 +186,7 @@ impl Runner<'_> {
     }
 
     fn tell(&self, signal: i32) {
-        for job in &self.jobs {
-            let process = job.child.id() as i32;
-            // Only a kill goes to the whole group: mpirun passes the others on to its ranks.
-            let target = if signal == libc::SIGKILL { -process } else { process };
-            // SAFETY: a signal to a process that we started and have not waited for.
-            unsafe { libc::kill(target, signal) };
-        }
+        self.jobs.iter().for_each(|job| send(&job.child, signal));
     }
 
     /// Looks after trials that have ended. Whether any has.
@@ -220,6 +232,15 @@ impl Runner<'_> {
     }
 }
 
+/// Signals a process that leads a group.
+fn send(child: &Child, signal: i32) {
+    let process = child.id() as i32;
+    // Only a kill goes to the whole group: mpirun passes the others on to its ranks.
+    let target = if signal == libc::SIGKILL { -process } else { process };
+    // SAFETY: a signal to a process that we started and have not waited for.
+    unsafe { libc::kill(target, signal) };
+}
+
 /// The round at which a trial pauses on its way to a rung; none on its way to the end.
 fn until(halving: Option<&super::Halving>, trial: &Trial, rung: Option<usize>) -> Option<u64> {
     let (halving, rung) = (halving?, rung?);
@@ -262,7 +283,8 @@ fn last_words(folder: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    // Open MPI frames what it says in dashes.
+    let lines = || text.lines().map(str::trim).filter(|line| line.contains(char::is_alphanumeric));
     let line = lines().rfind(|line| line.starts_with("error:")).or_else(|| lines().next_back())?;
     Some(line.trim_start_matches("error:").trim().to_owned())
 }

@@ -1,5 +1,6 @@
 //! From a sweep file to numbered, hashed, checked trials, and the plan's own file.
 
+use super::axes::{Axis, NAME};
 use super::check::Checker;
 use super::file::{Halving, Order, Resources, SweepFile};
 use super::folder::SweepFolder;
@@ -30,6 +31,8 @@ pub struct Trial {
     pub rounds: u64,
     /// M.
     pub logical_ranks: usize,
+    /// What tables call its values of each axis, where the sweep file has names.
+    pub names: Vec<(String, String)>,
     /// What it sets on top of the plan's configuration, the seed last.
     pub set: Point,
 }
@@ -43,13 +46,15 @@ struct TrialWritten {
     repeat: usize,
     rounds: u64,
     logical_ranks: usize,
+    #[serde(default)]
+    names: BTreeMap<String, String>,
     set: Table,
 }
 
 impl From<TrialWritten> for Trial {
     fn from(t: TrialWritten) -> Self {
-        let set = t.set.into_iter().collect();
-        Self { number: t.number, hash: t.hash, point: t.point, repeat: t.repeat, rounds: t.rounds, logical_ranks: t.logical_ranks, set }
+        let TrialWritten { number, hash, point, repeat, rounds, logical_ranks, names, set } = t;
+        Self { number, hash, point, repeat, rounds, logical_ranks, names: names.into_iter().collect(), set: set.into_iter().collect() }
     }
 }
 
@@ -64,10 +69,20 @@ impl Trial {
         assignments(&self.set).collect()
     }
 
+    /// What tables call its point: the names of its values, or what they set; empty where nothing is set.
+    pub fn title(&self) -> String {
+        if self.names.is_empty() {
+            return shown(&self.set.iter().filter(|(key, _)| key != "seed").cloned().collect::<Vec<_>>());
+        }
+        self.names.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
     fn line(&self) -> String {
         let set = Value::Table(self.set.iter().cloned().collect());
+        let names = Value::Table(self.names.iter().map(|(axis, name)| (axis.clone(), name.clone().into())).collect());
+        let names = if self.names.is_empty() { String::new() } else { format!("names = {names}\n") };
         format!(
-            "\n[[trial]]\nnumber = {}\nhash = \"{}\"\npoint = {}\nrepeat = {}\nrounds = {}\nlogical_ranks = {}\nset = {set}\n",
+            "\n[[trial]]\nnumber = {}\nhash = \"{}\"\npoint = {}\nrepeat = {}\nrounds = {}\nlogical_ranks = {}\n{names}set = {set}\n",
             self.number, self.hash, self.point, self.repeat, self.rounds, self.logical_ranks
         )
     }
@@ -168,7 +183,7 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
         all.sort_by_key(|(_, repeat)| *repeat);
     }
     for (index, repeat) in all {
-        let mut set = found[index].clone();
+        let (names, mut set) = named(&found[index], &file.axes);
         let seed = i64::try_from(seeds[repeat]).map_err(|_| Error::config("seeds", format!("{} is too large", seeds[repeat])))?;
         set.push(("seed".into(), Value::Integer(seed)));
         count += 1;
@@ -176,7 +191,7 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
         if seen.insert(checked.hash.clone()) {
             let (rounds, logical_ranks) = (checked.rounds, checked.logical_ranks);
             let number = numbers.of(&checked.hash);
-            trials.push(Trial { number, hash: checked.hash, point: index + 1, repeat: repeat + 1, rounds, logical_ranks, set });
+            trials.push(Trial { number, hash: checked.hash, point: index + 1, repeat: repeat + 1, rounds, logical_ranks, names, set });
         } else {
             doubles += 1;
         }
@@ -204,21 +219,42 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     Ok(Planned { plan, new: numbers.new, left_out, doubles, warnings })
 }
 
+/// The names of a point's values, one for each axis if any axis has names, and what the point sets.
+fn named(point: &Point, axes: &[Axis]) -> (Vec<(String, String)>, Point) {
+    let (names, set): (Point, Point) = point.iter().cloned().partition(|(key, _)| key.starts_with(NAME));
+    let name = |axis: &Axis| {
+        let said = names.iter().find(|(key, _)| key.strip_prefix(NAME) == Some(&axis.name)).map(|(_, name)| name);
+        let sets = || shown(&set.iter().filter(|(key, _)| axis.sets(key)).cloned().collect::<Vec<_>>());
+        (axis.name.clone(), said.map_or_else(sets, |name| name.as_str().map_or_else(|| name.to_string(), str::to_owned)))
+    };
+    let all = axes.iter().map(name).filter(|(_, name)| !name.is_empty());
+    (if names.is_empty() { Vec::new() } else { all.collect() }, set)
+}
+
 /// What a configuration's files and its caller say, as a file of its own.
 pub(super) fn said_file(base: &Loaded, ranks: usize) -> Result<String> {
     said(base, &Table::try_from(&base.config).map_err(|e| Error::refused(e.to_string()))?, ranks)
+}
+
+/// What a configuration's files and its caller say, key by key; paths are absolute.
+pub(super) fn said_values(base: &Loaded) -> Result<Point> {
+    Ok(said_in(base, &Table::try_from(&base.config).map_err(|e| Error::refused(e.to_string()))?))
+}
+
+fn said_in(base: &Loaded, values: &Table) -> Point {
+    let absolute = |key: &str, value: &Value| match value {
+        Value::String(path) if is_path(key) => absolute(Path::new(path)),
+        other => other.clone(),
+    };
+    base.said().filter_map(|key| Some((key.to_owned(), absolute(key, get(values, key)?)))).collect()
 }
 
 /// The base configuration as a file of its own: what its files and the sweep say. What a method brings along is left to the trials, since
 /// each may have another.
 fn said(base: &Loaded, values: &Table, ranks: usize) -> Result<String> {
     let mut out = Table::new();
-    for key in base.said() {
-        let value = get(values, key).map(|value| match value {
-            Value::String(path) if is_path(key) => absolute(Path::new(path)),
-            other => other.clone(),
-        });
-        value.and_then(|value| put(&mut out, key, value));
+    for (key, value) in said_in(base, values) {
+        put(&mut out, &key, value);
     }
     if base.config.parallel.logical_ranks.is_none() {
         // A run would take this over from its first launch; a plan must not depend on how its trials are launched.

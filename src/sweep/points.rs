@@ -47,14 +47,10 @@ pub fn points(axes: &[Axis], strategy: Strategy, trials: usize, seed: u64, base:
 
 /// Axes such that each comes after those its conditions ask about; otherwise as they were.
 fn in_order(axes: &[Axis]) -> Result<Vec<usize>> {
-    let sets = |axis: &Axis, key: &str| match &axis.domain {
-        Domain::Choices(choices) => choices.iter().flatten().any(|(name, _)| name == key),
-        Domain::Range(_) => axis.name == key,
-    };
     let mut order: Vec<usize> = Vec::new();
     while order.len() < axes.len() {
         let waits = |&i: &usize| {
-            let asks = |j: usize| axes[i].when.iter().any(|(key, _)| sets(&axes[j], key));
+            let asks = |j: usize| axes[i].when.iter().any(|(key, _)| axes[j].sets(key));
             (0..axes.len()).any(|j| asks(j) && !order.contains(&j))
         };
         match (0..axes.len()).find(|i| !order.contains(i) && !waits(i)) {

@@ -2,16 +2,18 @@
 
 use super::folder::SweepFolder;
 use super::launch::{as_planned, write_scripts};
+use super::local::Signals;
 use super::plan::said_file;
 use super::study::Shown;
 use crate::config::{Config, Loaded, steps_per_round};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, STOPPED};
 use crate::files;
 use crate::layout::Layout;
 use crate::metrics::Summary;
 use crate::report::{Series, lines};
 use std::fmt::Write;
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -50,28 +52,31 @@ impl Planned {
 }
 
 impl RanksStudy {
-    /// Runs what is not done yet, one after the other, and writes `study.md`, `.svg` and `.png`; `tell` gets the table after each run.
+    /// Runs what is not done yet, one after the other, and writes `study.md`, `.svg` and `.png`; `tell` gets the table after each run. A signal
+    /// makes the run of the moment save and stop: then there are no files to name.
     ///
     /// # Errors
     /// Ranks that do not divide the largest, a run that fails.
-    pub fn run(&self, base: &Loaded, folder: &SweepFolder, tell: &mut dyn FnMut(&str)) -> Result<Vec<PathBuf>> {
+    pub fn run(&self, base: &Loaded, folder: &SweepFolder, tell: &mut dyn FnMut(&str)) -> Result<Option<Vec<PathBuf>>> {
         let planned = self.planned(&base.config)?;
         files::create_folder(folder.path())?;
         write_scripts(folder)?;
         let config = folder.path().join("base.toml");
         files::write(&config, said_file(base, 1)?.as_bytes())?;
-        let mut done = Vec::new();
-        let mut written = Vec::new();
+        let signals = Signals::listen()?;
+        let (mut done, mut written) = (Vec::new(), Vec::new());
         for run in &planned {
             let dir = folder.path().join(run.name());
             // A run that is finished says so at once, or that it was another one.
-            self.launch(run, base, folder, &config, &dir)?;
+            if !self.launch(run, base, folder, &config, &dir, &signals)? {
+                return Ok(None);
+            }
             done.push((run, Summary::read(&dir)?));
             let shown = table(&done, planned.len());
             tell(&shown.page);
             written = super::study::write(folder, &shown)?;
         }
-        Ok(written)
+        Ok(Some(written))
     }
 
     fn planned(&self, base: &Config) -> Result<Vec<Planned>> {
@@ -103,7 +108,8 @@ impl RanksStudy {
         Ok(counts.iter().map(strong).chain(counts.iter().map(weak)).collect())
     }
 
-    fn launch(&self, run: &Planned, base: &Loaded, folder: &SweepFolder, config: &Path, dir: &Path) -> Result<()> {
+    /// Whether it came to its end.
+    fn launch(&self, run: &Planned, base: &Loaded, folder: &SweepFolder, config: &Path, dir: &Path, signals: &Signals) -> Result<bool> {
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", &e))?;
         let mut command = if run.ranks > 1 {
             let mut command = Command::new("bash");
@@ -127,13 +133,18 @@ impl RanksStudy {
         let open = || File::options().create(true).append(true).open(&log).map_err(|e| Error::io("write", &log, &e));
         command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
         as_planned(&mut command, self.threads);
-        let status = command.status().map_err(|e| Error::io("start", Path::new("mpirun"), &e))?;
-        if !status.success() {
-            return Err(Error::refused(format!("{} ended with {status}", run.name()))
-                .with_hint(format!("{} says why; the same command goes on from there", log.display()))
-                .after_start());
+        // Signals of a terminal come to us alone.
+        let mut child = command.process_group(0).spawn().map_err(|e| Error::io("start", Path::new("mpirun"), &e))?;
+        let (status, asked) = signals.wait(&mut child)?;
+        if status.success() {
+            return Ok(true);
         }
-        Ok(())
+        if asked || status.code() == Some(STOPPED) {
+            return Ok(false);
+        }
+        Err(Error::refused(format!("{} ended with {status}", run.name()))
+            .with_hint(format!("{} says why; the same command goes on from there", log.display()))
+            .after_start())
     }
 }
 

@@ -133,8 +133,8 @@ def kl(student, teacher, T):
 
 
 def network_of(name):
-    """The forward pass of a model by ssdkd's name for it."""
-    return {"w": wide_resnet, "r": resnet, "v": vgg}[name[0]]
+    """The forward pass of a model by ssdkd's name for it; none for networks that are not written here."""
+    return {"w": wide_resnet, "r": resnet, "v": vgg}.get(name[0])
 
 
 def trained(tensors):

@@ -67,10 +67,12 @@ def turn(step, per_call):
 
 def hello():
     names = ["inversion", "distillation"]
-    return {"ready": names, "missing": {}} if torch else {"ready": [], "missing": dict.fromkeys(names, "this Python has no torch")}
+    return {"ready": [], "missing": dict.fromkeys(names, MISSING)} if MISSING else {"ready": names, "missing": {}}
 
 
-if torch:
+UNKNOWN = [SPEC[role] for role in ("teacher", "student") if not network_of(SPEC[role])]
+MISSING = f"no {UNKNOWN[0]} is written in plain PyTorch here" if UNKNOWN else "" if torch else "this Python has no torch"
+if not MISSING:
     DATA = read(FILE)
     MEAN, STD = (torch.tensor(SPEC[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     TEACHER, STUDENT, GENERATOR = ({k[len(n) + 1 :]: v for k, v in DATA.items() if k.startswith(n + ".")} for n in ("teacher", "student", "generator"))

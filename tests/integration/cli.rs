@@ -294,6 +294,45 @@ fn the_samplers_benchmark_prints_a_list() {
     ssdkd(&["bench", "replay", "--n", "0"]).expect(2).says(&["a buffer of 0 samples"]);
 }
 
+/// `ssdkd bench step --against`: the same mathematics in plain PyTorch gives the same losses. The Python is `$SSDKD_TEST_PYTHON`, or `python3`.
+#[test]
+fn a_step_and_its_peer_in_plain_pytorch_agree() {
+    let python = std::env::var("SSDKD_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let step = |teacher: &str, more: &[&str]| {
+        let pair = ["bench", "step", "--json", "--threads", "1", "--batch", "8", "--teacher", teacher, "--student", "wrn16_1"];
+        ssdkd(&[&pair[..], &["--against", &python], more].concat()).expect(0)
+    };
+    let out = step("wrn16_2", &[]);
+    let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    let steps = report["steps"].as_array().unwrap();
+    assert!(
+        steps.len() == 3 && steps.iter().all(|step| step["ms"].as_f64().unwrap() > 0.0 && step["allocated_mb"].as_f64().unwrap() > 0.0)
+    );
+    if out.stderr.contains("this Python has no torch") {
+        println!("skip: {python} has no torch; SSDKD_TEST_PYTHON may name one that has");
+        return;
+    }
+    assert!(
+        report["loss_difference"].as_f64().unwrap() < 1e-3 && steps.iter().all(|step| step["ratio"].as_f64().unwrap() > 0.0),
+        "{report}"
+    );
+    let out = ssdkd(&[
+        "bench",
+        "step",
+        "--dataset",
+        "scenes13",
+        "--batch",
+        "2",
+        "--teacher",
+        "deeplabv3_mobilenet",
+        "--student",
+        "deeplabv3_mobilenet",
+        "--against",
+        &python,
+    ]);
+    out.expect(0).says(&["no deeplabv3_mobilenet is written in plain PyTorch here"]);
+}
+
 /// `ssdkd bench replay --ranks`: bytes and messages of real MPI ranks are those of the formula.
 #[test]
 fn a_global_draw_sends_what_the_formula_says() {

@@ -87,16 +87,119 @@ fn sizes_methods_and_a_published_row() {
     for capacity in [60_000, 12_000, 6_000, 3_000, 600] {
         assert!(plan.contains(&format!("\"replay.capacity\" = {capacity},")), "{capacity}: {plan}");
     }
-    let variants = ["--variant", "method=fast_meta inversion.steps=1", "--variant", "method=ssd_kd"];
+    // Other sizes are another study in the same folder.
+    scene.study("scale", &["--seeds", "1", "--sizes", "20", "0.5"]);
+    let names = |name: &str| column(&page(&dir), name);
+    assert_eq!(names("synthetic data, % of the original"), ["20", "0.5"]);
+    assert_eq!(names("images"), ["12000", "300"]);
+    let variants = ["--variant", "Fast-1: method=fast_meta inversion.steps=1", "--variant", "method=ssd_kd student.lr=0.2"];
     let (_, dir) = scene.study("compare", &[&["--seeds", "1"][..], &variants].concat());
     let names = column(&page(&dir), "");
-    assert!(names.contains(&"ssd_kd".to_owned()) && names.contains(&"fast_meta inversion.steps=1".to_owned()), "{names:?}");
+    assert!(names.contains(&"Fast-1".to_owned()) && names.contains(&"ssd_kd student.lr=0.2".to_owned()), "{names:?}");
+    let csv = std::fs::read_to_string(dir.join("results.csv")).unwrap();
+    assert!(csv.lines().next().unwrap().contains(",variant,") && csv.contains(",Fast-1,"), "{csv}");
+    assert!(std::fs::read_to_string(dir.join("report.html")).unwrap().contains(">Fast-1<"));
     let (_, dir) = scene.study("reproduce", &["--seeds", "1"]);
     assert_eq!(
         (column(&page(&dir), "published"), column(&page(&dir), "pair")),
         (vec!["not published".to_owned()], vec!["wrn16_2 → wrn16_1".to_owned()])
     );
     ssdkd(&["study", "show", scene.folder.path().to_str().unwrap()]).expect(2).says(&["holds no plan.toml"]);
+}
+
+/// Methods below each other and pairs side by side; every cell is the mean of its own runs.
+#[test]
+fn methods_by_pairs() {
+    let scene = Scene::new();
+    let wide = scene.folder.path().join("wide.toml");
+    std::fs::write(&wide, "[student]\nmodel = \"wrn16_2\"\nlr = 0.05\n").unwrap();
+    let wide = format!("wider: {}", wide.display());
+    let rows = ["--variant", "method=ssd_kd", "--variant", "Fast-1: method=fast_meta inversion.steps=1"];
+    let pairs = ["--pair", "teacher.model=wrn16_2 student.model=wrn16_1", "--pair", &wide];
+    let (_, dir) = scene.study("compare", &[&["--seeds", "1"][..], &rows, &pairs].concat());
+    let page = page(&dir);
+    let (scores, minutes) = page.split_once("Minutes of a run:").unwrap();
+    assert_eq!((column(scores, "top-1, %"), column(minutes, "wider").len()), (vec!["ssd_kd".to_owned(), "Fast-1".into()], 2));
+    let csv = std::fs::read_to_string(dir.join("results.csv")).unwrap();
+    let head: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+    let at = |row: &[&str], name: &str| row[head.iter().position(|h| *h == name).unwrap()].to_owned();
+    for line in csv.lines().skip(1) {
+        let row: Vec<&str> = line.split(',').collect();
+        let (variant, pair, model) = (at(&row, "variant"), at(&row, "pair"), at(&row, "student.model"));
+        assert_eq!(pair == "wider", model == "wrn16_2");
+        let cell = &column(scores, &pair)[usize::from(variant == "Fast-1")];
+        assert_eq!(*cell, format!("{:.2}", 100.0 * at(&row, "report.student.top1").parse::<f64>().unwrap()), "{variant}, {pair}");
+    }
+    // Every method by itself: those that train one generator take the one step that they have.
+    let (said, dir) = scene.study("compare", &["--seeds", "1", "--plan-only"]);
+    assert!(said.contains("11 runs planned") && std::fs::read_to_string(dir.join("plan.toml")).unwrap().contains("\"dfq\""), "{said}");
+}
+
+#[test]
+fn what_no_study_can_run_is_refused_and_what_failed_is_named() {
+    let scene = Scene::new();
+    let refused = |kind: &str, more: &[&str]| {
+        let dir = scene.folder.path().join("refused").display().to_string();
+        let mut words: Vec<String> = ["study", kind, "--dir", &dir, "--plan-only"].map(str::to_owned).to_vec();
+        words.extend(scene.base.iter().cloned().chain(more.iter().map(|word| (*word).to_owned())));
+        let out = ssdkd(&words).expect(2);
+        assert!(!Path::new(&dir).join("plan.toml").exists());
+        out.stderr
+    };
+    for (kind, more, said) in [
+        ("scale", &["--sizes", "0"][..], "--sizes: 0 per cent"),
+        ("scale", &["--set", "method=fast_meta"], "scale is a study of ssd_kd"),
+        ("compare", &["--variant", "fast"], "--variant: `fast` is no KEY=VALUE"),
+        ("compare", &["--pair", "teacher.model=wrn16_2", "--pair", "dataset=scenes13"], "--pair: pairs that are scored differently"),
+        // A network that does not label what the data set labels: before any run.
+        ("compare", &["--variant", "student.model=deeplabv3_mobilenet"], "student.model: deeplabv3_mobilenet labels pixels"),
+    ] {
+        let stderr = refused(kind, more);
+        assert!(stderr.contains(said), "{said}: {stderr}");
+    }
+    // A run that breaks down is a line below the table; the others count.
+    let dir = scene.folder.path().join("broken").display().to_string();
+    let mut words = vec!["study".to_owned(), "compare".into(), "--dir".into(), dir.clone(), "--seeds".into(), "1".into()];
+    words.extend(scene.base.iter().cloned());
+    words.extend(
+        ["--set", "train.max_nonfinite_steps=1", "--variant", "sound: student.lr=0.1", "--variant", "broken: student.lr=1e30"]
+            .map(str::to_owned),
+    );
+    ssdkd(&words).expect(1).says(&["1 runs are not done", "sweep retry"]);
+    let page = page(Path::new(&dir));
+    assert!(page.contains("1 of 2 runs done.") && page.contains("| broken | –* |") && page.contains("student.lr=1e30"), "{page}");
+    assert!(page.contains("not finite"), "{page}");
+}
+
+/// A study of ranks hands a stop on, whether it comes from outside or from the run, and goes on with the same command.
+#[test]
+fn a_study_of_ranks_stops_behind_a_checkpoint() {
+    let scene = Scene::new();
+    let dir = scene.folder.path().join("ranks");
+    let command = |rounds: u64| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ssdkd"));
+        command.args(["study", "ranks", "--ranks", "1", "--dir"]).arg(&dir).args(&scene.base);
+        command.args(["--set", &format!("train.rounds={rounds}")]).stdout(std::process::Stdio::null());
+        command
+    };
+    let mut running = command(100_000).spawn().unwrap();
+    let began = std::time::Instant::now();
+    let run = dir.join("strong-1");
+    let steps = || ssdkd::run_folder::Status::read(&run).is_ok_and(|status| status.state == ssdkd::run_folder::State::Running);
+    while !steps() {
+        assert!(began.elapsed().as_secs() < 120, "the first run does not begin");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // SAFETY: a signal to a process that this test has started and not waited for.
+    assert_eq!(unsafe { libc::kill(running.id() as i32, libc::SIGTERM) }, 0);
+    assert_eq!(running.wait().unwrap().code(), Some(75));
+    assert_eq!(ssdkd(&["inspect", "--status", run.to_str().unwrap()]).expect(0).stdout, "stopped\n");
+    // The run's own stop, and the way on.
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(command(2).env("SSDKD_FAULT_FOR_TESTS", "usr1 0 distillation 1").status().unwrap().code(), Some(75));
+    assert!(!dir.join("weak-1").exists());
+    assert_eq!(command(2).status().unwrap().code(), Some(0));
+    assert!(page(&dir).contains("2 of 2 runs done."));
 }
 
 #[test]
