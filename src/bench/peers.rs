@@ -15,6 +15,8 @@ pub struct Peers {
     from: BufReader<ChildStdout>,
     /// What answers.
     names: Vec<String>,
+    /// Of the library that it measures, where it says so.
+    pub version: Option<String>,
 }
 
 /// What the process says of itself: what it measures, and why something is missing.
@@ -22,6 +24,8 @@ pub struct Peers {
 struct Greeting {
     ready: Vec<String>,
     missing: BTreeMap<String, String>,
+    #[serde(default)]
+    version: Option<String>,
 }
 
 impl Peers {
@@ -33,18 +37,19 @@ impl Peers {
             .env("OMP_NUM_THREADS", threads.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            // Its reason, should it end early, is for the reader.
+            .stderr(Stdio::inherit())
             .spawn();
         let mut process = match spawned {
             Ok(process) => process,
             Err(error) => return (None, vec![format!("{} cannot be started ({error}): nothing else is measured", python.display())]),
         };
         let (Some(to), Some(from)) = (process.stdin.take(), process.stdout.take()) else { return (None, Vec::new()) };
-        let mut peers = Self { process, to, from: BufReader::new(from), names: Vec::new() };
+        let mut peers = Self { process, to, from: BufReader::new(from), names: Vec::new(), version: None };
         let Some(greeting) = peers.ask("hello").and_then(|line| serde_json::from_str::<Greeting>(&line).ok()) else {
-            return (None, vec![format!("{} does not run Python: nothing else is measured", python.display())]);
+            return (None, vec![format!("{} does not run the program that it is given: nothing else is measured", python.display())]);
         };
-        peers.names = greeting.ready;
+        (peers.names, peers.version) = (greeting.ready, greeting.version);
         let notes = greeting.missing.iter().map(|(name, why)| format!("{name} is not measured: {why}")).collect();
         (Some(peers), notes)
     }
@@ -90,6 +95,6 @@ mod tests {
         let (peers, notes) = start("/nowhere/python3");
         assert!(peers.is_none() && notes.len() == 1 && notes[0].contains("/nowhere/python3"), "{notes:?}");
         let (peers, notes) = start("/bin/true");
-        assert!(peers.is_none() && notes[0].contains("does not run Python"), "{notes:?}");
+        assert!(peers.is_none() && notes[0].contains("does not run the program"), "{notes:?}");
     }
 }

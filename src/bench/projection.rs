@@ -163,7 +163,8 @@ pub fn projection(pair: &Pair, machine: &Machine) -> String {
         "\nCounted: {:.0} GFLOP an inner step and {:.0} a student step of {} images, {} values of the generator's sum and {} of the \
          student's, {} bytes a row.\nMeasured: {:.1} µs a message, {:.1} ms and {:.1} ns a target for a draw.\nPublished: {peak_tflops} \
          TFLOP/s, {:.0} GB/s within a node of {node}, {:.0} GB/s a GPU between nodes.\nAssumed: {:.0} % of that arithmetic, {:.0} % of \
-         those links; every row of a draw moves; nothing overlaps; the teacher's passes over stored views, once a round, are left out.\n",
+         those links; messages between nodes as fast as within one; every row of a draw moves; no rank waits for another; nothing overlaps; \
+         the teacher's passes over stored views, once a round, are left out.\n",
         pair.inner_gflop,
         pair.student_gflop,
         pair.batch,

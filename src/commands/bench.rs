@@ -125,7 +125,8 @@ fn step(args: &BenchStepArgs) -> Result<()> {
         report.peaks.matrix_product, report.peaks.convolution
     );
     if let Some(difference) = report.loss_difference {
-        println!("largest relative difference of a loss term: {difference:.1e}");
+        let version = report.peer_version.as_deref().unwrap_or("of an unknown version");
+        println!("largest relative difference of a loss term from PyTorch {version}: {difference:.1e}");
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Several runs on one page: a table, curves, and pictures side by side.
 
-use super::plot::{Series, lines};
+use super::plot::{Series, dots, lines};
 use super::{SHARES, buffer_bars, document, escape, figure_of, minutes, pictures_of, section, shares};
 use crate::config::flat;
 use crate::error::{Error, Result};
@@ -115,6 +115,8 @@ pub fn compare(title: &str, groups: &[Group]) -> Result<String> {
     let shown = &finished[..finished.len().min(SHOWN)];
     let mut body = String::new();
     table(&mut body, &columns);
+    let scores: Vec<(String, Vec<f64>)> = finished.iter().map(|column| (column.name.to_owned(), column.scores())).collect();
+    section(&mut body, "Scores", &[("Every run, and mean ± sample standard deviation", dots(axis_of(&finished), &scores))]);
     curves(&mut body, shown, finished.len());
     time(&mut body, shown);
     gallery(&mut body, shown)?;
@@ -155,8 +157,13 @@ fn table(out: &mut String, columns: &[Column<'_>]) {
     out.push_str("</table>");
 }
 
+/// What the runs are scored by.
+fn axis_of(columns: &[&Column<'_>]) -> &'static str {
+    columns.iter().find_map(|column| column.runs.first()?.summary.student.scores.headline()).map_or("", |headline| headline.axis)
+}
+
 fn curves(out: &mut String, shown: &[&Column<'_>], all: usize) {
-    let axis = shown.iter().find_map(|c| c.runs.first()?.summary.student.scores.headline()).map_or("", |headline| headline.axis);
+    let axis = axis_of(shown);
     let accuracy = lines("minutes", axis, &shown.iter().map(|column| column.curve()).collect::<Vec<_>>());
     let over_rounds = |of: fn(&RoundRecord) -> Option<f64>| {
         let points = |column: &Column<'_>| {

@@ -62,11 +62,13 @@ pub fn lines(x_label: &str, y_label: &str, series: &[Series]) -> String {
             .label_style(("sans-serif", 12, &INK))
             .x_desc(x_label)
             .y_desc(y_label)
-            .y_label_formatter(&|v| short(*v))
-            .x_label_formatter(&|v| short(*v))
+            .y_label_formatter(&|v| label(*v, above - below))
+            .x_label_formatter(&|v| label(*v, x1 - x0))
             .draw()?;
         for (series, colour) in drawn.iter().zip(COLOURS.iter().cycle()) {
-            chart.draw_series(LineSeries::new(series.points.iter().copied(), colour.stroke_width(2)))?;
+            if series.points.len() > 1 {
+                chart.draw_series(LineSeries::new(series.points.iter().copied(), colour.stroke_width(2)))?;
+            }
             if series.points.len() <= MARKED {
                 chart.draw_series(series.points.iter().map(|&at| Circle::new(at, 3, colour.filled())))?;
             }
@@ -116,6 +118,8 @@ pub fn dots(x_label: &str, rows: &[(String, Vec<f64>)]) -> String {
         return String::new();
     }
     let pad = if high > low { 0.1 * (high - low) } else { 0.5 };
+    // Shares have four, per cents two.
+    let digits = if high <= 1.0 { 4 } else { 2 };
     let names = rows.iter().map(|(name, _)| width(name)).max().unwrap_or(0).min(SIZE.0 as i32 / 2) + 16;
     let height = LINE + 8;
     to_svg((SIZE.0, 60 + height * rows.len() as u32), |area| {
@@ -134,7 +138,7 @@ pub fn dots(x_label: &str, rows: &[(String, Vec<f64>)]) -> String {
             .label_style(("sans-serif", 12, &INK))
             .y_labels(0)
             .x_desc(x_label)
-            .x_label_formatter(&|v| short(*v))
+            .x_label_formatter(&|v| label(*v, high - low + 2.0 * pad))
             .draw()?;
         for (i, (name, values)) in rows.iter().enumerate() {
             let y = i as f64 + 0.5;
@@ -147,7 +151,7 @@ pub fn dots(x_label: &str, rows: &[(String, Vec<f64>)]) -> String {
             let at = chart.backend_coord(&(low - pad, y)).1 - 6;
             let text = |text: String, x: i32| area.draw(&Text::new(text, (x, at), ("sans-serif", 12, &INK).into_text_style(area)));
             text(cut(name), 8)?;
-            text(spread(values, 2), SIZE.0 as i32 - 92)?;
+            text(spread(values, digits), SIZE.0 as i32 - 92)?;
         }
         Ok(())
     })
@@ -180,7 +184,7 @@ pub fn bars(y_label: &str, labels: &[String], values: &[f64]) -> String {
             .x_labels(values.len())
             .x_label_formatter(&name)
             .y_desc(y_label)
-            .y_label_formatter(&|v| short(*v))
+            .y_label_formatter(&|v| label(*v, top))
             .draw()?;
         // Not plotters' Histogram, which draws in the order of a hash map: the same page is to have the same bytes.
         chart.draw_series(values.iter().enumerate().map(|(i, &value)| {
@@ -208,16 +212,14 @@ fn to_svg(size: (u32, u32), draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift
     text.replacen(&format!("<svg width=\"{}\" height=\"{}\"", size.0, size.1), "<svg", 1)
 }
 
-fn short(value: f64) -> String {
-    let size = value.abs();
-    if size >= 10_000.0 {
-        format!("{:.0}k", value / 1000.0)
-    } else if size >= 100.0 || value.fract() == 0.0 {
-        format!("{value:.0}")
-    } else if size >= 1.0 {
-        format!("{value:.1}")
-    } else {
-        format!("{value:.3}")
+/// A label of an axis that spans `span`.
+fn label(value: f64, span: f64) -> String {
+    match span {
+        _ if value.abs() >= 10_000.0 => format!("{:.0}k", value / 1000.0),
+        _ if span >= 8.0 => format!("{value:.0}"),
+        _ if span >= 0.8 => format!("{value:.1}"),
+        _ if span >= 0.08 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
     }
 }
 

@@ -155,7 +155,7 @@ class PlainFastMeta:
 
 
 def ours(ssdkd, folder, every, settings):
-    command = [ROOT / "launch/mpirun.sh", "2", ssdkd, "train", "--config", DEMO, "--run-dir", folder]
+    command = [ROOT / "launch/mpirun.sh", "2", ssdkd, "train", "--fresh", "--config", DEMO, "--run-dir", folder]
     for key in [f"train.eval_every_rounds={every}", "train.picture_every_rounds=0", *settings]:
         command += ["--set", key]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -218,4 +218,5 @@ def main():
     figure.savefig(of.out / "end_to_end.svg", metadata={"Date": None})
 
 
-main()
+if __name__ == "__main__":
+    main()

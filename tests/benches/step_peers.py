@@ -67,7 +67,8 @@ def turn(step, per_call):
 
 def hello():
     names = ["inversion", "distillation"]
-    return {"ready": [], "missing": dict.fromkeys(names, MISSING)} if MISSING else {"ready": names, "missing": {}}
+    version = torch.__version__ if torch else None
+    return {"ready": [] if MISSING else names, "missing": dict.fromkeys(names, MISSING) if MISSING else {}, "version": version}
 
 
 UNKNOWN = [SPEC[role] for role in ("teacher", "student") if not network_of(SPEC[role])]

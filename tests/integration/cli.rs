@@ -294,43 +294,47 @@ fn the_samplers_benchmark_prints_a_list() {
     ssdkd(&["bench", "replay", "--n", "0"]).expect(2).says(&["a buffer of 0 samples"]);
 }
 
-/// `ssdkd bench step --against`: the same mathematics in plain PyTorch gives the same losses. The Python is `$SSDKD_TEST_PYTHON`, or `python3`.
+/// `ssdkd bench step --against`: the same mathematics in plain PyTorch gives the same losses, for each family of networks that is written there.
+/// The Python is `$SSDKD_TEST_PYTHON`, or `python3`.
 #[test]
 fn a_step_and_its_peer_in_plain_pytorch_agree() {
     let python = std::env::var("SSDKD_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-    let step = |teacher: &str, more: &[&str]| {
-        let pair = ["bench", "step", "--json", "--threads", "1", "--batch", "8", "--teacher", teacher, "--student", "wrn16_1"];
-        ssdkd(&[&pair[..], &["--against", &python], more].concat()).expect(0)
+    let step = |dataset: &str, pair: [&str; 2]| {
+        let [teacher, student] = pair;
+        let settings = ["bench", "step", "--json", "--threads", "1", "--batch", "4", "--dataset", dataset, "--against", &python];
+        ssdkd(&[&settings[..], &["--teacher", teacher, "--student", student]].concat()).expect(0)
     };
-    let out = step("wrn16_2", &[]);
-    let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
-    let steps = report["steps"].as_array().unwrap();
-    assert!(
-        steps.len() == 3 && steps.iter().all(|step| step["ms"].as_f64().unwrap() > 0.0 && step["allocated_mb"].as_f64().unwrap() > 0.0)
-    );
-    if out.stderr.contains("this Python has no torch") {
-        println!("skip: {python} has no torch; SSDKD_TEST_PYTHON may name one that has");
+    step("scenes13", ["deeplabv3_mobilenet"; 2]).says(&["no deeplabv3_mobilenet is written in plain PyTorch here"]);
+    for pair in [["wrn16_2", "wrn16_1"], ["vgg11", "resnet18"]] {
+        let out = step("cifar10", pair);
+        let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+        let steps = report["steps"].as_array().unwrap();
+        let all = |name: &str| steps.len() == 3 && steps.iter().all(|step| step[name].as_f64().is_some_and(|value| value > 0.0));
+        assert!(all("ms") && all("allocated_mb") && all("gflop_per_second"), "{report}");
+        if out.stderr.contains("this Python has no torch") {
+            println!("skip: {python} has no torch; SSDKD_TEST_PYTHON may name one that has");
+            continue;
+        }
+        assert!(report["loss_difference"].as_f64().is_some_and(|difference| difference < 1e-3) && all("ratio"), "{report}");
+    }
+}
+
+/// `ssdkd bench ranks`: bytes of real steps on real MPI ranks are those of the formula.
+#[test]
+fn a_step_on_two_ranks_sends_what_the_formula_says() {
+    if !has_mpirun() {
         return;
     }
-    assert!(
-        report["loss_difference"].as_f64().unwrap() < 1e-3 && steps.iter().all(|step| step["ratio"].as_f64().unwrap() > 0.0),
-        "{report}"
-    );
-    let out = ssdkd(&[
-        "bench",
-        "step",
-        "--dataset",
-        "scenes13",
-        "--batch",
-        "2",
-        "--teacher",
-        "deeplabv3_mobilenet",
-        "--student",
-        "deeplabv3_mobilenet",
-        "--against",
-        &python,
-    ]);
-    out.expect(0).says(&["no deeplabv3_mobilenet is written in plain PyTorch here"]);
+    let pair = ["--teacher", "wrn16_1", "--student", "wrn16_1", "--dataset", "fashion_mnist", "--batch", "4"];
+    for sums in [&["--json"][..], &["--json", "--native"]] {
+        let out = ssdkd_on(2, &[&["bench", "ranks"][..], &pair, sums].concat()).expect(0);
+        let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+        let steps = report["steps"].as_array().unwrap();
+        assert!(
+            steps.len() == 2 && steps.iter().all(|step| step["bytes"].as_f64().unwrap() > 0.0 && step["bytes"] == step["bytes_expected"]),
+            "{report}"
+        );
+    }
 }
 
 /// `ssdkd bench replay --ranks`: bytes and messages of real MPI ranks are those of the formula.
