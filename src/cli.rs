@@ -326,8 +326,8 @@ pub enum StudyAction {
         /// How.
         #[command(flatten)]
         study: StudyArgs,
-        /// A row, as KEY=VALUE words in one argument, after `NAME: ` if it is to have a name; again for each row. Left out: every
-        /// method.
+        /// A row, as configuration files and KEY=VALUE words in one argument, after `NAME: ` if it is to have a name; again for each
+        /// row. It wins over --config and --pair. Left out: every method, making its images as published.
         #[arg(long, value_name = "WORDS")]
         variant: Vec<String>,
         /// A column, as configuration files and KEY=VALUE words in one argument, after `NAME: ` if it is to have a name; again for each.
@@ -385,6 +385,9 @@ pub struct RanksStudyArgs {
     /// Numbers of ranks, each a divisor of the largest.
     #[arg(long, value_name = "R", num_args = 1.., default_values_t = [1, 2])]
     pub ranks: Vec<usize>,
+    /// Runs of each row, with seeds of their own.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub seeds: u64,
     /// Threads of a rank.
     #[arg(long, value_name = "T", default_value_t = 1)]
     pub threads: usize,

@@ -25,6 +25,12 @@ pub fn run(action: &StudyAction) -> Result<Outcome> {
         StudyAction::Ranks(args) => ranks(args),
         StudyAction::Show { dir } => {
             let folder = SweepFolder::new(dir)?;
+            // A study of ranks has no plan: its table is as new as its last run.
+            let table = dir.join("study.md");
+            if !folder.plan().exists() && table.exists() {
+                print!("{}", String::from_utf8_lossy(&files::read(&table)?));
+                return Ok(Outcome::Done);
+            }
             finish(&folder, &Plan::read(&folder)?).map(|_| Outcome::Done)
         }
     }
@@ -72,16 +78,16 @@ fn run_study(args: &StudyArgs, study: Study) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Writes and prints the table whenever a run is done.
+/// Writes and prints the table whenever a run is done, or has failed.
 fn tell(folder: &SweepFolder, plan: &Plan, over: &AtomicBool) {
-    let mut told = 0;
+    let mut told = String::new();
     while !over.load(Ordering::Relaxed) {
         if let Ok(shown) = show(folder, plan)
-            && shown.done != told
+            && shown.page != told
             && write_study(folder, &shown).is_ok()
         {
-            told = shown.done;
             println!("{}", shown.page);
+            told = shown.page;
         }
         let wait = std::time::Instant::now();
         while wait.elapsed() < LOOK && !over.load(Ordering::Relaxed) {
@@ -108,7 +114,7 @@ fn finish(folder: &SweepFolder, plan: &Plan) -> Result<usize> {
 fn ranks(args: &RanksStudyArgs) -> Result<Outcome> {
     let base = configured(&args.config, Job::Train)?;
     let folder = SweepFolder::new(&args.dir)?;
-    let study = RanksStudy { ranks: args.ranks.clone(), threads: args.threads };
+    let study = RanksStudy { ranks: args.ranks.clone(), threads: args.threads, seeds: args.seeds };
     let Some(written) = study.run(&base, &folder, &mut |table| println!("{table}"))? else { return Ok(Outcome::Stopped) };
     written.iter().for_each(|path| eprintln!("wrote {}", path.display()));
     Ok(Outcome::Done)

@@ -3,7 +3,7 @@
 use super::Outcome;
 use crate::cli::{SweepAction, SweepRunArgs};
 use crate::error::{Error, Result};
-use crate::sweep::{Launcher, Plan, Request, Status, SweepFile, SweepFolder, collect, is_queued, plan, retry, status_table};
+use crate::sweep::{Launcher, Plan, Queue, Request, Status, SweepFile, SweepFolder, collect, plan, retry, status_table};
 use std::path::{Path, PathBuf};
 
 /// Rows of a plan that are shown; the rest is in its file.
@@ -35,7 +35,8 @@ pub fn run(action: &SweepAction) -> Result<Outcome> {
         }
         SweepAction::Retry { dir, trials } => {
             let folder = SweepFolder::new(dir)?;
-            let said = retry(&folder, &Plan::read(&folder)?, trials, &is_queued)?;
+            let queue = Queue::default();
+            let said = retry(&folder, &Plan::read(&folder)?, trials, &|job| queue.has(job))?;
             said.iter().for_each(|(name, line)| println!("{name} {line}"));
             if said.is_empty() {
                 println!("nothing failed, and no runner is known to be gone");

@@ -168,6 +168,11 @@ fn method_layer(method: &str) -> Option<Layer> {
     Some(Layer { origin: format!("{BROUGHT}{method}"), values })
 }
 
+/// A method's published values by key; none for a method that sets nothing.
+pub fn method_values(method: &str) -> BTreeMap<String, Value> {
+    method_layer(method).map_or_else(BTreeMap::new, |layer| layer.values)
+}
+
 /// Leaves of a table under their dotted names.
 pub fn flat(prefix: &str, table: &Table, out: &mut impl Extend<(String, Value)>) {
     for (name, value) in table {

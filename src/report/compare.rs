@@ -1,7 +1,7 @@
 //! Several runs on one page: a table, curves, and pictures side by side.
 
 use super::plot::{Series, dots, lines};
-use super::{SHARES, buffer_bars, document, escape, figure_of, minutes, pictures_of, section, shares};
+use super::{SHARES, buffer_bars, document, escape, figure_of, minutes, picture_rows, pictures_of, section, shares};
 use crate::config::flat;
 use crate::error::{Error, Result};
 use crate::files;
@@ -172,10 +172,12 @@ fn curves(out: &mut String, shown: &[&Column<'_>], all: usize) {
         };
         shown.iter().map(|column| Series { name: column.name.to_owned(), points: points(column) }).collect::<Vec<_>>()
     };
-    let which = if all > shown.len() { format!(" (the best {} of {all})", shown.len()) } else { String::new() };
+    if all > shown.len() {
+        let _ = write!(out, "<p>From here on: the best {} of {all}.</p>", shown.len());
+    }
     section(
         out,
-        &format!("Curves{which}"),
+        "Curves",
         &[
             ("Accuracy over time, mean over runs", accuracy),
             ("Training loss, unweighted (first run)", lines("round", "mean over drawn rows", &over_rounds(|r| r.loss_unweighted))),
@@ -203,6 +205,7 @@ fn time(out: &mut String, shown: &[&Column<'_>]) {
 
 fn gallery(out: &mut String, shown: &[&Column<'_>]) -> Result<()> {
     let mut figures = String::new();
+    let rows = shown.iter().find_map(|column| Some(picture_rows(&column.runs.first()?.summary))).unwrap_or_default();
     for column in shown {
         if let Some((round, path)) = column.runs.first().and_then(|run| run.picture.as_ref()) {
             let caption = format!("{}, round {round}", escape(column.name));
@@ -212,8 +215,8 @@ fn gallery(out: &mut String, shown: &[&Column<'_>]) -> Result<()> {
     if !figures.is_empty() {
         let _ = write!(
             out,
-            "<h2>Synthetic images side by side</h2><p>The last picture of each first run: a row for each category the teacher sees.</p>\
-             <section class=\"gallery\">{figures}</section>"
+            "<h2>Synthetic images side by side</h2><p>The last picture of each first run; {}.</p><section class=\"gallery\">{figures}</section>",
+            escape(&rows)
         );
     }
     Ok(())
@@ -225,7 +228,7 @@ fn histograms(out: &mut String, shown: &[&Column<'_>]) {
         if let Some([classes, confidences]) = column.runs.first().and_then(|run| buffer_bars(&run.summary)) {
             let name = escape(column.name);
             figures.push((format!("{name}: categories the teacher sees"), classes));
-            figures.push((format!("{name}: the teacher's confidence"), confidences));
+            figures.push((format!("{name}: difficulty, the teacher's confidence (low is hard)"), confidences));
         }
     }
     let figures: Vec<(&str, String)> = figures.iter().map(|(caption, svg)| (caption.as_str(), svg.clone())).collect();

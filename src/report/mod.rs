@@ -197,7 +197,10 @@ fn classes(out: &mut String, summary: &Summary) {
 
 fn histograms(out: &mut String, summary: &Summary) {
     let Some([classes, confidences]) = buffer_bars(summary) else { return };
-    let figures = [("Categories the teacher sees in the buffer", classes), ("The teacher's confidence in them", confidences)];
+    let figures = [
+        ("Categories the teacher sees in the buffer", classes),
+        ("Difficulty: the teacher's confidence in them (low is hard)", confidences),
+    ];
     section(out, "The buffer at the end", &figures);
 }
 
@@ -212,16 +215,20 @@ fn buffer_bars(summary: &Summary) -> Option<[String; 2]> {
     Some([bars("samples", &classes, &values(&buffer.class_counts)), bars("samples", &confidences, &values(&buffer.confidence_counts))])
 }
 
+/// What the rows of a picture of synthetic images are.
+fn picture_rows(summary: &Summary) -> String {
+    match summary.buffer.as_ref().map_or(0, |buffer| buffer.class_counts.len()) {
+        more if more > PICTURE_ROWS => format!("a row for each of the first {PICTURE_ROWS} of the {more} categories the teacher sees"),
+        _ if summary.class_names.is_empty() => "a row for each category the teacher sees".to_owned(),
+        _ => format!("rows: {}", summary.class_names.join(", ")),
+    }
+}
+
 fn gallery(out: &mut String, summary: &Summary, pictures: &[(u64, Vec<u8>)]) {
     if pictures.is_empty() {
         return;
     }
-    let classes = summary.buffer.as_ref().map_or(0, |buffer| buffer.class_counts.len());
-    let rows = match classes {
-        more if more > PICTURE_ROWS => format!("a row for each of the first {PICTURE_ROWS} of the {more} categories the teacher sees"),
-        _ if summary.class_names.is_empty() => "a row for each category the teacher sees".to_owned(),
-        _ => format!("rows: {}", summary.class_names.join(", ")),
-    };
+    let rows = picture_rows(summary);
     // Pixels have classes: the pictures show them.
     let maps = summary.student.scores.class_iou.as_ref().map_or("", |_| "; beside each image the labels that teacher and student give it");
     let source = if summary.buffer.is_some() { "Newest images in the buffer" } else { "Images that the generator makes at that moment" };

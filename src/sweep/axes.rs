@@ -129,7 +129,10 @@ fn settings(name: &str, value: &Value) -> Vec<(String, Value)> {
     match value {
         Value::Table(several) => {
             let mut several = several.clone();
-            out.extend(several.remove("name").map(|called| (format!("{NAME}{name}"), called)));
+            match several.remove("name") {
+                Some(Value::Table(names)) => out.extend(names.into_iter().map(|(of, called)| (format!("{NAME}{of}"), called))),
+                called => out.extend(called.map(|called| (format!("{NAME}{name}"), called))),
+            }
             flat("", &several, &mut out);
         }
         one => out.push((name.to_owned(), one.clone())),
@@ -173,6 +176,11 @@ fn range(min: &Value, max: &Value, written: &Written) -> Result<Range, String> {
 }
 
 impl Axis {
+    /// Whether its values have names.
+    pub(super) fn is_named(&self) -> bool {
+        matches!(&self.domain, Domain::Choices(choices) if choices.iter().flatten().any(|(name, _)| name.starts_with(NAME)))
+    }
+
     /// Whether it sets a key.
     pub(super) fn sets(&self, key: &str) -> bool {
         match &self.domain {

@@ -24,6 +24,11 @@ pub fn collect(folder: &SweepFolder, plan: &Plan, metrics: &[String]) -> Result<
         table.push(row(folder, trial, standing)?);
     }
     let metrics = if metrics.is_empty() { vec![plan.metric.clone()] } else { metrics.to_vec() };
+    let is_there = |metric: &&String| table.columns.iter().any(|column| column.strip_prefix("report.") == Some(metric));
+    if let Some(missing) = metrics.iter().find(|metric| !is_there(metric)).filter(|_| trials.0.iter().any(|t| t.stand == Stand::Done)) {
+        let known: Vec<&str> = table.columns.iter().filter_map(|column| column.strip_prefix("report.")).collect();
+        return Err(Error::config("metric", format!("no report has `{missing}`: there are {}", known.join(", "))));
+    }
     let page = page(&folder.name(), plan, &table, &trials, &metrics);
     let mut written = Vec::new();
     for (name, bytes) in [("results.csv", table.csv()?), ("results.parquet", table.parquet()?), ("results.md", page.clone().into_bytes())] {

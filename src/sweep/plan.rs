@@ -47,14 +47,23 @@ struct TrialWritten {
     rounds: u64,
     logical_ranks: usize,
     #[serde(default)]
-    names: BTreeMap<String, String>,
+    names: Table,
     set: Table,
 }
 
 impl From<TrialWritten> for Trial {
     fn from(t: TrialWritten) -> Self {
         let TrialWritten { number, hash, point, repeat, rounds, logical_ranks, names, set } = t;
-        Self { number, hash, point, repeat, rounds, logical_ranks, names: names.into_iter().collect(), set: set.into_iter().collect() }
+        Self {
+            number,
+            hash,
+            point,
+            repeat,
+            rounds,
+            logical_ranks,
+            names: names.into_iter().map(|(of, name)| (of, name.as_str().unwrap_or_default().to_owned())).collect(),
+            set: set.into_iter().collect(),
+        }
     }
 }
 
@@ -219,16 +228,17 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     Ok(Planned { plan, new: numbers.new, left_out, doubles, warnings })
 }
 
-/// The names of a point's values, one for each axis if any axis has names, and what the point sets.
+/// The names of a point's values, where any axis has names also the words of those that have none, and what the point sets.
 fn named(point: &Point, axes: &[Axis]) -> (Vec<(String, String)>, Point) {
     let (names, set): (Point, Point) = point.iter().cloned().partition(|(key, _)| key.starts_with(NAME));
-    let name = |axis: &Axis| {
-        let said = names.iter().find(|(key, _)| key.strip_prefix(NAME) == Some(&axis.name)).map(|(_, name)| name);
-        let sets = || shown(&set.iter().filter(|(key, _)| axis.sets(key)).cloned().collect::<Vec<_>>());
-        (axis.name.clone(), said.map_or_else(sets, |name| name.as_str().map_or_else(|| name.to_string(), str::to_owned)))
-    };
-    let all = axes.iter().map(name).filter(|(_, name)| !name.is_empty());
-    (if names.is_empty() { Vec::new() } else { all.collect() }, set)
+    if names.is_empty() {
+        return (Vec::new(), set);
+    }
+    let said =
+        |(key, name): &(String, Value)| (key[NAME.len()..].to_owned(), name.as_str().map_or_else(|| name.to_string(), str::to_owned));
+    let words = |axis: &&Axis| shown(&set.iter().filter(|(key, _)| axis.sets(key)).cloned().collect::<Vec<_>>());
+    let nameless = axes.iter().filter(|axis| !axis.is_named()).map(|axis| (axis.name.clone(), words(&axis)));
+    (names.iter().map(said).chain(nameless.filter(|(_, words)| !words.is_empty())).collect(), set)
 }
 
 /// What a configuration's files and its caller say, as a file of its own.

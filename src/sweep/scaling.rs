@@ -4,12 +4,13 @@ use super::folder::SweepFolder;
 use super::launch::{as_planned, write_scripts};
 use super::local::Signals;
 use super::plan::said_file;
-use super::study::Shown;
+use super::shown::{Shown, write};
+use super::table::{Cell, Table};
 use crate::config::{Config, Loaded, steps_per_round};
 use crate::error::{Error, Result, STOPPED};
 use crate::files;
 use crate::layout::Layout;
-use crate::metrics::Summary;
+use crate::metrics::{Summary, mean_and_std, spread};
 use crate::report::{Series, lines};
 use std::fmt::Write;
 use std::fs::File;
@@ -24,6 +25,8 @@ pub struct RanksStudy {
     pub ranks: Vec<usize>,
     /// Threads of a rank.
     pub threads: usize,
+    /// Runs of each row, with seeds of their own.
+    pub seeds: u64,
 }
 
 /// How the work grows with the ranks.
@@ -35,7 +38,13 @@ enum Form {
     Weak,
 }
 
-/// One run.
+impl Form {
+    fn name(self) -> &'static str {
+        if self == Self::Strong { "strong" } else { "weak" }
+    }
+}
+
+/// One row of the table.
 struct Planned {
     form: Form,
     ranks: usize,
@@ -45,36 +54,40 @@ struct Planned {
     lr: f64,
 }
 
-impl Planned {
-    fn name(&self) -> String {
-        format!("{}-{}", if self.form == Form::Strong { "strong" } else { "weak" }, self.ranks)
-    }
-}
+/// A row, and its runs that are done.
+type Row = (Planned, Vec<Summary>);
 
 impl RanksStudy {
-    /// Runs what is not done yet, one after the other, and writes `study.md`, `.svg` and `.png`; `tell` gets the table after each run. A signal
+    /// Runs what is not done yet, one after the other, and writes `study.md`, `.svg`, `.png` and
+    /// `results.csv`; `tell` gets the table after each run. A signal
     /// makes the run of the moment save and stop: then there are no files to name.
     ///
     /// # Errors
     /// Ranks that do not divide the largest, a run that fails.
     pub fn run(&self, base: &Loaded, folder: &SweepFolder, tell: &mut dyn FnMut(&str)) -> Result<Option<Vec<PathBuf>>> {
-        let planned = self.planned(&base.config)?;
+        let mut rows: Vec<Row> = self.planned(&base.config)?.into_iter().map(|row| (row, Vec::new())).collect();
         files::create_folder(folder.path())?;
         write_scripts(folder)?;
         let config = folder.path().join("base.toml");
         files::write(&config, said_file(base, 1)?.as_bytes())?;
         let signals = Signals::listen()?;
-        let (mut done, mut written) = (Vec::new(), Vec::new());
-        for run in &planned {
-            let dir = folder.path().join(run.name());
-            // A run that is finished says so at once, or that it was another one.
-            if !self.launch(run, base, folder, &config, &dir, &signals)? {
-                return Ok(None);
+        let mut written = Vec::new();
+        for seed in base.config.seed..base.config.seed + self.seeds {
+            for index in 0..rows.len() {
+                let run = &rows[index].0;
+                let dir = folder.path().join(format!("{}-{}-seed-{seed}", run.form.name(), run.ranks));
+                // A run that is finished says so at once, or that it was another one.
+                if !self.launch(run, seed, base, &config, &dir, &signals)? {
+                    return Ok(None);
+                }
+                rows[index].1.push(Summary::read(&dir)?);
+                let shown = table(&rows, self.seeds);
+                tell(&shown.page);
+                written = write(folder, &shown)?;
+                let csv = folder.path().join("results.csv");
+                files::write(&csv, &results(&rows, base.config.seed).csv()?)?;
+                written.push(csv);
             }
-            done.push((run, Summary::read(&dir)?));
-            let shown = table(&done, planned.len());
-            tell(&shown.page);
-            written = super::study::write(folder, &shown)?;
         }
         Ok(Some(written))
     }
@@ -109,7 +122,8 @@ impl RanksStudy {
     }
 
     /// Whether it came to its end.
-    fn launch(&self, run: &Planned, base: &Loaded, folder: &SweepFolder, config: &Path, dir: &Path, signals: &Signals) -> Result<bool> {
+    fn launch(&self, run: &Planned, seed: u64, base: &Loaded, config: &Path, dir: &Path, signals: &Signals) -> Result<bool> {
+        let folder = SweepFolder::new(dir.parent().unwrap_or(Path::new(".")))?;
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", &e))?;
         let mut command = if run.ranks > 1 {
             let mut command = Command::new("bash");
@@ -124,12 +138,13 @@ impl RanksStudy {
             format!("distill.batch_size={}", run.batch),
             format!("replay.capacity={}", run.capacity),
             format!("student.lr={:?}", run.lr),
+            format!("seed={seed}"),
             // What is derived from the capacity would not be the same work.
             format!("distill.steps_per_round={}", steps_per_round(&base.config)),
         ] {
             command.args(["--set", &set]);
         }
-        let log = folder.path().join(format!("{}.log", run.name()));
+        let log = dir.with_extension("log");
         let open = || File::options().create(true).append(true).open(&log).map_err(|e| Error::io("write", &log, &e));
         command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
         as_planned(&mut command, self.threads);
@@ -142,41 +157,78 @@ impl RanksStudy {
         if asked || status.code() == Some(STOPPED) {
             return Ok(false);
         }
-        Err(Error::refused(format!("{} ended with {status}", run.name()))
+        Err(Error::refused(format!("{} ended with {status}", dir.display()))
             .with_hint(format!("{} says why; the same command goes on from there", log.display()))
             .after_start())
     }
 }
 
-fn table(done: &[(&Planned, Summary)], planned: usize) -> Shown {
-    let seconds = |summary: &Summary| summary.seconds.total - summary.seconds.evaluation;
-    let first = |form: Form| done.iter().filter(|(run, _)| run.form == form).min_by_key(|(run, _)| run.ranks);
-    let efficiency = |(run, summary): &(&Planned, Summary)| {
-        let (fewest, base) = first(run.form)?;
-        let ratio = seconds(base) / seconds(summary);
-        Some(if run.form == Form::Strong { ratio * fewest.ranks as f64 / run.ranks as f64 } else { ratio })
+fn seconds(summary: &Summary) -> f64 {
+    summary.seconds.total - summary.seconds.evaluation
+}
+
+/// Mean over a row's runs.
+fn mean(row: &Row, of: impl Fn(&Summary) -> f64) -> f64 {
+    mean_and_std(&row.1.iter().map(of).collect::<Vec<_>>()).0
+}
+
+/// Every run, a line each.
+fn results(rows: &[Row], first_seed: u64) -> Table {
+    let mut table = Table::default();
+    for (run, summaries) in rows {
+        for (seed, summary) in (first_seed..).zip(summaries) {
+            let whole = |n: usize| Some(Cell::Whole(n as i64));
+            let score = summary.student.scores.headline().map(|headline| Cell::Number(headline.value));
+            table.push([
+                ("scaling".to_owned(), Some(Cell::Text(run.form.name().into()))),
+                ("ranks".into(), whole(run.ranks)),
+                ("logical_ranks".into(), whole(run.logical_ranks)),
+                ("batch".into(), whole(run.batch)),
+                ("student.lr".into(), Some(Cell::Number(run.lr))),
+                ("seed".into(), whole(seed as usize)),
+                ("seconds".into(), Some(Cell::Number(seconds(summary)))),
+                ("seconds.communication".into(), Some(Cell::Number(summary.seconds.communication))),
+                ("bytes_sent".into(), whole(summary.bytes_sent as usize)),
+                ("score".into(), score),
+            ]);
+        }
+    }
+    table
+}
+
+fn table(rows: &[Row], seeds: u64) -> Shown {
+    let (done, planned) = (rows.iter().map(|(_, runs)| runs.len()).sum::<usize>(), rows.len() * seeds as usize);
+    let rows: Vec<&Row> = rows.iter().filter(|(_, runs)| !runs.is_empty()).collect();
+    let efficiency = |row: &Row| {
+        let fewest = rows.iter().filter(|(run, _)| run.form == row.0.form).min_by_key(|(run, _)| run.ranks)?;
+        let ratio = mean(fewest, seconds) / mean(row, seconds);
+        Some(if row.0.form == Form::Strong { ratio * fewest.0.ranks as f64 / row.0.ranks as f64 } else { ratio })
     };
+    let note = if done < planned { " Rows marked * are missing runs." } else { "" };
     let mut page = format!(
-        "# Scaling over ranks\n\n{} of {planned} runs done. Seconds of whole runs, evaluation left out; efficiency against the fewest ranks.\n\n\
+        "# Scaling over ranks\n\n{done} of {planned} runs done.{note} Seconds of whole runs, evaluation left out, mean ± sample standard deviation over seeds; \
+         efficiency of the means against the fewest ranks.\n\n\
          | scaling | ranks | M | batch | student.lr | seconds | efficiency | communication, % | MB sent by rank 0 | score |\n\
-         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
-        done.len()
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
     );
-    for entry in done {
-        let (run, summary) = entry;
+    for row in &rows {
+        let (run, summaries) = row;
+        let headlines: Vec<_> = summaries.iter().filter_map(|summary| summary.student.scores.headline()).collect();
+        let digits = if headlines.iter().any(|headline| headline.value == headline.share) { 4 } else { 2 };
         let _ = writeln!(
             page,
-            "| {} | {} | {} | {} | {} | {:.1} | {} | {:.2} | {:.1} | {} |",
-            if run.form == Form::Strong { "strong" } else { "weak" },
+            "| {}{} | {} | {} | {} | {} | {} | {} | {:.2} | {:.1} | {} |",
+            run.form.name(),
+            if (summaries.len() as u64) < seeds { "*" } else { "" },
             run.ranks,
             run.logical_ranks,
             run.batch,
             run.lr,
-            seconds(summary),
-            efficiency(entry).map_or("–".into(), |e| format!("{e:.3}")),
-            100.0 * summary.seconds.communication / seconds(summary),
-            summary.bytes_sent as f64 / 1e6,
-            summary.student.scores.headline().map_or("–".into(), |headline| headline.text()),
+            spread(&summaries.iter().map(seconds).collect::<Vec<_>>(), 1),
+            efficiency(row).map_or("–".into(), |e| format!("{e:.3}")),
+            100.0 * mean(row, |summary| summary.seconds.communication) / mean(row, seconds),
+            mean(row, |summary| summary.bytes_sent as f64) / 1e6,
+            spread(&headlines.iter().map(|headline| headline.value).collect::<Vec<_>>(), digits),
         );
     }
     page.push_str(
@@ -184,8 +236,8 @@ fn table(done: &[(&Planned, Summary)], planned: usize) -> Shown {
          batch (the linear rule of Goyal et al., 2017), which holds as long as the rate stays below where training breaks down: look at the score.\n",
     );
     let series = [Form::Strong, Form::Weak].map(|form| Series {
-        name: if form == Form::Strong { "strong" } else { "weak" }.into(),
-        points: done.iter().filter(|(run, _)| run.form == form).filter_map(|e| Some((e.0.ranks as f64, efficiency(e)?))).collect(),
+        name: form.name().into(),
+        points: rows.iter().filter(|row| row.0.form == form).filter_map(|row| Some((row.0.ranks as f64, efficiency(row)?))).collect(),
     });
-    Shown { page, svg: lines("ranks", "efficiency", &series), done: done.len(), open: planned - done.len() }
+    Shown { page, svg: lines("ranks", "efficiency", &series), done, open: planned - done }
 }

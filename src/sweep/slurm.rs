@@ -5,6 +5,7 @@ use super::launch::Request;
 use super::stand::{Stand, Trials};
 use crate::error::{Error, Result, STOPPED};
 use crate::files;
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -157,11 +158,18 @@ pub fn submit(request: &Request, really: bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether Slurm knows a job that is not over; `None` where there is no Slurm to ask.
-pub fn is_queued(job: &str) -> Option<bool> {
-    // An unknown number is an error to squeue, an empty list of names is not.
-    let all = ask("squeue", &["--noheader", "--array", "--me", "--format=%A"]).ok()?;
-    Some(all.lines().any(|line| line.trim() == job))
+/// Jobs that Slurm has and that are not over, asked for once and only if somebody wants to know.
+#[derive(Default)]
+pub struct Queue(OnceCell<Option<BTreeSet<String>>>);
+
+impl Queue {
+    /// Whether a job is among them; `None` where there is no Slurm to ask.
+    pub fn has(&self, job: &str) -> Option<bool> {
+        // Of all users: a colleague may have submitted the sweep.
+        let all =
+            || Some(ask("squeue", &["--noheader", "--array", "--format=%A"]).ok()?.lines().map(|line| line.trim().to_owned()).collect());
+        self.0.get_or_init(all).as_ref().map(|jobs| jobs.contains(job))
+    }
 }
 
 /// A path as one word of a shell, and of a line of options.

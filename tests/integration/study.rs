@@ -1,6 +1,6 @@
 //! Studies on runs of about a second.
 
-use crate::launch::{has_mpirun, small_fashion_mnist, ssdkd, tiny};
+use crate::launch::{has_mpirun, root, small_fashion_mnist, ssdkd, tiny};
 use std::path::{Path, PathBuf};
 
 /// `--config …` of a tiny run, and the folder of everything.
@@ -91,7 +91,9 @@ fn sizes_methods_and_a_published_row() {
     scene.study("scale", &["--seeds", "1", "--sizes", "20", "0.5"]);
     let names = |name: &str| column(&page(&dir), name);
     assert_eq!(names("synthetic data, % of the original"), ["20", "0.5"]);
-    assert_eq!(names("images"), ["12000", "300"]);
+    // What was never full says how much was made.
+    let made = names("images");
+    assert!(made[0].starts_with("12000 (") && made[0].ends_with(" made)"), "{made:?}");
     let variants = ["--variant", "Fast-1: method=fast_meta inversion.steps=1", "--variant", "method=ssd_kd student.lr=0.2"];
     let (_, dir) = scene.study("compare", &[&["--seeds", "1"][..], &variants].concat());
     let names = column(&page(&dir), "");
@@ -130,9 +132,24 @@ fn methods_by_pairs() {
         let cell = &column(scores, &pair)[usize::from(variant == "Fast-1")];
         assert_eq!(*cell, format!("{:.2}", 100.0 * at(&row, "report.student.top1").parse::<f64>().unwrap()), "{variant}, {pair}");
     }
-    // Every method by itself: those that train one generator take the one step that they have.
+    // Every method by itself, and a method's file beside a pair: images are made as published, whatever the base and the pair say.
     let (said, dir) = scene.study("compare", &["--seeds", "1", "--plan-only"]);
-    assert!(said.contains("11 runs planned") && std::fs::read_to_string(dir.join("plan.toml")).unwrap().contains("\"dfq\""), "{said}");
+    let planned = |dir: &Path| std::fs::read_to_string(dir.join("plan.toml")).unwrap();
+    let deepinv = planned(&dir).lines().find(|line| line.contains("method = \"deepinv\"")).unwrap().to_owned();
+    assert!(said.contains("11 runs planned") && deepinv.contains("\"inversion.steps\" = 1000"), "{said}{deepinv}");
+    let pair = format!(
+        "{} teacher.model=wrn16_2 dataset=fashion_mnist replay.capacity=5000",
+        root().join("configs/cifar10/wrn40_2-wrn16_1.toml").display()
+    );
+    let file = format!("CMI: {}", root().join("configs/methods/cmi.toml").display());
+    let (_, dir) =
+        scene.study("compare", &["--seeds", "1", "--plan-only", "--variant", &file, "--variant", "method=ssd_kd", "--pair", &pair]);
+    let weights: Vec<bool> = planned(&dir)
+        .lines()
+        .filter(|line| line.starts_with("set = "))
+        .map(|line| line.contains("\"inversion.adversarial_weight\" = 0.5"))
+        .collect();
+    assert_eq!(weights, [true, false], "{}", planned(&dir));
 }
 
 #[test]
@@ -149,7 +166,7 @@ fn what_no_study_can_run_is_refused_and_what_failed_is_named() {
     for (kind, more, said) in [
         ("scale", &["--sizes", "0"][..], "--sizes: 0 per cent"),
         ("scale", &["--set", "method=fast_meta"], "scale is a study of ssd_kd"),
-        ("compare", &["--variant", "fast"], "--variant: `fast` is no KEY=VALUE"),
+        ("compare", &["--variant", "fast"], "--variant: `fast` is neither KEY=VALUE nor a file"),
         ("compare", &["--pair", "teacher.model=wrn16_2", "--pair", "dataset=scenes13"], "--pair: pairs that are scored differently"),
         // A network that does not label what the data set labels: before any run.
         ("compare", &["--variant", "student.model=deeplabv3_mobilenet"], "student.model: deeplabv3_mobilenet labels pixels"),
@@ -178,13 +195,13 @@ fn a_study_of_ranks_stops_behind_a_checkpoint() {
     let dir = scene.folder.path().join("ranks");
     let command = |rounds: u64| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ssdkd"));
-        command.args(["study", "ranks", "--ranks", "1", "--dir"]).arg(&dir).args(&scene.base);
+        command.args(["study", "ranks", "--ranks", "1", "--seeds", "1", "--dir"]).arg(&dir).args(&scene.base);
         command.args(["--set", &format!("train.rounds={rounds}")]).stdout(std::process::Stdio::null());
         command
     };
     let mut running = command(100_000).spawn().unwrap();
     let began = std::time::Instant::now();
-    let run = dir.join("strong-1");
+    let run = dir.join("strong-1-seed-0");
     let steps = || ssdkd::run_folder::Status::read(&run).is_ok_and(|status| status.state == ssdkd::run_folder::State::Running);
     while !steps() {
         assert!(began.elapsed().as_secs() < 120, "the first run does not begin");
@@ -197,7 +214,7 @@ fn a_study_of_ranks_stops_behind_a_checkpoint() {
     // The run's own stop, and the way on.
     std::fs::remove_dir_all(&dir).unwrap();
     assert_eq!(command(2).env("SSDKD_FAULT_FOR_TESTS", "usr1 0 distillation 1").status().unwrap().code(), Some(75));
-    assert!(!dir.join("weak-1").exists());
+    assert!(!dir.join("weak-1-seed-0").exists());
     assert_eq!(command(2).status().unwrap().code(), Some(0));
     assert!(page(&dir).contains("2 of 2 runs done."));
 }
@@ -208,7 +225,7 @@ fn ranks_share_the_same_work_or_bring_their_own() {
         return;
     }
     let scene = Scene::new();
-    let (_, dir) = scene.study("ranks", &["--ranks", "1", "2"]);
+    let (_, dir) = scene.study("ranks", &["--ranks", "1", "2", "--seeds", "1"]);
     let table = page(&dir);
     assert_eq!(column(&table, "scaling"), ["strong", "strong", "weak", "weak"]);
     assert_eq!(
@@ -218,10 +235,19 @@ fn ranks_share_the_same_work_or_bring_their_own() {
     assert_eq!(column(&table, "efficiency")[0], "1.000");
     // The same run, cut into more parts.
     let sums = |name: &str| ssdkd(&["inspect", "--checksum", dir.join(name).to_str().unwrap()]).expect(0).stdout;
-    assert_eq!(sums("strong-1"), sums("strong-2"));
+    assert_eq!(sums("strong-1-seed-0"), sums("strong-2-seed-0"));
     // All done: nothing is run again.
-    let made = || dir.join("weak-2/report.json").metadata().unwrap().modified().unwrap();
+    let made = || dir.join("weak-2-seed-0/report.json").metadata().unwrap().modified().unwrap();
     let before = made();
-    scene.study("ranks", &["--ranks", "1", "2"]);
+    scene.study("ranks", &["--ranks", "1", "2", "--seeds", "1"]);
     assert_eq!(made(), before);
+    // A second seed: means of two, a line for every run, and a page about all of them.
+    scene.study("ranks", &["--ranks", "1", "2", "--seeds", "2"]);
+    assert!(column(&page(&dir), "seconds").iter().all(|cell| cell.contains('±')), "{}", page(&dir));
+    let csv = std::fs::read_to_string(dir.join("results.csv")).unwrap();
+    assert!(csv.lines().count() == 9 && csv.contains("weak,2,2,64,"), "{csv}");
+    let folder = dir.to_str().unwrap();
+    assert_eq!(ssdkd(&["study", "show", folder]).expect(0).stdout, page(&dir));
+    ssdkd(&["report", folder]).expect(0);
+    assert!(std::fs::read_to_string(dir.join("report.html")).unwrap().contains("weak-2-seed-1"));
 }

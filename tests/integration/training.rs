@@ -2,7 +2,7 @@
 
 use crate::fill::{fill, fill_f64};
 use crate::networks::filled;
-use ssdkd::config::{self, Config, ImageDtype, MethodName, ModelName};
+use ssdkd::config::{self, Config, ImageDtype, MetaRule, MethodName, ModelName};
 use ssdkd::data::{Facts, Fit, Normalise, View};
 use ssdkd::distill::{Criterion, Student, backward};
 use ssdkd::inversion::{Call, Contrast, Local, Networks, Settings, Share, SharedGenerator, Synthesis, invert};
@@ -147,12 +147,15 @@ fn a_synthesis_call_and_its_meta_step_are_pytorchs() {
 /// the shared generator takes.
 #[test]
 fn synthesis_calls_of_the_compared_methods_are_pytorchs() {
-    use MethodName::{Cmi, Dafl, Deepinv, Dfad, Dfq, Fast, Zskt};
+    use MetaRule::{Maml, Reptile};
+    use MethodName::{Cmi, Dafl, Deepinv, Dfad, Dfq, Fast, FastMeta, Zskt};
     let golden = Golden::read();
     let (pair, normalise) = (Pair::new(), Normalise::new(&facts(), Device::Cpu));
-    for (method, steps) in [(Fast, 2), (Dafl, 1), (Zskt, 1), (Dfad, 1), (Dfq, 1), (Deepinv, 3), (Cmi, 2)] {
+    let calls = [(Fast, 2), (Dafl, 1), (Zskt, 1), (Dfad, 1), (Dfq, 1), (Deepinv, 3), (Cmi, 2)].map(|(method, steps)| (method, steps, Maml));
+    for (method, steps, meta) in calls.into_iter().chain([(FastMeta, 2, Maml), (FastMeta, 2, Reptile)]) {
         let inversion = config::Inversion {
             steps,
+            meta,
             batch_size: 6,
             view_shift: 2,
             statistics_weight: 0.7,
@@ -168,7 +171,9 @@ fn synthesis_calls_of_the_compared_methods_are_pytorchs() {
             ..Default::default()
         };
         let of = Method::of(&Config { method, ..Default::default() });
-        let (settings, name) = (settings(method, inversion), of.name);
+        let form = if meta == Reptile { ".reptile" } else { ".maml" };
+        let name = if method == FastMeta { of.name.to_owned() + form } else { of.name.to_owned() };
+        let settings = settings(method, inversion);
         let mut generator = generator(&settings);
         let width: i64 = pair.student.blueprint().batch_norm_channels().iter().sum();
         let contrast = (method == Cmi).then(|| {

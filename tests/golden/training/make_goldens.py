@@ -400,11 +400,13 @@ def other_method(name, terms, steps, start, views, labels_are, kept, disagreemen
     if start == "trained on":
         moved_by = flat(working.parameters()) - flat(shared.parameters())
         OUT[f"{name}.shared"], OUT[f"{name}.generator"] = moved_by, flat(shared.parameters()) + moved_by / 2
-    elif start == "trained on fixed latents":
-        OUT[f"{name}.shared"] = total_gradient
+    elif start in ("trained on fixed latents", "maml", "reptile"):
+        # REPTILE goes against the way back, 67 times as far.
+        way, factor = (flat(working.parameters()) - flat(shared.parameters()), -67) if start == "reptile" else (total_gradient, 1)
+        OUT[f"{name}.shared"] = way
         outer, at = torch.optim.Adam(shared.parameters(), lr=lr_g * steps, betas=(0.5, 0.999)), 0
         for p in shared.parameters():
-            p.grad = (total_gradient[at : at + p.numel()] / 2).view(p.shape)
+            p.grad = (factor * way[at : at + p.numel()] / 2).view(p.shape)
             at += p.numel()
         outer.step()
         OUT[f"{name}.generator"] = flat(shared.parameters())
@@ -413,6 +415,8 @@ def other_method(name, terms, steps, start, views, labels_are, kept, disagreemen
 def other_methods():
     adversarial = ("statistics", "task", "adversarial")
     other_method("fast", adversarial, 2, "trained on", "shifted", "drawn", "best", "masked")
+    for meta in ("maml", "reptile"):
+        other_method(f"fast_meta.{meta}", adversarial, 2, meta, "shifted", "drawn", "best", "masked")
     one_step = (1, "trained on fixed latents", "plain", "pseudo", "nothing")
     other_method("dafl", ("task", "balance", "activation"), *one_step)
     other_method("zskt", ("adversarial",), *one_step, "plain")
