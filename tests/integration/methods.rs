@@ -66,6 +66,11 @@ fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
     let (own, again) = (dirs[0].join("report.html"), folder.path().join("again.html"));
     ssdkd(&["report", arguments[0], "--out", again.to_str().unwrap()]).expect(0);
     assert!(std::fs::read(own).unwrap() == std::fs::read(again).unwrap());
-    ssdkd(&["report", folder.path().to_str().unwrap()]).expect(2).says(&["report.json: no such file"]);
+    // A folder of runs is a page of all of them; one that holds none is refused.
+    ssdkd(&["report", folder.path().to_str().unwrap()]).expect(0);
+    let all = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(METHODS.iter().all(|(method, _)| all.contains(&format!("{method}-straight")) && all.contains(&format!("{method}-stopped"))));
+    let empty = tempfile::tempdir().unwrap();
+    ssdkd(&["report", empty.path().to_str().unwrap()]).expect(2).says(&["report.json: no such file"]);
     ssdkd(&["report", arguments[0], "--out", "/nowhere/page.html"]).expect(2).says(&["no such folder"]);
 }
