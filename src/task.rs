@@ -315,7 +315,13 @@ pub struct Headline {
 impl Headline {
     /// The value with its unit.
     pub fn text(&self) -> String {
-        if self.value == self.share { format!("{:.4}", self.value) } else { format!("{:.2} %", self.value) }
+        let (value, digits) = (self.value, self.digits());
+        if value == self.share { format!("{value:.digits$}") } else { format!("{value:.digits$} %") }
+    }
+
+    /// Digits behind the point that tell values apart: shares have four, per cents two.
+    pub fn digits(&self) -> usize {
+        if self.value == self.share { 4 } else { 2 }
     }
 }
 

@@ -19,7 +19,7 @@ pub use step::{Peaks, StepReport, StepSettings, StepTimes, Work, counts, steps};
 use ranks::filled;
 
 /// The middle one of some measurements.
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }

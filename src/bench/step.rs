@@ -29,6 +29,8 @@ const RANK: LogicalRank = LogicalRank(0);
 const STEPS: u64 = 2;
 /// Both contenders' turns. A result is the median turn.
 const TURNS: usize = 7;
+/// Turns of what a machine reaches at best: each takes a second on one core.
+const PEAK_TURNS: usize = 3;
 const TEMPERATURE: f64 = 20.0;
 /// Learning rate of the distillation steps: small, so that every turn does the same work on nearly the same numbers.
 pub(super) const LR: f64 = 1e-4;
@@ -384,7 +386,7 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
 fn peaks(dtype: Precision) -> Peaks {
     let rate = |gflop: f64, body: &dyn Fn() -> Tensor| {
         drop(body());
-        let turns = (0..3).map(|_| {
+        let turns = (0..PEAK_TURNS).map(|_| {
             let began = Instant::now();
             drop(body());
             gflop / began.elapsed().as_secs_f64()

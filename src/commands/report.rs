@@ -20,7 +20,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     };
     files::check_target(&out)?;
     let page = match args.dirs.as_slice() {
-        [dir] if is_run(dir) || !is_sweep(dir) && runs_below(dir)?.is_empty() => report::of_run(dir)?,
+        [dir] if !is_sweep(dir) && runs_below(dir)?.is_empty() => report::of_run(dir)?,
         dirs => {
             let mut all = Vec::new();
             for dir in dirs {
@@ -38,22 +38,21 @@ fn is_sweep(dir: &Path) -> bool {
     dir.join("plan.toml").exists()
 }
 
-fn is_run(dir: &Path) -> bool {
-    dir.join("report.json").exists()
-}
-
 /// Finished runs right below a folder, by name: what `study ranks` leaves, or what somebody has put together.
 fn runs_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).map_err(|e| Error::io("read", dir, &e))?;
-    let mut runs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| is_run(path)).collect();
+    let mut runs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.join("report.json").exists()).collect();
     runs.sort();
     Ok(runs)
 }
 
 fn in_folder(dir: &Path) -> Result<Vec<Group>> {
     if !is_sweep(dir) {
-        let within = if is_run(dir) { vec![dir.to_path_buf()] } else { runs_below(dir)? };
-        return Ok(within.into_iter().map(|run| Group { name: name(&run), runs: vec![run] }).collect());
+        let mut runs = runs_below(dir)?;
+        if runs.is_empty() {
+            runs.push(dir.to_path_buf());
+        }
+        return Ok(runs.into_iter().map(|run| Group { name: name(&run), runs: vec![run] }).collect());
     }
     let folder = SweepFolder::new(dir)?;
     Ok(groups(&folder, &Plan::read(&folder)?))

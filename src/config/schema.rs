@@ -95,13 +95,8 @@ impl MethodName {
     }
 
     /// Whether one generator is trained over the whole run, a step a round.
-    pub fn trains_one_generator(self) -> bool {
+    pub(super) fn trains_one_generator(self) -> bool {
         matches!(self, Self::Dafl | Self::Zskt | Self::Dfad | Self::Dfq)
-    }
-
-    /// Whether its images come from the student's disagreement alone, so that it has no warm-up.
-    pub fn has_no_warm_up(self) -> bool {
-        matches!(self, Self::Zskt | Self::Dfad)
     }
 
     /// As written in a configuration.

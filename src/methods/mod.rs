@@ -7,7 +7,7 @@ mod generative;
 mod real;
 mod ssd_kd;
 
-use crate::config::{self, Config, DrawRule, Job, MethodName, Replay};
+use crate::config::{self, Config, DrawRule, Inversion, Job, MethodName, Replay};
 use crate::distill::Criterion;
 use crate::error::{Error, Result};
 use crate::inversion::{Recipe, Term};
@@ -84,17 +84,22 @@ impl Method {
     fn check(&self, config: &Config) -> Result<()> {
         let Some(recipe) = self.recipe else { return Ok(()) };
         let name = self.name;
-        let counted: Vec<&Term> = recipe.terms.iter().filter(|term| term.weight(&config.inversion) != 0.0).collect();
-        if counted.is_empty() {
+        if recipe.terms.iter().all(|term| term.weight(&config.inversion) == 0.0) {
             return Err(Error::config("inversion", format!("no term of {name}'s loss has a weight: set one of the inversion.…_weight")));
         }
-        if config.train.warmup_rounds > 0 && counted.iter().all(|term| matches!(term, Term::Adversarial(_))) {
+        if config.train.warmup_rounds > 0 && self.only_disagrees(&config.inversion) {
             let rounds = config.train.warmup_rounds;
             let problem =
                 format!("{rounds}: {name} makes images by the student's disagreement alone, which joins after the warm-up; use 0");
             return Err(Error::config("train.warmup_rounds", problem));
         }
         Ok(())
+    }
+
+    /// Whether its images come from the student's disagreement alone, which joins after the warm-up, so that it can have none.
+    pub fn only_disagrees(&self, weights: &Inversion) -> bool {
+        let is_other = |term: &Term| term.weight(weights) != 0.0 && !matches!(term, Term::Adversarial(_));
+        self.recipe.is_some_and(|recipe| !recipe.terms.iter().any(is_other))
     }
 
     /// Weights file of the teacher, where one takes part.

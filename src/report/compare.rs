@@ -6,6 +6,7 @@ use crate::config::flat;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::metrics::{RoundRecord, Summary, TimingRecord, mean_and_std, read_table, spread};
+use crate::task::Headline;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -100,8 +101,8 @@ pub fn compare(title: &str, groups: &[Group]) -> Result<String> {
         let runs: Vec<Run> = group.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
         columns.push(Column { name: &group.name, planned: group.runs.len(), runs });
     }
-    let axes: BTreeSet<&str> =
-        columns.iter().flat_map(|c| &c.runs).filter_map(|run| Some(run.summary.student.scores.headline()?.axis)).collect();
+    let headlines: Vec<Headline> = columns.iter().flat_map(|c| &c.runs).filter_map(|run| run.summary.student.scores.headline()).collect();
+    let axes: BTreeSet<&str> = headlines.iter().map(|headline| headline.axis).collect();
     if axes.len() > 1 {
         let kinds = axes.into_iter().collect::<Vec<_>>().join(" and ");
         return Err(Error::refused(format!("{title}: {kinds} cannot be compared")).with_hint("make a page for each task"));
@@ -114,10 +115,12 @@ pub fn compare(title: &str, groups: &[Group]) -> Result<String> {
     }
     let shown = &finished[..finished.len().min(SHOWN)];
     let mut body = String::new();
-    table(&mut body, &columns);
+    // One for all, as was checked.
+    let (axis, digits) = headlines.first().map_or(("score", 2), |headline| (headline.axis, headline.digits()));
+    table(&mut body, &columns, axis, digits);
     let scores: Vec<(String, Vec<f64>)> = finished.iter().map(|column| (column.name.to_owned(), column.scores())).collect();
-    section(&mut body, "Scores", &[("Every run, and mean ± sample standard deviation", dots(axis_of(&finished), &scores))]);
-    curves(&mut body, shown, finished.len());
+    section(&mut body, "Scores", &[("Every run, and mean ± sample standard deviation", dots(axis, digits, &scores))]);
+    curves(&mut body, shown, finished.len(), axis);
     time(&mut body, shown);
     gallery(&mut body, shown)?;
     histograms(&mut body, shown);
@@ -125,14 +128,13 @@ pub fn compare(title: &str, groups: &[Group]) -> Result<String> {
     Ok(document(&escape(title), &body))
 }
 
-fn table(out: &mut String, columns: &[Column<'_>]) {
+fn table(out: &mut String, columns: &[Column<'_>], axis: &str, digits: usize) {
     let partial = columns.iter().any(|column| column.runs.len() < column.planned);
-    let score = columns.iter().find_map(|c| c.runs.first()?.summary.student.scores.headline()).map_or("score", |headline| headline.axis);
     let note = if partial { "; rows marked * are missing runs" } else { "" };
     let _ = write!(
         out,
         "<p>Mean ± sample standard deviation over runs; scores are those of the last evaluation{note}.</p><table><tr><th></th>\
-         <th>runs</th><th>{score}</th><th>teacher</th><th>minutes</th><th>images made</th><th>steps</th></tr>"
+         <th>runs</th><th>{axis}</th><th>teacher</th><th>minutes</th><th>images made</th><th>steps</th></tr>"
     );
     for column in columns {
         let (done, planned) = (column.runs.len(), column.planned);
@@ -142,7 +144,6 @@ fn table(out: &mut String, columns: &[Column<'_>]) {
             let _ = write!(out, "<td>–</td><td>–</td><td>–</td><td>–</td><td>–</td></tr>");
             continue;
         };
-        let digits = if first.summary.student.scores.headline().is_some_and(|headline| headline.value == headline.share) { 4 } else { 2 };
         let text = spread(&column.scores(), digits);
         let teacher = first.summary.teacher.as_ref().and_then(|teacher| teacher.scores.headline());
         let _ = write!(
@@ -157,13 +158,7 @@ fn table(out: &mut String, columns: &[Column<'_>]) {
     out.push_str("</table>");
 }
 
-/// What the runs are scored by.
-fn axis_of(columns: &[&Column<'_>]) -> &'static str {
-    columns.iter().find_map(|column| column.runs.first()?.summary.student.scores.headline()).map_or("", |headline| headline.axis)
-}
-
-fn curves(out: &mut String, shown: &[&Column<'_>], all: usize) {
-    let axis = axis_of(shown);
+fn curves(out: &mut String, shown: &[&Column<'_>], all: usize, axis: &str) {
     let accuracy = lines("minutes", axis, &shown.iter().map(|column| column.curve()).collect::<Vec<_>>());
     let over_rounds = |of: fn(&RoundRecord) -> Option<f64>| {
         let points = |column: &Column<'_>| {

@@ -109,8 +109,9 @@ fn legend(names: &[&str]) -> Vec<(i32, u32)> {
     places
 }
 
-/// A row for each name with a dot for every value, and their mean with a bar of one sample standard deviation to either side.
-pub fn dots(x_label: &str, rows: &[(String, Vec<f64>)]) -> String {
+/// A row for each name with a dot for every value, and their mean with a bar of one sample standard deviation to either side; written with
+/// `digits` behind the point.
+pub fn dots(x_label: &str, digits: usize, rows: &[(String, Vec<f64>)]) -> String {
     let rows: Vec<&(String, Vec<f64>)> = rows.iter().filter(|(_, values)| !values.is_empty()).collect();
     let all = || rows.iter().flat_map(|(_, values)| values.iter().copied());
     let (low, high) = all().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
@@ -118,8 +119,6 @@ pub fn dots(x_label: &str, rows: &[(String, Vec<f64>)]) -> String {
         return String::new();
     }
     let pad = if high > low { 0.1 * (high - low) } else { 0.5 };
-    // Shares have four, per cents two.
-    let digits = if high <= 1.0 { 4 } else { 2 };
     let names = rows.iter().map(|(name, _)| width(name)).max().unwrap_or(0).min(SIZE.0 as i32 / 2) + 16;
     let height = LINE + 8;
     to_svg((SIZE.0, 60 + height * rows.len() as u32), |area| {
@@ -268,9 +267,9 @@ mod tests {
 
     #[test]
     fn dots_show_every_value_and_their_spread() {
-        let svg = dots("top-1, %", &[("a".into(), vec![80.0, 82.0]), ("none yet".into(), vec![]), ("b".into(), vec![79.0])]);
+        let svg = dots("top-1, %", 2, &[("a".into(), vec![80.0, 82.0]), ("none yet".into(), vec![]), ("b".into(), vec![79.0])]);
         assert_eq!((svg.matches("<circle").count(), svg.contains("none yet")), (5, false));
         assert!(svg.contains("81.00 ± 1.41") && svg.contains(">\n79.00\n<"), "{svg}");
-        assert_eq!(dots("x", &[]), "");
+        assert_eq!(dots("x", 2, &[]), "");
     }
 }

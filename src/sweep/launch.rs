@@ -67,11 +67,8 @@ impl Request {
     /// The words that start a trial, up to round `until` or to its end.
     pub fn words(&self, trial: &Trial, until: Option<u64>) -> Vec<String> {
         let path = |path: PathBuf| path.display().to_string();
-        let mut words = Vec::new();
-        if self.ranks > 1 {
-            words.extend(["bash".into(), path(self.folder.launch().join("mpirun.sh")), self.ranks.to_string()]);
-        }
-        words.extend([path(self.program.clone()), self.plan.command.command().into(), "--config".into()]);
+        let mut words = starting(&self.folder, self.ranks, &self.program);
+        words.extend([self.plan.command.command().into(), "--config".into()]);
         words.push(path(self.folder.path().join(&self.plan.config)));
         words.extend(trial.sets().into_iter().flat_map(|set| ["--set".to_owned(), set]));
         words.extend(["--run-dir".into(), path(self.folder.trial(trial))]);
@@ -81,14 +78,7 @@ impl Request {
 
     /// Starts a trial on a slot; what it says goes to its log.
     pub(super) fn command(&self, trial: &Trial, until: Option<u64>, slot: &Slot) -> Result<Command> {
-        let words = self.words(trial, until);
-        let path = self.folder.trial(trial).join(LOG);
-        let log = || File::options().create(true).append(true).open(&path).map_err(|e| Error::io("write", &path, &e));
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).stdin(Stdio::null()).stdout(log()?).stderr(log()?);
-        // Signals of a terminal come to us alone; we pass on what lets a trial save.
-        command.process_group(0);
-        as_planned(&mut command, slot.threads);
+        let mut command = planned_run(&self.words(trial, until), &self.folder.trial(trial).join(LOG), slot.threads)?;
         if let Some(gpu) = &slot.gpu {
             command.env("CUDA_VISIBLE_DEVICES", gpu);
         }
@@ -101,12 +91,30 @@ impl Request {
     }
 }
 
-/// A plan is a function of its files; what runs it must be, too: no configuration from the environment, and the threads that were planned.
-pub(super) fn as_planned(command: &mut Command, threads: usize) {
+/// The words that start a program on some ranks: through the folder's own launch script where there are several.
+pub(super) fn starting(folder: &SweepFolder, ranks: usize, program: &Path) -> Vec<String> {
+    let path = |path: &Path| path.display().to_string();
+    let mut words = Vec::new();
+    if ranks > 1 {
+        words.extend(["bash".into(), path(&folder.launch().join("mpirun.sh")), ranks.to_string()]);
+    }
+    words.push(path(program));
+    words
+}
+
+/// A run by its words, in a process group of its own; what it says is added to a log.
+pub(super) fn planned_run(words: &[String], log: &Path, threads: usize) -> Result<Command> {
+    let open = || File::options().create(true).append(true).open(log).map_err(|e| Error::io("write", log, &e));
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(open()?).stderr(open()?);
+    // Signals of a terminal come to us alone; we pass on what lets a run save.
+    command.process_group(0);
+    // A plan is a function of its files; what runs it must be, too: no configuration from the environment, and the threads that were planned.
     std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with(PREFIX)).for_each(|name| {
         command.env_remove(name);
     });
     command.env("OMP_NUM_THREADS", threads.to_string()).env_remove("SSDKD_COLUMNS");
+    Ok(command)
 }
 
 /// Binds this process to cores. Allocates nothing.

@@ -72,23 +72,38 @@ impl Signals {
         Ok(Self { any, interrupt })
     }
 
-    /// Waits for a process in a group of its own. A signal asks it to save and stop, another interrupt kills it. Its end, and whether it was asked.
+    /// What is wanted of runs that were `asked` to stop before, or not: the first signal lets them save, another interrupt kills them.
+    fn wish(&self, asked: bool) -> Option<Wish> {
+        if !asked && self.any.load(Ordering::Relaxed) {
+            self.interrupt.store(false, Ordering::Relaxed);
+            return Some(Wish::Save);
+        }
+        (asked && self.interrupt.swap(false, Ordering::Relaxed)).then_some(Wish::Kill)
+    }
+
+    /// Waits for a process in a group of its own and passes on what is wanted of it. Its end, and whether it was asked to stop.
     pub(super) fn wait(&self, child: &mut Child) -> Result<(ExitStatus, bool)> {
         let mut asked = false;
         loop {
             if let Some(status) = child.try_wait().map_err(|e| Error::refused(format!("cannot wait for a run: {e}")))? {
                 return Ok((status, asked));
             }
-            if !asked && self.any.load(Ordering::Relaxed) {
+            if let Some(wish) = self.wish(asked) {
                 asked = true;
-                self.interrupt.store(false, Ordering::Relaxed);
-                send(child, libc::SIGUSR1);
-            } else if asked && self.interrupt.swap(false, Ordering::Relaxed) {
-                send(child, libc::SIGKILL);
+                send(child, wish);
             }
             std::thread::sleep(TICK);
         }
     }
+}
+
+/// What signals ask of runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// Save and stop.
+    Save,
+    /// End at once.
+    Kill,
 }
 
 /// Runs trials until none is left to be run, or `at_most` were begun; others may be doing the same. Trials that fail do not end it. At
@@ -102,7 +117,7 @@ pub fn run(request: &Request, slots: Vec<Slot>, at_most: Option<usize>) -> Resul
     let outcome = runner.work(&signals, at_most);
     if outcome.is_err() {
         // What is running must not be left without a runner.
-        runner.tell(libc::SIGUSR1);
+        runner.tell(Wish::Save);
         while !runner.jobs.is_empty() && runner.reap(true).is_ok() {
             std::thread::sleep(TICK);
         }
@@ -116,14 +131,13 @@ impl Runner<'_> {
     fn work(&mut self, signals: &Signals, at_most: Option<usize>) -> Result<()> {
         let mut look = true;
         loop {
-            if !self.tally.stopped && signals.any.load(Ordering::Relaxed) {
+            if let Some(wish) = signals.wish(self.tally.stopped) {
                 (self.tally.stopped, look) = (true, false);
-                signals.interrupt.store(false, Ordering::Relaxed);
-                eprintln!("{} running trials are asked to save and stop", self.jobs.len());
-                self.tell(libc::SIGUSR1);
-            } else if self.tally.stopped && signals.interrupt.swap(false, Ordering::Relaxed) {
-                eprintln!("killed: what was computed since the last checkpoints is lost");
-                self.tell(libc::SIGKILL);
+                match wish {
+                    Wish::Save => eprintln!("{} running trials are asked to save and stop", self.jobs.len()),
+                    Wish::Kill => eprintln!("killed: what was computed since the last checkpoints is lost"),
+                }
+                self.tell(wish);
             }
             // Only an end can make room, or make a rung's best known.
             look |= self.reap(self.tally.stopped)?;
@@ -185,8 +199,8 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn tell(&self, signal: i32) {
-        self.jobs.iter().for_each(|job| send(&job.child, signal));
+    fn tell(&self, wish: Wish) {
+        self.jobs.iter().for_each(|job| send(&job.child, wish));
     }
 
     /// Looks after trials that have ended. Whether any has.
@@ -233,10 +247,13 @@ impl Runner<'_> {
 }
 
 /// Signals a process that leads a group.
-fn send(child: &Child, signal: i32) {
+fn send(child: &Child, wish: Wish) {
     let process = child.id() as i32;
     // Only a kill goes to the whole group: mpirun passes the others on to its ranks.
-    let target = if signal == libc::SIGKILL { -process } else { process };
+    let (target, signal) = match wish {
+        Wish::Save => (process, libc::SIGUSR1),
+        Wish::Kill => (-process, libc::SIGKILL),
+    };
     // SAFETY: a signal to a process that we started and have not waited for.
     unsafe { libc::kill(target, signal) };
 }

@@ -7,7 +7,7 @@ use super::folder::SweepFolder;
 use super::halving::Goal;
 use super::keys::{get, put};
 use super::points::{Point, points};
-use crate::config::{self, Job, Loaded, is_path, load_with};
+use crate::config::{self, Config, Job, Loaded, is_path, load_with};
 use crate::error::{Error, Result};
 use crate::files;
 use serde::{Deserialize, Serialize};
@@ -175,8 +175,8 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     let near = |set: &[(String, Value)]| -> Point { set.iter().map(|(k, v)| (k.clone(), resolved(&file.path, k, v))).collect() };
     let set = near(&file.set);
     let base = load_with(&file.config, set.iter().cloned().collect(), "[set]")?;
-    let values = Table::try_from(&base.config).map_err(|e| Error::refused(e.to_string()))?;
-    let text = said(&base, &values, file.resources.ranks)?;
+    let values = table(&base.config)?;
+    let text = said_file(&base, file.resources.ranks)?;
     let known = |key: &str| get(&values, key).cloned();
     let found = points(&file.axes, file.strategy, file.trials, file.seed, &known)?;
     let seeds: Vec<u64> =
@@ -186,13 +186,13 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     let (mut trials, mut doubles, mut count) = (Vec::<Trial>::new(), 0, 0);
     let mut numbers = Numbers::known(folder)?;
     let mut seen = std::collections::BTreeSet::new();
-    let found: Vec<Point> = found.iter().map(|point| near(point)).collect();
+    let found: Vec<(Vec<(String, String)>, Point)> = found.iter().map(|point| named(&near(point), &file.axes)).collect();
     let mut all: Vec<(usize, usize)> = (0..found.len()).flat_map(|index| (0..seeds.len()).map(move |repeat| (index, repeat))).collect();
     if file.order == Order::Seeds {
         all.sort_by_key(|(_, repeat)| *repeat);
     }
     for (index, repeat) in all {
-        let (names, mut set) = named(&found[index], &file.axes);
+        let (names, mut set) = found[index].clone();
         let seed = i64::try_from(seeds[repeat]).map_err(|_| Error::config("seeds", format!("{} is too large", seeds[repeat])))?;
         set.push(("seed".into(), Value::Integer(seed)));
         count += 1;
@@ -241,29 +241,24 @@ fn named(point: &Point, axes: &[Axis]) -> (Vec<(String, String)>, Point) {
     (names.iter().map(said).chain(nameless.filter(|(_, words)| !words.is_empty())).collect(), set)
 }
 
-/// What a configuration's files and its caller say, as a file of its own.
-pub(super) fn said_file(base: &Loaded, ranks: usize) -> Result<String> {
-    said(base, &Table::try_from(&base.config).map_err(|e| Error::refused(e.to_string()))?, ranks)
+fn table(config: &Config) -> Result<Table> {
+    Table::try_from(config).map_err(|e| Error::refused(e.to_string()))
 }
 
 /// What a configuration's files and its caller say, key by key; paths are absolute.
 pub(super) fn said_values(base: &Loaded) -> Result<Point> {
-    Ok(said_in(base, &Table::try_from(&base.config).map_err(|e| Error::refused(e.to_string()))?))
-}
-
-fn said_in(base: &Loaded, values: &Table) -> Point {
-    let absolute = |key: &str, value: &Value| match value {
+    let values = table(&base.config)?;
+    let near = |key: &str, value: &Value| match value {
         Value::String(path) if is_path(key) => absolute(Path::new(path)),
         other => other.clone(),
     };
-    base.said().filter_map(|key| Some((key.to_owned(), absolute(key, get(values, key)?)))).collect()
+    Ok(base.said().filter_map(|key| Some((key.to_owned(), near(key, get(&values, key)?)))).collect())
 }
 
-/// The base configuration as a file of its own: what its files and the sweep say. What a method brings along is left to the trials, since
-/// each may have another.
-fn said(base: &Loaded, values: &Table, ranks: usize) -> Result<String> {
+/// The same as a file of its own. What a method brings along is left to the trials, since each may have another.
+pub(super) fn said_file(base: &Loaded, ranks: usize) -> Result<String> {
     let mut out = Table::new();
-    for (key, value) in said_in(base, values) {
+    for (key, value) in said_values(base)? {
         put(&mut out, &key, value);
     }
     if base.config.parallel.logical_ranks.is_none() {

@@ -1,7 +1,7 @@
 //! Strong and weak scaling of whole runs over ranks.
 
 use super::folder::SweepFolder;
-use super::launch::{as_planned, write_scripts};
+use super::launch::{planned_run, starting, write_scripts};
 use super::local::Signals;
 use super::plan::said_file;
 use super::shown::{Shown, write};
@@ -12,11 +12,12 @@ use crate::files;
 use crate::layout::Layout;
 use crate::metrics::{Summary, mean_and_std, spread};
 use crate::report::{Series, lines};
+use crate::task::Headline;
 use std::fmt::Write;
-use std::fs::File;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+
+/// The base configuration, in the study's folder.
+const BASE: &str = "base.toml";
 
 /// Runs of one configuration on several numbers of ranks.
 #[derive(Debug)]
@@ -58,9 +59,8 @@ struct Planned {
 type Row = (Planned, Vec<Summary>);
 
 impl RanksStudy {
-    /// Runs what is not done yet, one after the other, and writes `study.md`, `.svg`, `.png` and
-    /// `results.csv`; `tell` gets the table after each run. A signal
-    /// makes the run of the moment save and stop: then there are no files to name.
+    /// Runs what is not done yet, one after the other, and writes `study.md`, `.svg`, `.png` and `results.csv`; `tell` gets the table
+    /// after each run. A signal makes the run of the moment save and stop: then there are no files to name.
     ///
     /// # Errors
     /// Ranks that do not divide the largest, a run that fails.
@@ -68,19 +68,13 @@ impl RanksStudy {
         let mut rows: Vec<Row> = self.planned(&base.config)?.into_iter().map(|row| (row, Vec::new())).collect();
         files::create_folder(folder.path())?;
         write_scripts(folder)?;
-        let config = folder.path().join("base.toml");
-        files::write(&config, said_file(base, 1)?.as_bytes())?;
+        files::write(&folder.path().join(BASE), said_file(base, 1)?.as_bytes())?;
         let signals = Signals::listen()?;
         let mut written = Vec::new();
         for seed in base.config.seed..base.config.seed + self.seeds {
             for index in 0..rows.len() {
-                let run = &rows[index].0;
-                let dir = folder.path().join(format!("{}-{}-seed-{seed}", run.form.name(), run.ranks));
-                // A run that is finished says so at once, or that it was another one.
-                if !self.launch(run, seed, base, &config, &dir, &signals)? {
-                    return Ok(None);
-                }
-                rows[index].1.push(Summary::read(&dir)?);
+                let Some(summary) = self.launch(&rows[index].0, seed, base, folder, &signals)? else { return Ok(None) };
+                rows[index].1.push(summary);
                 let shown = table(&rows, self.seeds);
                 tell(&shown.page);
                 written = write(folder, &shown)?;
@@ -121,18 +115,14 @@ impl RanksStudy {
         Ok(counts.iter().map(strong).chain(counts.iter().map(weak)).collect())
     }
 
-    /// Whether it came to its end.
-    fn launch(&self, run: &Planned, seed: u64, base: &Loaded, config: &Path, dir: &Path, signals: &Signals) -> Result<bool> {
-        let folder = SweepFolder::new(dir.parent().unwrap_or(Path::new(".")))?;
+    /// What a run came to; none if it was stopped. One that is finished says so at once, or that it was another one.
+    fn launch(&self, run: &Planned, seed: u64, base: &Loaded, folder: &SweepFolder, signals: &Signals) -> Result<Option<Summary>> {
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", &e))?;
-        let mut command = if run.ranks > 1 {
-            let mut command = Command::new("bash");
-            command.arg(folder.launch().join("mpirun.sh")).arg(run.ranks.to_string()).arg(program);
-            command
-        } else {
-            Command::new(program)
-        };
-        command.arg("train").arg("--config").arg(config).arg("--run-dir").arg(dir);
+        let dir = folder.path().join(format!("{}-{}-seed-{seed}", run.form.name(), run.ranks));
+        let mut words = starting(folder, run.ranks, &program);
+        words.extend(["train", "--config"].map(str::to_owned));
+        words.push(folder.path().join(BASE).display().to_string());
+        words.extend(["--run-dir".into(), dir.display().to_string()]);
         for set in [
             format!("parallel.logical_ranks={}", run.logical_ranks),
             format!("distill.batch_size={}", run.batch),
@@ -142,20 +132,16 @@ impl RanksStudy {
             // What is derived from the capacity would not be the same work.
             format!("distill.steps_per_round={}", steps_per_round(&base.config)),
         ] {
-            command.args(["--set", &set]);
+            words.extend(["--set".into(), set]);
         }
         let log = dir.with_extension("log");
-        let open = || File::options().create(true).append(true).open(&log).map_err(|e| Error::io("write", &log, &e));
-        command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
-        as_planned(&mut command, self.threads);
-        // Signals of a terminal come to us alone.
-        let mut child = command.process_group(0).spawn().map_err(|e| Error::io("start", Path::new("mpirun"), &e))?;
+        let mut child = planned_run(&words, &log, self.threads)?.spawn().map_err(|e| Error::io("start", Path::new(&words[0]), &e))?;
         let (status, asked) = signals.wait(&mut child)?;
         if status.success() {
-            return Ok(true);
+            return Summary::read(&dir).map(Some);
         }
         if asked || status.code() == Some(STOPPED) {
-            return Ok(false);
+            return Ok(None);
         }
         Err(Error::refused(format!("{} ended with {status}", dir.display()))
             .with_hint(format!("{} says why; the same command goes on from there", log.display()))
@@ -214,7 +200,7 @@ fn table(rows: &[Row], seeds: u64) -> Shown {
     for row in &rows {
         let (run, summaries) = row;
         let headlines: Vec<_> = summaries.iter().filter_map(|summary| summary.student.scores.headline()).collect();
-        let digits = if headlines.iter().any(|headline| headline.value == headline.share) { 4 } else { 2 };
+        let digits = headlines.first().map_or(2, Headline::digits);
         let _ = writeln!(
             page,
             "| {}{} | {} | {} | {} | {} | {} | {} | {:.2} | {:.1} | {} |",

@@ -73,7 +73,7 @@ pub struct Shown {
 /// # Errors
 /// A folder that no study has planned; a damaged report.
 pub fn show(folder: &SweepFolder, plan: &Plan) -> Result<Shown> {
-    let Some(kind) = Kind::of(folder) else {
+    let Some(kind) = Kind::of(folder, plan) else {
         return Err(Error::file(folder.path(), "is no study's folder").with_hint("`ssdkd sweep collect DIR` shows what a sweep came to"));
     };
     let (points, failed) = found(folder, plan)?;
@@ -142,7 +142,7 @@ fn ablation(rows: &[Row], unit: &str) -> (String, String) {
         let against = row.mean().zip(all).map_or("–".into(), |(mean, all)| format!("{:+.2}", mean - all));
         let _ = writeln!(table, "| {a} | {b} | {c} | {} | {against} | {} |", row.score(), row.time());
     }
-    (table, dots(unit, &rows.iter().map(Row::dots).collect::<Vec<_>>()))
+    (table, dots(unit, 2, &rows.iter().map(Row::dots).collect::<Vec<_>>()))
 }
 
 /// Variants below each other, the best first; where there are pairs, a column for each, in the order in which they were given.
@@ -161,7 +161,7 @@ fn compare(rows: &mut [Row], unit: &str) -> (String, String) {
     } else {
         format!("{}\nMinutes of a run:\n\n{}", crossed(rows, &pairs, unit, Row::score), crossed(rows, &pairs, "", Row::time))
     };
-    (table, dots(unit, &rows.iter().map(Row::dots).collect::<Vec<_>>()))
+    (table, dots(unit, 2, &rows.iter().map(Row::dots).collect::<Vec<_>>()))
 }
 
 /// Variants × pairs.
@@ -209,7 +209,7 @@ fn reproduce(config: &Config, rows: &[Row], unit: &str) -> (String, String) {
     }
     let drawn = rows.iter().map(|row| (config.method.name().to_owned(), row.scores.clone()));
     let printed = figure.map(|figure| ("published".to_owned(), vec![figure.top1]));
-    (table, dots(unit, &drawn.chain(printed).collect::<Vec<_>>()))
+    (table, dots(unit, 2, &drawn.chain(printed).collect::<Vec<_>>()))
 }
 
 #[cfg(test)]

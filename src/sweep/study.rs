@@ -1,10 +1,11 @@
 //! Studies: sweeps whose axes are known beforehand, with tables laid out as publications have them.
 
 use super::folder::SweepFolder;
-use super::plan::{said_file, said_values};
+use super::plan::{Plan, said_file, said_values};
 use crate::config::{Config, DatasetName, Difficulty, Diversity, Loaded, MethodName, is_path, literal, load_with, method_values};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::methods::Method;
 use crate::task::Task;
 use std::path::{Path, PathBuf};
 use toml::Value;
@@ -16,7 +17,7 @@ pub enum Kind {
     Scale,
     /// Diversity factor, difficulty factor and priority sampling, each on and off: eight rows.
     Ablation,
-    /// Methods side by side, each with its published values where the configuration says nothing.
+    /// Methods side by side, on one pair of networks or several.
     Compare,
     /// One row of the published tables: how far from the printed figure it ends.
     Reproduce,
@@ -39,13 +40,11 @@ impl Kind {
         }
     }
 
-    /// Of a folder that a study has planned: its sweep file says so in its first line.
-    pub(super) fn of(folder: &SweepFolder) -> Option<Self> {
-        let is = |kind: &Self| {
-            let text = std::fs::read_to_string(folder.path().join(format!("{}.toml", kind.name())));
-            text.is_ok_and(|text| text.starts_with(&kind.mark()))
-        };
-        Self::ALL.into_iter().find(is)
+    /// Of a sweep that a study has planned: the sweep file in its folder says so in its first line.
+    pub(super) fn of(folder: &SweepFolder, plan: &Plan) -> Option<Self> {
+        let file = Path::new(plan.file.file_name()?);
+        let text = std::fs::read_to_string(folder.path().join(file)).ok()?;
+        Self::ALL.into_iter().find(|kind| file.file_stem().is_some_and(|stem| stem == kind.name()) && text.starts_with(&kind.mark()))
     }
 
     fn mark(self) -> String {
@@ -218,8 +217,9 @@ fn ablations(base: &Config) -> Result<Vec<Choice>> {
 /// A method that makes its images as published; how long it trains, and with what rates, is left to the base configuration.
 fn published_method(method: MethodName) -> Choice {
     let mut sets = vec![("method".to_owned(), Value::from(method.name()))];
+    let config = Config { method, ..Config::default() };
     sets.extend(method_values(method.name()).into_iter().filter(|(key, _)| key.starts_with("inversion.") || key.starts_with("generator.")));
-    if method.has_no_warm_up() {
+    if Method::of(&config).only_disagrees(&config.inversion) {
         sets.push(("train.warmup_rounds".into(), 0.into()));
     }
     Choice { name: method.name().into(), sets }

@@ -1,5 +1,6 @@
 //! `cargo bench --bench convolution`: 3×3 convolutions of stride 1 as the networks compute them, beside libtorch's own, in turns.
 
+use ssdkd::bench::median;
 use ssdkd::nn::{Conv2d, ConvInit, ConvShape, Scope, State};
 use ssdkd::rng::Purpose;
 use std::time::Instant;
@@ -16,9 +17,9 @@ fn milliseconds(body: impl Fn() -> Tensor) -> f64 {
     1e3 * began.elapsed().as_secs_f64()
 }
 
-fn median(mut turns: Vec<f64>) -> f64 {
-    turns.sort_by(f64::total_cmp);
-    turns[turns.len() / 2]
+/// In the networks' memory layout.
+fn channels_last(x_bchw: &Tensor) -> Tensor {
+    x_bchw.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
 fn main() {
@@ -27,8 +28,8 @@ fn main() {
         let scope = Scope::default();
         let layer = Conv2d::declare(scope.child("conv"), ConvShape::three(channels, channels), false, ConvInit::Default);
         let state = State::initialised(&scope.blueprint(), 1, Purpose::StudentInit, Device::Cpu);
-        let weight_oihw = state.parameters().view([channels, channels, 3, 3]).contiguous_channels_last();
-        let x_bchw = Tensor::randn([IMAGES, channels, side, side], (Kind::Float, Device::Cpu)).contiguous_channels_last();
+        let weight_oihw = channels_last(&state.parameters().view([channels, channels, 3, 3]));
+        let x_bchw = channels_last(&Tensor::randn([IMAGES, channels, side, side], (Kind::Float, Device::Cpu)));
         let ours = || layer.forward(&state, &x_bchw);
         let libtorchs = || x_bchw.conv2d::<&Tensor>(&weight_oihw, None, 1, 1, 1, 1);
         let apart = f64::try_from((ours() - libtorchs()).abs().max()).expect("a number");
@@ -38,16 +39,5 @@ fn main() {
             "{channels:3} channels, {side:2}²: {ours:6.2} ms, libtorch {libtorchs:6.2} ms, {:.2} ×, at most {apart:.0e} apart",
             libtorchs / ours
         );
-    }
-}
-
-/// Memory layout of the networks.
-trait ChannelsLast {
-    fn contiguous_channels_last(&self) -> Tensor;
-}
-
-impl ChannelsLast for Tensor {
-    fn contiguous_channels_last(&self) -> Tensor {
-        self.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
     }
 }

@@ -120,12 +120,10 @@ fn the_published_pair_ends_the_same_on_one_rank_and_on_two() {
     weights::write(&at("resnet50.safetensors"), &state.state_dict(), &[]).unwrap();
     let weights = format!("teacher.weights={}", at("resnet50.safetensors").display());
     let sets = [
-        "dataset=scenes13",
-        "data.train_scenes=4",
+        "data.scene_size=128",
         "data.test_scenes=2",
         "teacher.model=deeplabv3_resnet50",
         &weights,
-        "student.model=deeplabv3_mobilenet",
         "generator.filters=8",
         "inversion.batch_size=2",
         "inversion.steps=1",
@@ -137,15 +135,10 @@ fn the_published_pair_ends_the_same_on_one_rank_and_on_two() {
         "train.warmup_rounds=1",
         "train.eval_every_rounds=3",
         "train.picture_every_rounds=0",
-        "eval.batch_size=2",
-        "parallel.logical_ranks=2",
-        "parallel.threads=1",
     ];
     let mut sums = Vec::new();
     for (ranks, name) in [(1, "one"), (2, "two")] {
-        let mut words = vec!["train".to_owned(), "--run-dir".into(), at(name).display().to_string()];
-        words.extend(sets.iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()]));
-        ssdkd_on(ranks, &words).expect(0);
+        ssdkd_on(ranks, &words("train", &at(name), &sets)).expect(0);
         let report = json(&at(name).join("report.json"));
         assert_eq!((report["student_steps"].as_u64(), report["samples_synthesised"].as_u64()), (Some(2), Some(12)), "{report}");
         sums.push(ssdkd(&["inspect", "--checksum", at(name).to_str().unwrap()]).expect(0).stdout);

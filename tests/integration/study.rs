@@ -94,6 +94,11 @@ fn sizes_methods_and_a_published_row() {
     // What was never full says how much was made.
     let made = names("images");
     assert!(made[0].starts_with("12000 (") && made[0].ends_with(" made)"), "{made:?}");
+    // The folder shows the study that was planned in it last.
+    let mut words: Vec<String> = ["study", "ablation", "--plan-only", "--dir", dir.to_str().unwrap()].map(str::to_owned).to_vec();
+    words.extend(scene.base.iter().cloned());
+    ssdkd(&words).expect(0);
+    assert!(ssdkd(&["study", "show", dir.to_str().unwrap()]).expect(0).stdout.contains("| diversity factor |"));
     let variants = ["--variant", "Fast-1: method=fast_meta inversion.steps=1", "--variant", "method=ssd_kd student.lr=0.2"];
     let (_, dir) = scene.study("compare", &[&["--seeds", "1"][..], &variants].concat());
     let names = column(&page(&dir), "");

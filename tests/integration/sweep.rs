@@ -178,6 +178,7 @@ fn trials_that_fail_do_not_stop_a_sweep_and_results_are_those_of_the_reports() {
     assert!(out.stdout.contains("0 done, 0 rungs reached, 0 failed"), "{}", out.stdout);
     assert_eq!(std::fs::metadata(scene.trial(1).join("report.json")).unwrap().modified().unwrap(), kept);
 
+    scene.sweep("collect", &["--metric", "student.lss"]).expect(2).says(&["no report has `student.lss`", "student.loss"]);
     let page = scene.sweep("collect", &["--metric", "student.loss"]).expect(0).stdout;
     assert_eq!(page, std::fs::read_to_string(scene.dir().join("results.md")).unwrap());
     let losses = |a: usize, b: usize| [a, b].map(|n| report(&scene.trial(n), "/student/loss"));
