@@ -114,7 +114,7 @@ pub fn arrays(request: &Request, open: usize, queued: usize, largest: usize, nam
 }
 
 /// Submits what is open and not in the queue yet, or prints it. Slurm is asked three things, once each: its MaxArraySize, what of this
-/// sweep is pending, and to take the arrays.
+/// sweep it has, and to take the arrays.
 pub fn submit(request: &Request, really: bool) -> Result<()> {
     let name = job_name(request);
     let plan = &request.plan;
@@ -129,16 +129,16 @@ pub fn submit(request: &Request, really: bool) -> Result<()> {
         _ => next,
     };
     let largest = ask("scontrol", &["show", "config"]).ok().and_then(|text| max_array_size(&text));
-    let pending = ask("squeue", &["--noheader", "--array", "--states=PENDING", "--me", "--format=%j"]);
+    let jobs = ask("squeue", &["--noheader", "--array", "--me", "--format=%t %F %j"]);
     if really {
-        pending.clone()?;
+        jobs.clone()?;
     }
-    let queued = pending.map_or(0, |text| queued_trials(&text, &name));
+    let Queued { trials: queued, last } = jobs.map_or(Queued::default(), |text| Queued::read(&text, &name));
     let arrays = arrays(request, open, queued, largest.unwrap_or(1001), &name);
     if arrays.is_empty() {
         println!("nothing to submit: {open} trials are open, tasks for {queued} are in the queue");
     }
-    let mut before: Option<String> = None;
+    let mut before = last.map(|job| job.to_string());
     for array in &arrays {
         if !really {
             print!("{}", array.text());
@@ -185,9 +185,30 @@ fn job_name(request: &Request) -> String {
     format!("sweep-{}-{}", request.folder.name(), &files::sha256(path.as_bytes())[..8])
 }
 
-/// Trials that the pending tasks of a sweep will take, from the names of pending jobs.
-fn queued_trials(names: &str, name: &str) -> usize {
-    names.lines().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix("-x")?.parse::<usize>().ok()).sum()
+/// What Slurm has of a sweep.
+#[derive(Debug, Default, PartialEq)]
+struct Queued {
+    /// Trials that its pending tasks will take.
+    trials: usize,
+    /// The last array of those that are not over.
+    last: Option<u64>,
+}
+
+impl Queued {
+    /// From a line for each task: its state, its array, its name.
+    fn read(tasks: &str, name: &str) -> Self {
+        let mut queued = Self::default();
+        for task in tasks.lines() {
+            let mut words = task.split_whitespace();
+            let (Some(state), Some(array), Some(job)) = (words.next(), words.next(), words.next()) else { continue };
+            let Some(packed) = job.strip_prefix(name).and_then(|rest| rest.strip_prefix("-x")?.parse::<usize>().ok()) else { continue };
+            queued.last = queued.last.max(array.parse().ok());
+            if state == "PD" {
+                queued.trials += packed;
+            }
+        }
+        queued
+    }
 }
 
 fn max_array_size(config: &str) -> Option<usize> {
@@ -305,7 +326,10 @@ mod tests {
     #[test]
     fn answers_of_slurm_are_read() {
         assert_eq!(max_array_size("Foo = 1\nMaxArraySize            = 1001\nBar = 2"), Some(1001));
-        assert_eq!(queued_trials("s-x4\ns-x4 \nssdkd\ns-x1\nother-x9\n", "s"), 9);
+        let tasks = "PD 7 s-x4\nPD 7 s-x4 \nR 9 ssdkd\nPD 8 s-x1\nPD 12 other-x9\nR 6 s-x4\n";
+        assert_eq!(Queued::read(tasks, "s"), Queued { trials: 9, last: Some(8) });
+        assert_eq!(Queued::read("R 6 s-x4\n", "s"), Queued { trials: 0, last: Some(6) });
+        assert_eq!(Queued::read("PD 12 other-x9\n", "s"), Queued::default());
         assert_eq!(shell(Path::new("/it's here")), "'/it'\\''s here'");
     }
 }

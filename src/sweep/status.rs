@@ -137,3 +137,37 @@ fn time(seconds: f64) -> String {
         _ => format!("{} h {:02} min", minutes / 60, minutes % 60),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::claim::Claim;
+    use super::super::stand::{Ended, Outcome};
+    use super::*;
+
+    /// 1,000 s a round so far; what has failed or waits at a rung is not waited for.
+    #[test]
+    fn the_time_left_follows_from_the_rounds_so_far() {
+        let folder = tempfile::tempdir().unwrap();
+        let claim = Claim::take(folder.path()).unwrap().unwrap();
+        let trial =
+            Trial { number: 1, hash: "h".into(), point: 1, repeat: 1, rounds: 12, logical_ranks: 1, names: Vec::new(), set: Vec::new() };
+        let after = |seconds: f64| {
+            Some(Outcome { ended: Ended::Stopped, code: None, reason: None, launches: 1, seconds, rungs: Vec::new(), at: 0 })
+        };
+        let mut pace = Pace::default();
+        let mut count = |stand, outcome, round| pace.count(&Standing { stand, outcome }, &trial, round);
+        count(Stand::Done, after(12_000.0), 12);
+        count(Stand::Planned, None, 0);
+        count(Stand::Failed("why".into()), after(4000.0), 4);
+        count(Stand::Paused, after(4000.0), 4);
+        count(Stand::Stopped, after(2000.0), 2);
+        assert_eq!(pace.seconds_left(), None, "nothing runs");
+        pace.count(&Standing { stand: Stand::Running(claim.clone()), outcome: after(3000.0) }, &trial, 3);
+        let wanted = 1000.0 * f64::from(12 + 10 + 9);
+        let left = pace.seconds_left().unwrap();
+        assert!((left - wanted).abs() < 0.01 * wanted, "{left}");
+        pace.count(&Standing { stand: Stand::Running(claim), outcome: after(3000.0) }, &trial, 3);
+        let wanted = 1000.0 * f64::from(12 + 10 + 9 + 9) / 2.0;
+        assert!((pace.seconds_left().unwrap() - wanted).abs() < 0.01 * wanted, "two at a time");
+    }
+}

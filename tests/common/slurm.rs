@@ -273,6 +273,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
+MaxArraySize=3
 NodeName={host} NodeAddr=127.0.0.1 CPUs=16 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 "

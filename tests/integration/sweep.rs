@@ -572,6 +572,35 @@ fn a_job_array_runs_a_sweep() {
     assert_eq!(checksums(&scene.trial(1)).unwrap().to_vec(), scene.undisturbed(1, 0, &["student.lr=0.1"]));
 }
 
+/// The site's limit (3 here) cuts the sweep in two; a throttle holds over both, and over what is submitted while one of them runs.
+#[test]
+fn arrays_of_a_throttled_sweep_follow_each_other() {
+    let Some(cluster) = cluster() else { return };
+    let scene = Scene::planned("---\n[axes]\nstudent.lr = [0.1, 0.2, 0.3, 0.4]\n[resources]\nthreads = 1\nthrottle = 3\n");
+    let dir = scene.dir().display().to_string();
+    let submit = || {
+        let said = cluster.slurm.call(env!("CARGO_BIN_EXE_ssdkd"), &["sweep", "submit", &dir]).expect(0).stdout;
+        let array =
+            |line: &str| Some(line.strip_prefix("job ")?.split_once(": ").map(|(id, rest)| (id.to_owned(), rest[..7].to_owned())).unwrap());
+        said.lines().filter_map(array).collect::<Vec<_>>()
+    };
+    let waits_for = |id: &str| cluster.slurm.job(&format!("{id}_0"), &scene.dir().join(format!("jobs/{id}_0.log"))).field("Dependency");
+    let arrays = submit();
+    assert_eq!(arrays.iter().map(|(_, tasks)| tasks.as_str()).collect::<Vec<_>>(), ["3 tasks", "1 tasks"]);
+    let (first, second) = (&arrays[0].0, &arrays[1].0);
+    let frozen = [1, 2, 3].map(|number| Frozen::at_first_checkpoint(&scene.trial(number)));
+    assert!(waits_for(second).starts_with(&format!("afterany:{first}")), "{}", waits_for(second));
+    cluster.slurm.call("scancel", &[second]).expect(0);
+    let again = submit();
+    assert_eq!(again.len(), 1);
+    assert!(waits_for(&again[0].0).starts_with(&format!("afterany:{first}")), "{}", waits_for(&again[0].0));
+    assert!(!scene.trial(4).exists());
+    drop(frozen);
+    let last = cluster.slurm.job(&format!("{}_0", again[0].0), &scene.dir().join(format!("jobs/{}_0.log", again[0].0)));
+    assert_eq!(last.ends(), "COMPLETED", "{}", last.log());
+    assert_eq!(scene.count("done"), 4);
+}
+
 /// A job that Slurm has lost leaves a claim; Slurm is asked once, and the trial is free.
 #[test]
 fn a_claim_of_a_job_that_is_gone_is_freed() {
