@@ -3,10 +3,10 @@
 use super::guard::{Guard, Verdict};
 use crate::checkpoint::{Contents, Loaded, Position};
 use crate::config::{Config, Job, Plan};
-use crate::data::{self, Examples, Facts, Normalise, Split};
+use crate::data::{self, Facts, Normalise};
 use crate::distill::{Student, learning_rate};
 use crate::error::Result;
-use crate::eval::{self, Score};
+use crate::eval::{self, Score, Source, Test};
 use crate::inversion::{
     self, Batch, Before, COLUMNS, Call, Contrast, Local, Networks, Samples, Settings, SharedGenerator, Synthesis, Term,
 };
@@ -44,8 +44,8 @@ pub struct Run {
     pub locals: PerRank<Local>,
     /// Where rows come from.
     pub memory: Memory,
-    /// The test split.
-    pub test: Examples,
+    /// What the student is scored by.
+    pub test: Test,
     /// How far the run is.
     pub cursor: Cursor,
     /// Non-finite policy.
@@ -202,7 +202,7 @@ impl Run {
             locals,
             sums: PerRank::build(world.hosted(), |_| RoundSums::new(device)),
             normalise: Normalise::new(&facts, device),
-            test: data::open(config.dataset, &config.data, Split::Test)?,
+            test: Test::of(&config)?,
             guard: Guard::new(config.train.max_nonfinite_steps),
             cursor: Cursor::default(),
             moved: Moved::default(),
@@ -416,9 +416,10 @@ impl Run {
         Ok(())
     }
 
-    /// Score of the student on the test split. A collective.
-    pub fn evaluate_student(&self, world: &World) -> Result<Score> {
-        eval::evaluate(world, self.student.frozen(), &self.normalise, &self.test, self.config.eval.batch_size)
+    /// Score of the student on the test split, or against the teacher. A collective.
+    pub fn evaluate_student(&self, world: &World) -> Result<Option<Score>> {
+        let source = self.generator.as_ref().zip(self.teacher.as_ref()).map(|(generator, teacher)| Source { generator, teacher });
+        eval::evaluate(world, self.student.frozen(), &self.normalise, &self.test, source)
     }
 
     /// Closes the round: sums of all logical ranks in their order, and a score when one is due. A collective.
@@ -437,7 +438,7 @@ impl Run {
         let round = self.cursor.round;
         let last = round + 1 == self.config.train.rounds;
         let due = self.past_warmup() && (last || (round + 1).is_multiple_of(self.config.train.eval_every_rounds));
-        let score = if due { Some(self.evaluate_student(world)?) } else { None };
+        let score = if due { self.evaluate_student(world)? } else { None };
         let record = RoundRecord {
             round,
             student_step: self.cursor.student_steps,

@@ -246,7 +246,7 @@ fn predict_names_the_pictures_of_a_folder() {
         .lines()
         .skip(1)
         .enumerate()
-        .filter(|(i, line)| line.split(',').nth(1) == Some(facts.class_names[labels[8 + i] as usize]))
+        .filter(|(i, line)| line.split(',').nth(1) == Some(facts.class_names[labels[8 + i] as usize].as_str()))
         .count();
     assert_eq!(text.lines().next(), Some("file,class,confidence"));
     assert!(right >= 16, "{right} of 20:\n{text}");
