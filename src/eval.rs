@@ -161,7 +161,8 @@ mod tests {
     /// Counted by hand on one process, and by all ranks together: the same bits on 1, 2 and 4 of them. A network agrees with itself.
     #[test]
     fn agreement_on_fresh_images_is_counted_right_and_the_same_on_any_number_of_ranks() {
-        let (normalise, test) = (Normalise::new(&facts(DatasetName::Mnist), Device::Cpu), Test::Fresh { images: IMAGES, batch: BATCH, seed: 9 });
+        let (normalise, test) =
+            (Normalise::new(&facts(DatasetName::Mnist), Device::Cpu), Test::Fresh { images: IMAGES, batch: BATCH, seed: 9 });
         let score = |of: u64, ranks: usize| {
             let all = on_each_rank(4, ranks, |world| {
                 let (teacher, student, generator) = (network(1), network(of), generator());

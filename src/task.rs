@@ -81,7 +81,11 @@ impl Task {
 
     /// What a table of per cents calls a score that a plan names; the name itself where no task has it.
     pub fn unit(metric: &str) -> &str {
-        [Self::Images, Self::Pixels, Self::Nothing].into_iter().map(Self::score).find(|(name, _)| *name == metric).map_or(metric, |(_, unit)| unit)
+        [Self::Images, Self::Pixels, Self::Nothing]
+            .into_iter()
+            .map(Self::score)
+            .find(|(name, _)| *name == metric)
+            .map_or(metric, |(_, unit)| unit)
     }
 
     /// What a network labels.
@@ -125,8 +129,8 @@ impl Task {
             return Ok(());
         }
         let legal: Vec<&str> = ModelName::ALL.into_iter().filter(|m| Self::of_model(*m) == wanted).map(ModelName::name).collect();
-        let (model, dataset) = (model.name(), dataset.name());
         let has = if Self::of(dataset) == wanted { "has labels of" } else { "is for networks that label" };
+        let (model, dataset) = (model.name(), dataset.name());
         let text = format!("{model} labels {}, {dataset} {has} {}: use {}", found.name(), wanted.name(), legal.join(", "));
         Err(Error::config(key, text))
     }

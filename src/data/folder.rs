@@ -29,7 +29,9 @@ impl Folder {
     fn of(&self, split: Split) -> PathBuf {
         match split {
             Split::Train => self.dir.join("train"),
-            Split::Test => ["test", "val"].map(|name| self.dir.join(name)).into_iter().find(|path| path.is_dir()).unwrap_or(self.dir.join("test")),
+            Split::Test => {
+                ["test", "val"].map(|name| self.dir.join(name)).into_iter().find(|path| path.is_dir()).unwrap_or(self.dir.join("test"))
+            }
         }
     }
 
@@ -147,6 +149,9 @@ impl DatasetSource for Folder {
         let (least, most) = (counts().min().unwrap_or(0), counts().max().unwrap_or(0));
         let (first, last) = (&classes[0].0, &classes[classes.len() - 1].0);
         let k = classes.len();
-        Ok(format!("{} pictures of {w0} to {w1} × {h0} to {h1}; {k} classes, {first} to {last}, {least} to {most} pictures each", sizes.len()))
+        Ok(format!(
+            "{} pictures of {w0} to {w1} × {h0} to {h1}; {k} classes, {first} to {last}, {least} to {most} pictures each",
+            sizes.len()
+        ))
     }
 }

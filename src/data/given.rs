@@ -36,7 +36,8 @@ pub fn complete(config: &mut Config) -> Result<()> {
     }
     fill(&mut data.classes, said.classes);
     let missing = [("data.size", data.size == 0), ("data.mean", data.mean.is_empty()), ("data.classes", data.classes == 0)];
-    let problem = || format!("is not set: dataset = \"{}\" has none of its own, and no weights file of the teacher says it", dataset.name());
+    let problem =
+        || format!("is not set: dataset = \"{}\" has none of its own, and no weights file of the teacher says it", dataset.name());
     let findings: Vec<Finding> = missing.iter().filter(|(_, missing)| *missing).map(|(key, _)| Finding::new(*key, problem())).collect();
     if findings.is_empty() { check_channels(data.mean.len(), data.channels) } else { Err(Error::Config(findings)) }
 }

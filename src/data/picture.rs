@@ -33,8 +33,8 @@ pub fn read_picture(path: &Path, facts: &Facts) -> Result<(Tensor, (usize, usize
 pub(super) fn read_all(paths: &[PathBuf], facts: &Facts) -> Result<Tensor> {
     let ([h, w], c, n) = (facts.size, facts.channels, paths.len());
     let image_bytes = (c * h * w) as usize;
-    // Beside them the same once more, on their way into a tensor.
-    room_for("data.dir", &format!("{n} pictures of {w}×{h}"), 2.0 * (n * image_bytes) as f64, Device::Cpu)?;
+    // On their way into a tensor they are there three times.
+    room_for("data.dir", &format!("{n} pictures of {w}×{h}"), 3.0 * (n * image_bytes) as f64, Device::Cpu)?;
     let read = |path: &PathBuf| {
         let Fitted { pixels, own, channels, .. } = fitted(path, facts)?;
         if facts.fit == Fit::Exact && (own.0 as i64, own.1 as i64) != (w, h) {
@@ -49,7 +49,8 @@ pub(super) fn read_all(paths: &[PathBuf], facts: &Facts) -> Result<Tensor> {
         let join = |reader: std::thread::ScopedJoinHandle<'_, _>| reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         readers.into_iter().map(join).collect::<Result<Vec<_>>>()
     })?;
-    let pixels = parts.concat().concat();
+    let mut pixels = Vec::with_capacity(n * image_bytes);
+    parts.into_iter().flatten().for_each(|image| pixels.extend(image));
     Ok(Tensor::from_slice(&pixels).view([n as i64, h, w, c]).permute([0, 3, 1, 2]).contiguous())
 }
 

@@ -82,7 +82,8 @@ impl TinyImagenet {
             let (Some(name), Some(wnid)) = (words.next().filter(|name| is_file_name(name)), words.next()) else {
                 return Err(wrong("a file name, a tabulator and a wnid expected".into()));
             };
-            let label = classes.get(wnid.trim()).ok_or_else(|| wrong(format!("`{}` is none of the classes of {CLASSES_FILE}", wnid.trim())))?;
+            let label =
+                classes.get(wnid.trim()).ok_or_else(|| wrong(format!("`{}` is none of the classes of {CLASSES_FILE}", wnid.trim())))?;
             all.push((folder.join("images").join(name), *label));
         }
         if all.is_empty() || (all.len() != VALIDATION && !self.partial) {
@@ -121,7 +122,8 @@ impl DatasetSource for TinyImagenet {
     fn class_names(&self) -> Result<Vec<String>> {
         let words = text(&self.root().join("words.txt")).unwrap_or_default();
         let named: BTreeMap<&str, &str> = words.lines().filter_map(|line| line.split_once('\t')).collect();
-        let name = |wnid: String| named.get(wnid.as_str()).and_then(|names| names.split(',').next()).map_or(wnid.clone(), |n| n.trim().to_owned());
+        let name =
+            |wnid: String| named.get(wnid.as_str()).and_then(|names| names.split(',').next()).map_or(wnid.clone(), |n| n.trim().to_owned());
         Ok(self.classes()?.into_keys().map(name).collect())
     }
 }

@@ -61,7 +61,7 @@ pub struct RoundRecord {
 impl RoundRecord {
     /// The same with the score of an evaluation.
     pub fn evaluated(self, scores: &Scores, loss: Option<f64>) -> Self {
-        fn joined<T: ToString>(all: &Vec<T>) -> String {
+        fn joined<T: ToString>(all: &[T]) -> String {
             all.iter().map(T::to_string).collect::<Vec<_>>().join(" ")
         }
         Self {
@@ -69,11 +69,11 @@ impl RoundRecord {
             student_top5: scores.top5,
             student_miou: scores.miou,
             student_pixel_accuracy: scores.pixel_accuracy,
-            student_class_iou: scores.class_iou.as_ref().map(joined),
+            student_class_iou: scores.class_iou.as_deref().map(joined),
             student_loss: loss,
             student_agreement: scores.agreement,
             student_divergence: scores.divergence,
-            student_confidence_counts: scores.confidence_counts.as_ref().map(joined),
+            student_confidence_counts: scores.confidence_counts.as_deref().map(joined),
             ..self
         }
     }

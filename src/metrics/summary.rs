@@ -167,7 +167,8 @@ mod tests {
     #[test]
     fn a_loss_that_is_not_finite_reads_back() {
         let scores = Scores { top1: Some(0.1), top5: Some(0.5), ..Scores::default() };
-        let score = NetworkScore { model: "m".into(), scores, loss: Some(f64::NAN), best: Best { top1_best: Some(0.2), ..Best::default() } };
+        let score =
+            NetworkScore { model: "m".into(), scores, loss: Some(f64::NAN), best: Best { top1_best: Some(0.2), ..Best::default() } };
         let text = serde_json::to_string(&score).unwrap();
         assert_eq!(serde_json::from_str::<NetworkScore>(&text).unwrap(), NetworkScore { loss: None, ..score.clone() });
         // One level, as programs read it.

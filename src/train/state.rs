@@ -2,7 +2,7 @@
 
 use super::guard::{Guard, Verdict};
 use crate::checkpoint::{Contents, Loaded, Position};
-use crate::config::{Config, Job, Plan};
+use crate::config::{Config, Job, Plan, Precision};
 use crate::data::{self, Facts, Normalise};
 use crate::distill::{Student, learning_rate};
 use crate::error::Result;
@@ -15,7 +15,7 @@ use crate::losses::StatisticsAverage;
 use crate::methods::{self, Method};
 use crate::metrics::RoundRecord;
 use crate::models::{self, Shape};
-use crate::nn::{Entries, State, Stateful, check_precision};
+use crate::nn::{Entries, State, Stateful, check_precision, layer_values, room_for};
 use crate::parallel::{PerRank, World};
 use crate::replay::{Draw, Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::{Key, Purpose};
@@ -173,6 +173,9 @@ impl Run {
             models::load_backbone(&*network, &state, path)?;
         }
         let mut student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
+        if let (Some(teacher), Some(_)) = (&teacher, method.recipe) {
+            room_for_inversion(&config, &facts, teacher, world)?;
+        }
         let memory = match (real, method.memory) {
             (Some(data), _) => Memory::Real(data),
             (None, methods::Memory::Fresh) => Memory::Fresh,
@@ -460,6 +463,16 @@ impl Run {
             None => record,
         })
     }
+}
+
+/// Refuses images too large or too many for the inner loop: the backward pass needs at least one value for each that the teacher's
+/// layers give.
+fn room_for_inversion(config: &Config, facts: &Facts, teacher: &Teacher, world: &World) -> Result<()> {
+    let ([h, w], images) = (facts.size, config.inversion.batch_size);
+    let values = layer_values(|| drop(teacher.head_shape(facts.channels, facts.size))) as f64;
+    let bytes = values * images as f64 * if config.train.precision == Precision::Bf16 { 2.0 } else { 4.0 };
+    let what = format!("the layers of {} for {images} images of {w}×{h}", config.teacher.model.name());
+    room_for("inversion.batch_size", &what, bytes * world.local().ranks as f64, world.device())
 }
 
 /// What inversion keeps of one logical rank, empty.

@@ -80,8 +80,9 @@ fn without_data_a_run_tells_the_agreement_and_the_same_on_any_number_of_ranks() 
     ssdkd(&["eval", "--run-dir", &at("one")]).expect(2).says(&["dataset: none: there are no images with labels"]);
 
     // The events have it under the name of the table.
-    let events = std::fs::read_dir(folder.path().join("one")).unwrap().map(|e| e.unwrap().path());
-    let events = events.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("events.out")).next().unwrap();
+    let events = std::fs::read_dir(folder.path().join("one")).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+    let is_events = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("events.out");
+    let events = events.into_iter().find(is_events).unwrap();
     let events = std::fs::read(events).unwrap();
     assert!(events.windows(17).any(|part| part == b"student_agreement"));
 }
@@ -93,7 +94,8 @@ fn methods_without_a_buffer_do_without_data() {
     let (run, teacher) = (folder.path().join("run"), root().join("configs/fashion_mnist/teacher.safetensors"));
     let teacher = format!("teacher.weights={}", teacher.display());
     // What the weights file says of itself is enough: no data.* at all.
-    let more = ["dataset=none", "method=dfad", "teacher.model=wrn16_2", "student.model=wrn16_1", "inversion.steps=1", "train.warmup_rounds=0"];
+    let more =
+        ["dataset=none", "method=dfad", "teacher.model=wrn16_2", "student.model=wrn16_1", "inversion.steps=1", "train.warmup_rounds=0"];
     let sets = [&SHORT[..], &more, &[&teacher, "eval.fresh_images=20"]].concat();
     ssdkd(&words(&["train", "--run-dir", run.to_str().unwrap()], &sets)).expect(0);
     let report = json(&run.join("report.json"));
@@ -216,7 +218,8 @@ fn tiny_imagenet(root: &Path) {
     std::fs::write(root.join("words.txt"), "n01443537\tgoldfish, Carassius auratus\nn02124075\tEgyptian cat\nn1\tentity\n").unwrap();
     save(&root.join("val/images/val_0.JPEG"), 64, 200);
     save(&root.join("val/images/val_1.JPEG"), 64, 50);
-    std::fs::write(root.join("val/val_annotations.txt"), "val_0.JPEG\tn02124075\t0\t32\t44\t62\nval_1.JPEG\tn01443537\t1\t2\t3\t4\n").unwrap();
+    std::fs::write(root.join("val/val_annotations.txt"), "val_0.JPEG\tn02124075\t0\t32\t44\t62\nval_1.JPEG\tn01443537\t1\t2\t3\t4\n")
+        .unwrap();
 }
 
 #[test]

@@ -263,7 +263,8 @@ fn arithmetic_is_counted_as_the_published_networks_need_it() {
     assert_eq!(count(&|| generator.forward(&state, &input(&[1, 256]), &mut Pass::eval())), 117_112_832);
     // The same network for larger images differs in its first layer only.
     for (side, parameters) in [(64, 8_644_931), (128, 33_909_059)] {
-        let generator = Generator::new(GeneratorShape { latent: 256, filters: 64, size: [side, side], channels: 3, large: false, stages: 2 });
+        let generator =
+            Generator::new(GeneratorShape { latent: 256, filters: 64, size: [side, side], channels: 3, large: false, stages: 2 });
         assert_eq!(generator.blueprint().parameter_count(), parameters);
     }
 }

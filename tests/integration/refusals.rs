@@ -206,7 +206,12 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             "replay.capacity: 100 slots over 2 logical ranks cannot hold the 64 images each makes a round",
             "at least 128",
         ),
-        sets("training on data where there is none", &["dataset=none", "method=kd"], "dataset: none: kd trains on images with labels", NO_DATA),
+        sets(
+            "training on data where there is none",
+            &["dataset=none", "method=kd"],
+            "dataset: none: kd trains on images with labels",
+            NO_DATA,
+        ),
         sets("agreement without a trained generator", &["dataset=none", "method=cmi"], "dataset: none: cmi keeps no generator", NO_DATA),
         command(
             "teaching without data",
@@ -220,6 +225,12 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             &["dataset=folder", "data.size=32", "data.mean=[0.5]", "data.std=[0.5]", &set("data.dir", "no-pictures")],
             "no-pictures: holds neither train/ nor test/ nor val/",
             "the pictures of class NAME belong into train/NAME/ and test/NAME/ (or val/NAME/)",
+        ),
+        sets(
+            "images for whose layers there is no memory",
+            &["inversion.batch_size=100000000", "replay.capacity=200000000"],
+            "inversion.batch_size: the layers of wrn16_2 for 100000000 images of 32×32 need ",
+            "GB of memory, ",
         ),
         sets(
             "size that cannot be halved so often",
