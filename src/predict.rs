@@ -1,7 +1,7 @@
 //! A network applied to files: tensors, or pictures in a folder.
 
 use crate::config::{DatasetName, ModelName};
-use crate::data::{self, Normalise, read_picture, to_unit, write_labels};
+use crate::data::{self, Facts, Normalise, read_picture, to_unit, write_labels};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::losses::predicted_and_confidence;
@@ -17,8 +17,8 @@ pub const MAX_CLASSES: i64 = 1_000_000;
 
 /// Images per forward pass, at most.
 const BATCH: i64 = 128;
-/// Pixels per forward pass, as long as it is one image or more.
-const PIXELS: i64 = BATCH * 32 * 32;
+/// Pixels per forward pass, as long as it is one image or more: a few hundred megabytes in the widest network.
+const PIXELS: i64 = 1 << 17;
 
 /// Images of `[…, h, w]` per forward pass.
 fn batch_of(size: &[i64]) -> i64 {
@@ -39,6 +39,19 @@ impl Network<'_> {
     fn load(&self, channels: i64) -> Result<Teacher> {
         let classes = self.classes.map_or_else(|| self.own_classes(), Ok)?;
         Teacher::load(self.model, self.weights, Shape { channels, classes }, Device::Cpu)
+    }
+
+    /// How it takes pictures: as the data set has them, or as the weights file says where a data set's name says nothing.
+    fn facts(&self, dataset: DatasetName) -> Result<Facts> {
+        let facts = data::facts(dataset);
+        if facts.is_known() {
+            return Ok(facts);
+        }
+        let metadata = weights::read(self.weights)?.metadata;
+        Facts::of_metadata(|key| metadata.get(key).map(String::as_str)).ok_or_else(|| {
+            let problem = format!("does not say of what size and normalisation its images are, nor does `{}`", dataset.name());
+            Error::file(self.weights, problem).with_hint("name a data set of that size and normalisation with --dataset")
+        })
     }
 
     fn own_classes(&self) -> Result<i64> {
@@ -86,7 +99,7 @@ pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
 /// A folder without pictures, or a file that is none, or is smaller than the network takes.
 pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &Path) -> Result<()> {
     Task::check(dataset, "--model", network.model)?;
-    let facts = data::facts(dataset);
+    let facts = network.facts(dataset)?;
     let teacher = network.load(facts.channels)?;
     let least = teacher.parts().0.least_size();
     let normalise = Normalise::new(&facts, Device::Cpu);
@@ -107,7 +120,7 @@ pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &P
             for ((name, _, own), said) in alike.iter().zip(task::predictions(&predicted, &confidence)) {
                 match said {
                     Prediction::Category(class, confidence) => {
-                        let class = facts.class_names.get(class as usize).map_or_else(|| class.to_string(), |name| (*name).to_owned());
+                        let class = facts.class_names.get(class as usize).map_or_else(|| class.to_string(), String::clone);
                         rows.push([name.clone(), class, format!("{confidence:.4}")]);
                     }
                     Prediction::Map(labels_hw) => {

@@ -52,6 +52,8 @@ pub enum Purpose {
     Crop = 21,
     /// Made scenes; the step is the scene's number and its split.
     Scene = 22,
+    /// Latent vectors of images on which student and teacher are compared; the step is the batch.
+    Agreement = 23,
     /// Points of a random sweep; the step is the point, the index the axis.
     SweepPoint = 32,
 }

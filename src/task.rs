@@ -1,4 +1,5 @@
-//! What differs between classifying images and labelling pixels, in one place: nothing outside this file asks which it is.
+//! What differs between classifying images, labelling pixels and having no labels at all, in one place: nothing outside this file
+//! asks which it is.
 //!
 //! Logits are `[b, k]` or `[b, k, h, w]`; targets, predictions and confidences are `[b]` or `[b, h, w]`.
 
@@ -49,6 +50,8 @@ pub enum Task {
     Images,
     /// Pixels.
     Pixels,
+    /// Nothing: there is no data. Networks label images, and the student is held against the teacher.
+    Nothing,
 }
 
 impl Task {
@@ -56,7 +59,9 @@ impl Task {
     pub fn of(dataset: DatasetName) -> Self {
         match dataset {
             DatasetName::Cifar10 | DatasetName::Cifar100 | DatasetName::FashionMnist | DatasetName::Mnist => Self::Images,
+            DatasetName::Svhn | DatasetName::TinyImagenet | DatasetName::Folder => Self::Images,
             DatasetName::Nyuv2 | DatasetName::Scenes13 => Self::Pixels,
+            DatasetName::None => Self::Nothing,
         }
     }
 
@@ -65,12 +70,22 @@ impl Task {
         match self {
             Self::Images => ("student.top1", "top-1, %"),
             Self::Pixels => ("student.miou", "mIoU, %"),
+            Self::Nothing => ("student.agreement", "agreement, %"),
         }
+    }
+
+    /// Whether images with labels exist, to train on and to score by.
+    pub fn has_data(self) -> bool {
+        self != Self::Nothing
     }
 
     /// What a table of per cents calls a score that a plan names; the name itself where no task has it.
     pub fn unit(metric: &str) -> &str {
-        [Self::Images, Self::Pixels].into_iter().map(Self::score).find(|(name, _)| *name == metric).map_or(metric, |(_, unit)| unit)
+        [Self::Images, Self::Pixels, Self::Nothing]
+            .into_iter()
+            .map(Self::score)
+            .find(|(name, _)| *name == metric)
+            .map_or(metric, |(_, unit)| unit)
     }
 
     /// What a network labels.
@@ -86,7 +101,7 @@ impl Task {
     pub fn pictured(self, rows: Vec<Vec<Option<Tensor>>>, look: impl Fn(&Tensor) -> Vec<Tensor>) -> Vec<Vec<Option<Tensor>>> {
         let with_maps = |image: Tensor| std::iter::once(image.shallow_clone()).chain(look(&image)).map(Some).collect::<Vec<_>>();
         match self {
-            Self::Images => rows,
+            Self::Images | Self::Nothing => rows,
             Self::Pixels => rows.into_iter().map(|row| row.into_iter().flatten().take(2).flat_map(with_maps).collect()).collect(),
         }
     }
@@ -95,7 +110,13 @@ impl Task {
         match self {
             Self::Images => "images",
             Self::Pixels => "pixels",
+            Self::Nothing => "nothing",
         }
+    }
+
+    /// What networks for a data set label.
+    fn of_networks(self) -> Self {
+        if self == Self::Nothing { Self::Images } else { self }
     }
 
     /// Refuses a network, named by `key`, that does not label what the data set labels.
@@ -103,13 +124,14 @@ impl Task {
     /// # Errors
     /// [`Error::Config`] with the networks that do.
     pub fn check(dataset: DatasetName, key: &str, model: ModelName) -> Result<()> {
-        let (wanted, found) = (Self::of(dataset), Self::of_model(model));
+        let (wanted, found) = (Self::of(dataset).of_networks(), Self::of_model(model));
         if wanted == found {
             return Ok(());
         }
         let legal: Vec<&str> = ModelName::ALL.into_iter().filter(|m| Self::of_model(*m) == wanted).map(ModelName::name).collect();
+        let has = if Self::of(dataset) == wanted { "has labels of" } else { "is for networks that label" };
         let (model, dataset) = (model.name(), dataset.name());
-        let text = format!("{model} labels {}, {dataset} has labels of {}: use {}", found.name(), wanted.name(), legal.join(", "));
+        let text = format!("{model} labels {}, {dataset} {has} {}: use {}", found.name(), wanted.name(), legal.join(", "));
         Err(Error::config(key, text))
     }
 }
@@ -131,6 +153,14 @@ pub fn targets(labels: &Tensor) -> Tensor {
 /// Labels of images that were moved: those of pixels move along, those of images stay.
 pub fn moved(labels: Tensor, way: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
     if labels.dim() == 1 { labels } else { way(&labels) }
+}
+
+/// What is expected of a network's logits on a batch.
+pub enum Expected {
+    /// Labels as losses take them, i64: those of [`targets`].
+    Labels(Tensor),
+    /// To be those of another network.
+    Logits(Tensor),
 }
 
 /// What a network says of one image.
@@ -171,11 +201,41 @@ pub enum Counts {
         /// Labelled pixels by label (row) and predicted category (column), k×k.
         confusion: Vec<u64>,
     },
+    /// Of images without labels that two networks have seen.
+    Agreement {
+        /// Images.
+        images: u64,
+        /// Images in which both see the same category.
+        same: u64,
+        /// Images by the other network's confidence, in [`CONFIDENCE_BINS`] equal parts of 0..1.
+        confidence: Vec<u64>,
+    },
 }
 
+/// Bars of a histogram of confidences.
+pub const CONFIDENCE_BINS: usize = 20;
+
 impl Counts {
-    /// Of one batch. Labels are i64, [`IGNORED`] where there is none.
-    pub fn of(logits: &Tensor, labels: &Tensor) -> Self {
+    /// Of one batch and what is expected of it.
+    pub fn of(logits: &Tensor, expected: &Expected) -> Self {
+        match expected {
+            Expected::Labels(labels) => Self::of_labels(logits, labels),
+            Expected::Logits(others) => Self::of_two(logits, others),
+        }
+    }
+
+    fn of_two(logits: &Tensor, others: &Tensor) -> Self {
+        let (confidence, category) = others.softmax(1, Kind::Float).max_dim(1, false);
+        let same = logits.argmax(1, false).eq_tensor(&category).sum(Kind::Int64).int64_value(&[]) as u64;
+        let mut counts = vec![0; CONFIDENCE_BINS];
+        for value in Vec::<f32>::try_from(confidence.flatten(0, -1)).unwrap_or_default() {
+            counts[((value * CONFIDENCE_BINS as f32) as usize).min(CONFIDENCE_BINS - 1)] += 1;
+        }
+        Self::Agreement { images: category.numel() as u64, same, confidence: counts }
+    }
+
+    /// Labels are i64, [`IGNORED`] where there is none.
+    fn of_labels(logits: &Tensor, labels: &Tensor) -> Self {
         let classes = logits.size()[1];
         if labels.dim() == 1 {
             let (_, best) = logits.topk(classes.min(5), 1, true, true);
@@ -196,7 +256,7 @@ impl Counts {
     pub fn images(&self) -> u64 {
         match self {
             Self::Images { total, .. } => *total,
-            Self::Pixels { images, .. } => *images,
+            Self::Pixels { images, .. } | Self::Agreement { images, .. } => *images,
         }
     }
 
@@ -205,6 +265,7 @@ impl Counts {
         match self {
             Self::Images { total, first, fifth } => vec![0, *total, *first, *fifth],
             Self::Pixels { images, pixels, confusion } => [&[1, *images, *pixels][..], confusion].concat(),
+            Self::Agreement { images, same, confidence } => [&[2, *images, *same][..], confidence].concat(),
         }
     }
 
@@ -213,11 +274,12 @@ impl Counts {
         match *words {
             [0, total, first, fifth] => Some(Self::Images { total, first, fifth }),
             [1, images, pixels, ref confusion @ ..] => Some(Self::Pixels { images, pixels, confusion: confusion.to_vec() }),
+            [2, images, same, ref confidence @ ..] => Some(Self::Agreement { images, same, confidence: confidence.to_vec() }),
             _ => None,
         }
     }
 
-    /// Of two parts of a test split.
+    /// Of two parts of what was scored.
     pub fn plus(self, other: Self) -> Self {
         let sum: Vec<u64> = self.words().iter().zip(other.words()).map(|(a, b)| a + b).collect();
         // Their first word says what they are of.
@@ -231,6 +293,11 @@ impl Counts {
                 let share = |n: &u64| Some(*n as f64 / (*total).max(1) as f64);
                 Scores { top1: share(first), top5: share(fifth), ..Scores::default() }
             }
+            Self::Agreement { images, same, confidence } => Scores {
+                agreement: Some(*same as f64 / (*images).max(1) as f64),
+                confidence_counts: Some(confidence.clone()),
+                ..Scores::default()
+            },
             Self::Pixels { pixels, confusion, .. } => {
                 let classes = confusion.len().isqrt();
                 let hit = |c: usize| confusion[c * classes + c];
@@ -251,7 +318,7 @@ impl Counts {
     }
 }
 
-/// Scores on a test split, in 0..1; those of the other task are absent.
+/// Scores on a test split, in 0..1, or against the teacher where there is none; those of other tasks are absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Scores {
@@ -271,6 +338,15 @@ pub struct Scores {
     /// occur have 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_iou: Option<Vec<f64>>,
+    /// Share of fresh synthetic images in which the student sees the teacher's category.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
+    /// Mean of KL(teacher ‖ student) on them at temperature 1, in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<f64>,
+    /// How many of them the teacher is how sure of: images by its confidence, in equal parts of 0..1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confidence_counts: Option<Vec<u64>>,
 }
 
 /// The largest of several evaluations. Chosen on the test split: quote the last score.
@@ -283,6 +359,9 @@ pub struct Best {
     /// Largest mIoU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub miou_best: Option<f64>,
+    /// Largest agreement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement_best: Option<f64>,
 }
 
 impl Best {
@@ -290,12 +369,17 @@ impl Best {
     pub fn and(self, scores: &Scores) -> Self {
         // `None` is less than any number.
         let larger = |a: Option<f64>, b: Option<f64>| if b > a { b } else { a };
-        Self { top1_best: larger(self.top1_best, scores.top1), miou_best: larger(self.miou_best, scores.miou) }
+        Self {
+            top1_best: larger(self.top1_best, scores.top1),
+            miou_best: larger(self.miou_best, scores.miou),
+            agreement_best: larger(self.agreement_best, scores.agreement),
+        }
     }
 
     /// The one there is.
     pub fn headline(&self) -> Option<Headline> {
-        Scores { top1: self.top1_best, miou: self.miou_best, ..Scores::default() }.headline()
+        let Self { top1_best: top1, miou_best: miou, agreement_best: agreement } = *self;
+        Scores { top1, miou, agreement, ..Scores::default() }.headline()
     }
 }
 
@@ -326,11 +410,12 @@ impl Headline {
 }
 
 impl Scores {
-    /// Top-1 in per cent, or mIoU as a fraction, as publications quote them.
+    /// Top-1 in per cent, or mIoU as a fraction, as publications quote them; or else the agreement with the teacher in per cent.
     pub fn headline(&self) -> Option<Headline> {
-        match (self.top1, self.miou) {
-            (Some(share), _) => Some(Headline { name: "top-1", axis: "top-1, %", share, value: 100.0 * share }),
-            (_, Some(share)) => Some(Headline { name: "mIoU", axis: "mIoU", share, value: share }),
+        match (self.top1, self.miou, self.agreement) {
+            (Some(share), ..) => Some(Headline { name: "top-1", axis: "top-1, %", share, value: 100.0 * share }),
+            (_, Some(share), _) => Some(Headline { name: "mIoU", axis: "mIoU", share, value: share }),
+            (_, _, Some(share)) => Some(Headline { name: "agreement", axis: "agreement, %", share, value: 100.0 * share }),
             _ => None,
         }
     }
@@ -343,8 +428,23 @@ mod tests {
     #[test]
     fn top1_and_top5_count_images() {
         let logits = Tensor::from_slice(&[9f32, 1., 2., 3., 4., 5., 0., 9., 8., 7., 6., 5.]).view([2, 6]);
-        let labels = Tensor::from_slice(&[0i64, 0]);
+        let labels = Expected::Labels(Tensor::from_slice(&[0i64, 0]));
         assert_eq!(Counts::of(&logits, &labels), Counts::Images { total: 2, first: 1, fifth: 1 });
+    }
+
+    /// Confidences 1/3, 1/(1 + 2/e), almost 1: the seventh, the twelfth and the last bar of twenty.
+    #[test]
+    fn two_networks_agree_where_they_see_the_same() {
+        let teacher = Tensor::from_slice(&[0f32, 0., 0., 0., 1., 0., 90., 0., 0.]).view([3, 3]);
+        let student = Tensor::from_slice(&[5f32, 1., 1., 9., 8., 0., 0.2, 0.1, 0.]).view([3, 3]);
+        let counts = Counts::of(&student, &Expected::Logits(teacher));
+        let Counts::Agreement { images: 3, same: 2, confidence } = &counts else { panic!("{counts:?}") };
+        let filled: Vec<usize> = (0..CONFIDENCE_BINS).filter(|&bin| confidence[bin] == 1).collect();
+        assert_eq!((filled, confidence.iter().sum::<u64>()), (vec![6, 11, 19], 3));
+        let scores = Counts::from_words(&counts.words()).unwrap().plus(counts).scores();
+        assert_eq!((scores.agreement, scores.top1), (Some(2.0 / 3.0), None));
+        let headline = scores.headline().unwrap();
+        assert_eq!((headline.name, headline.text().as_str()), ("agreement", "66.67 %"));
     }
 
     /// The example of the published evaluation: rows are labels, unlabelled pixels count in the accuracy only, and there as wrong.
@@ -353,7 +453,7 @@ mod tests {
         let predicted = Tensor::from_slice(&[0i64, 1, 1, 2, 2, 0]).view([1, 2, 3]);
         let logits = predicted.one_hot(3).permute([0, 3, 1, 2]).to_kind(Kind::Float);
         let labels = targets(&Tensor::from_slice(&[0u8, 1, 0, 255, 1, 0]).view([1, 2, 3]));
-        let counts = Counts::of(&logits, &labels);
+        let counts = Counts::of(&logits, &Expected::Labels(labels.shallow_clone()));
         let Counts::Pixels { images: 1, pixels: 6, confusion } = &counts else { panic!("{counts:?}") };
         assert_eq!(confusion, &[2, 1, 0, 0, 1, 1, 0, 0, 0]);
         let scores = counts.scores();
@@ -364,7 +464,7 @@ mod tests {
         // Two such images count twice, by whatever rank.
         let twice = Counts::from_words(&counts.words()).unwrap().plus(counts.clone());
         let both = |t: &Tensor| Tensor::cat(&[t, t], 0);
-        assert_eq!(twice, Counts::of(&both(&logits), &both(&labels)));
+        assert_eq!(twice, Counts::of(&both(&logits), &Expected::Labels(both(&labels))));
     }
 
     #[test]
@@ -387,6 +487,9 @@ mod tests {
         let text = Task::check(DatasetName::Nyuv2, "student.model", ModelName::Vgg11).unwrap_err().to_string();
         let want = "student.model: vgg11 labels images, nyuv2 has labels of pixels: use deeplabv3_resnet50, deeplabv3_mobilenet";
         assert_eq!(text, want);
+        Task::check(DatasetName::None, "teacher.model", ModelName::Wrn40x2).unwrap();
+        let text = Task::check(DatasetName::None, "teacher.model", ModelName::Deeplabv3Mobilenet).unwrap_err().to_string();
+        assert!(text.contains("deeplabv3_mobilenet labels pixels, none is for networks that label images: use resnet18"), "{text}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::{join, join_traces};
 use crate::bench::{Balance, DrawTimes, Measured, SIZES, StepSettings, Work, balance, draw_times, sampler, sampler_peers, steps};
 use crate::cli::{BenchAction, BenchReplayArgs, BenchStepArgs, PairArgs};
 use crate::config::{Precision, ReduceRule};
+use crate::data::facts;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -97,6 +98,10 @@ fn settings(pair: &PairArgs, dtype: Precision) -> Result<StepSettings> {
     let PairArgs { teacher, student, dataset, batch } = *pair;
     if batch < 2 {
         return Err(Error::refused(format!("--batch {batch} is too small for batch statistics")).with_hint("give 2 or more"));
+    }
+    if !facts(dataset).is_known() {
+        let problem = format!("--dataset {}: its name says nothing of its images", dataset.name());
+        return Err(Error::refused(problem).with_hint("name a data set with images of a known size"));
     }
     Ok(StepSettings { teacher, student, dataset, batch, dtype })
 }

@@ -32,7 +32,8 @@ pub fn run(action: &DataAction) -> Result<()> {
 
 fn nothing(dir: &Path) -> Error {
     Error::file(dir, "holds no file of a data set known here").with_hint(
-        "looked for the IDX files of MNIST and Fashion-MNIST, cifar-10-batches-bin or -py, cifar-100-binary or -python, and image/ with \
-         seg13/ of NYUv2",
+        "looked for the IDX files of MNIST and Fashion-MNIST, cifar-10-batches-bin or -py, cifar-100-binary or -python, image/ with seg13/ \
+         of NYUv2, train_32x32.mat of SVHN, wnids.txt of Tiny-ImageNet, and train/ and test/ (or val/) with a folder of pictures for each \
+         class",
     )
 }

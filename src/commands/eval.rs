@@ -5,7 +5,7 @@ use crate::cli::EvalArgs;
 use crate::config::{Config, Job, ModelName, check, load};
 use crate::data::{self, Normalise, Split};
 use crate::error::{Error, Result};
-use crate::eval::{self, Score};
+use crate::eval::{self, Score, Test};
 use crate::layout::Layout;
 use crate::models::Shape;
 use crate::parallel::set_threads;
@@ -23,7 +23,8 @@ struct Candidate {
 /// Evaluates a run's networks, or one weights file, and prints a line of JSON for each.
 pub fn run(args: &EvalArgs) -> Result<()> {
     let launch = join()?;
-    let (config, candidates) = launch.agree(subject(args))?;
+    let (mut config, candidates) = launch.agree(subject(args))?;
+    launch.agree(data::complete(&mut config))?;
     let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
@@ -36,12 +37,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let load = |candidate: &Candidate| Teacher::load(candidate.model, &candidate.weights, shape, world.device());
     let networks: Vec<Teacher> = world.agree(candidates.iter().map(load).collect())?;
-    let test = world.agree(data::open(config.dataset, &config.data, Split::Test))?;
+    let test = data::open(config.dataset, &config.data, Split::Test).map(|split| Test::Split(split, config.eval.batch_size));
+    let test = world.agree(test)?;
     let normalise = Normalise::new(&facts, world.device());
     for (candidate, network) in candidates.iter().zip(&networks) {
-        let score = eval::evaluate(&world, network.parts(), &normalise, &test, config.eval.batch_size)?;
-        if world.leads() {
-            println!("{}", line(&config, candidate, &score));
+        let score = eval::evaluate(&world, network.parts(), &normalise, &test, None)?;
+        for score in score.iter().filter(|_| world.leads()) {
+            println!("{}", line(&config, candidate, score));
         }
     }
     join_traces(&world)
@@ -65,7 +67,9 @@ fn subject(args: &EvalArgs) -> Result<(Config, Vec<Candidate>)> {
     let (Some(weights), Some(model), Some(dataset)) = (&args.weights, args.model, args.dataset) else {
         return Err(Error::refused("name a run with --run-dir, or a network with --weights, --model and --dataset"));
     };
-    let config = Config { dataset, ..load(&[], &data_dir)?.config };
+    let mut config = Config { dataset, ..load(&[], &data_dir)?.config };
+    // It says of itself what a folder of pictures does not.
+    config.teacher.weights = Some(weights.clone());
     check(&config, Job::Train)?;
     Ok((config, vec![Candidate { role: "network", model, weights: weights.clone() }]))
 }

@@ -62,7 +62,13 @@ impl Job {
 impl DatasetName {
     /// Whether a key describes another data set and changes nothing in this one.
     pub(super) fn ignores(self, key: &str) -> bool {
-        self != Self::Scenes13 && ["data.scene_size", "data.scene_seed", "data.train_scenes", "data.test_scenes"].contains(&key)
+        let others: &[(&[&str], &[Self])] = &[
+            (&["data.scene_size", "data.scene_seed", "data.train_scenes", "data.test_scenes"], &[Self::Scenes13]),
+            (&["data.classes", "data.channels", "data.size"], &[Self::Folder, Self::None]),
+            (&["data.resize"], &[Self::Folder]),
+            (&["eval.fresh_images"], &[Self::None]),
+        ];
+        others.iter().any(|(keys, of)| keys.contains(&key) && !of.contains(&self))
     }
 }
 
@@ -84,6 +90,8 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     found.at_most("generator.latent", c.generator.latent, 1_000_000);
     found.at_least("generator.filters", c.generator.filters, 1);
     found.at_most("generator.filters", c.generator.filters, 65_536);
+    found.at_least("generator.stages", c.generator.stages, 0);
+    found.at_most("generator.stages", c.generator.stages, 10);
     found.at_least("inversion.steps", c.inversion.steps as i64, 1);
     found.at_least("inversion.batch_size", c.inversion.batch_size as i64, 2);
     found.positive("inversion.lr_generator", c.inversion.lr_generator);
@@ -141,7 +149,20 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     }
     found.at_least("data.train_scenes", c.data.train_scenes as i64, 1);
     found.at_least("data.test_scenes", c.data.test_scenes as i64, 1);
+    found.within("data.classes", c.data.classes as f64, 0.0, 1e6, "0 and 1000000");
+    found.within("data.channels", c.data.channels as f64, 0.0, 64.0, "0 and 64");
+    found.within("data.size", c.data.size as f64, 0.0, 4096.0, "0 and 4096 pixels");
+    found.within("data.resize", c.data.resize as f64, 0.0, 4096.0, "0 and 4096 pixels");
+    if c.data.size % 4 != 0 {
+        found.add("data.size", format!("{} is no multiple of 4, as the generator needs it", c.data.size));
+    }
+    if c.data.mean.len() != c.data.std.len() {
+        found.add("data.mean", format!("{} values beside the {} of data.std", c.data.mean.len(), c.data.std.len()));
+    }
+    c.data.mean.iter().for_each(|&mean| found.within("data.mean", mean, 0.0, 1.0, "0 and 1"));
+    c.data.std.iter().for_each(|&std| found.positive("data.std", std));
     found.at_least("eval.batch_size", c.eval.batch_size as i64, 1);
+    found.at_least("eval.fresh_images", c.eval.fresh_images as i64, 1);
     found.not_negative("checkpoint.every_minutes", c.checkpoint.every_minutes);
     found.at_least("checkpoint.keep", c.checkpoint.keep as i64, 1);
     found.at_least("parallel.threads", c.parallel.threads.unwrap_or(1) as i64, 1);

@@ -13,7 +13,8 @@ pub struct Config {
     pub seed: u64,
     /// How the student is trained. Other methods than `ssd_kd` bring defaults of their own: configs/methods/.
     pub method: MethodName,
-    /// Data set the teacher was trained on: gives image size, classes and normalisation; its test split measures accuracy.
+    /// Data set the teacher was trained on: gives image size, classes and normalisation; its test split measures accuracy. `none`: there
+    /// is no data, and what is measured is how far the student agrees with the teacher.
     pub dataset: DatasetName,
     /// Where tensors live. `auto` is the CPU as long as CUDA serves one rank only.
     pub device: DeviceName,
@@ -37,7 +38,7 @@ pub struct Config {
     pub train: Train,
     /// `ssdkd teach`: training a teacher on real data.
     pub teach: Teach,
-    /// Evaluation on the test split.
+    /// Evaluation.
     pub eval: Eval,
     /// Ranks, threads and how they add up.
     pub parallel: Parallel,
@@ -133,11 +134,30 @@ pub enum DatasetName {
     Nyuv2,
     /// Rooms drawn by ssdkd itself, 13 classes of pixels: no files.
     Scenes13,
+    /// SVHN, cropped digits 32×32: `train_32x32.mat`, `test_32x32.mat`.
+    Svhn,
+    /// Tiny-ImageNet, 200 classes of 64×64 JPEG pictures as they are distributed.
+    TinyImagenet,
+    /// A folder per class of PNG and JPEG pictures, below `train/` and `test/` (or `val/`).
+    Folder,
+    /// No data at all.
+    None,
 }
 
 impl DatasetName {
     /// Every data set.
-    pub const ALL: [Self; 6] = [Self::Cifar10, Self::Cifar100, Self::FashionMnist, Self::Mnist, Self::Nyuv2, Self::Scenes13];
+    pub const ALL: [Self; 10] = [
+        Self::Cifar10,
+        Self::Cifar100,
+        Self::FashionMnist,
+        Self::Mnist,
+        Self::Nyuv2,
+        Self::Scenes13,
+        Self::Svhn,
+        Self::TinyImagenet,
+        Self::Folder,
+        Self::None,
+    ];
 
     /// As written in a configuration.
     pub fn name(self) -> &'static str {
@@ -148,6 +168,10 @@ impl DatasetName {
             Self::Mnist => "mnist",
             Self::Nyuv2 => "nyuv2",
             Self::Scenes13 => "scenes13",
+            Self::Svhn => "svhn",
+            Self::TinyImagenet => "tiny_imagenet",
+            Self::Folder => "folder",
+            Self::None => "none",
         }
     }
 }
@@ -236,9 +260,21 @@ pub enum DeviceName {
 pub struct Data {
     /// Folder of the data set's files. Left out: `/usr/share/datasets/fashion-mnist` for Fashion-MNIST, else `data`.
     pub dir: Option<PathBuf>,
-    /// Take CIFAR and NYUv2 files with another number of images than the published ones have: parts of the data set, for trials. Otherwise such a
+    /// Take files of a published data set with another number of images than it has: parts of the data set, for trials. Otherwise such a
     /// file is refused, since a copy that was cut short looks the same.
     pub allow_partial: bool,
+    /// `folder`, `none`: number of classes. 0: as many as there are folders; with `none`, as the teacher's weights file says.
+    pub classes: i64,
+    /// `folder`, `none`: channels of an image. 0: as many as `data.mean` has values; with `none`, as the teacher's weights file says.
+    pub channels: i64,
+    /// `folder`, `none`: height and width of an image in pixels. 0 with `none`: as the teacher's weights file says.
+    pub size: i64,
+    /// `folder`: pixels along a picture's shorter side before a square of `data.size` is cut from its middle. 0: `data.size`.
+    pub resize: i64,
+    /// Mean of each channel, of values between 0 and 1. Left out: the data set's own; with `none`, the teacher's weights file's.
+    pub mean: Vec<f64>,
+    /// Standard deviation of each channel, likewise.
+    pub std: Vec<f64>,
     /// `scenes13`: height and width of a scene in pixels.
     pub scene_size: i64,
     /// `scenes13`: seed of the scenes. Those of the test split are never among those of the training split.
@@ -300,6 +336,9 @@ pub struct Generator {
     pub filters: i64,
     /// Twice the width before the first convolution (`LargeGenerator` of zju-vipa/DataFree).
     pub large: bool,
+    /// Up-samplings ×2 between the first map and the image. 0: as many as leave a first map of eight pixels or fewer a side, two at least
+    /// (the published generator at 32×32), as far as the size can be halved.
+    pub stages: i64,
 }
 
 /// `inversion.*`
@@ -581,6 +620,8 @@ pub struct Teach {
 pub struct Eval {
     /// Images per forward pass.
     pub batch_size: usize,
+    /// `dataset = "none"`: fresh synthetic images on which student and teacher are compared.
+    pub fresh_images: usize,
 }
 
 /// `parallel.*`
@@ -707,13 +748,26 @@ impl Default for Student {
 
 impl Default for Data {
     fn default() -> Self {
-        Self { dir: None, allow_partial: false, scene_size: 128, scene_seed: 0, train_scenes: 10_000, test_scenes: 500 }
+        Self {
+            dir: None,
+            allow_partial: false,
+            classes: 0,
+            channels: 0,
+            size: 0,
+            resize: 0,
+            mean: Vec::new(),
+            std: Vec::new(),
+            scene_size: 128,
+            scene_seed: 0,
+            train_scenes: 10_000,
+            test_scenes: 500,
+        }
     }
 }
 
 impl Default for Generator {
     fn default() -> Self {
-        Self { latent: 256, filters: 64, large: false }
+        Self { latent: 256, filters: 64, large: false, stages: 0 }
     }
 }
 
@@ -803,7 +857,7 @@ impl Default for Teach {
 
 impl Default for Eval {
     fn default() -> Self {
-        Self { batch_size: 250 }
+        Self { batch_size: 250, fresh_images: 1000 }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::scenes::Scenes;
 use super::{Dataset, Split, source};
 use crate::config::{self, DatasetName};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::task;
 use tch::Tensor;
 
@@ -48,8 +48,12 @@ impl Examples {
 /// # Errors
 /// As [`super::DatasetSource::read`].
 pub fn open(name: DatasetName, config: &config::Data, split: Split) -> Result<Examples> {
-    match source(name, config) {
-        Some(files) => files.read(split).map(Examples::Held),
-        None => Ok(Examples::Drawn(Scenes::new(config, split))),
+    match (source(name, config), name) {
+        (Some(files), _) => files.read(split).map(Examples::Held),
+        (_, DatasetName::None) => {
+            let problem = "none: there are no images with labels; a run's report.json has the agreement of student and teacher";
+            Err(Error::config("dataset", problem))
+        }
+        _ => Ok(Examples::Drawn(Scenes::new(config, split))),
     }
 }

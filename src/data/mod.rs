@@ -2,16 +2,22 @@
 
 mod cifar;
 mod examples;
+mod folder;
+mod given;
 mod idx;
+mod mat;
 mod nyuv2;
 mod palette;
 mod picture;
 mod resample;
 mod scenes;
 mod survey;
+mod svhn;
+mod tiny_imagenet;
 mod view;
 
 pub use examples::{Examples, open};
+pub use given::complete;
 pub use palette::{coloured, grown, write_labels};
 pub use picture::{read_picture, write_grid};
 pub use survey::survey;
@@ -48,8 +54,8 @@ pub struct Facts {
     pub mean: Vec<f32>,
     /// Standard deviation per channel.
     pub std: Vec<f32>,
-    /// Names of the classes, in the order of their labels.
-    pub class_names: Vec<&'static str>,
+    /// Names of the classes, in the order of their labels; none where only the data set's files say them.
+    pub class_names: Vec<String>,
 }
 
 /// How pictures come to the size in which a network takes them.
@@ -59,6 +65,8 @@ pub enum Fit {
     Exact,
     /// Brought to this many pixels along the shorter side, as PIL does it.
     ShorterSide(i64),
+    /// Brought to this many pixels along the shorter side, as PIL does it; then the data set's size is cut out of the middle.
+    Cropped(i64),
     /// Taken as they are.
     AsIs,
 }
@@ -66,8 +74,9 @@ pub enum Fit {
 impl Facts {
     /// What a weights file should say of itself, so that it can be used without the configuration that made it.
     pub fn metadata(&self, model: &str, dataset: &str) -> Vec<(&'static str, String)> {
+        let resize = if let Fit::Cropped(side) = self.fit { vec![("resize", side.to_string())] } else { Vec::new() };
         let joined = |values: &[f32]| values.iter().map(f32::to_string).collect::<Vec<_>>().join(" ");
-        vec![
+        let all = vec![
             ("format", "pt".into()),
             ("model", model.into()),
             ("dataset", dataset.into()),
@@ -77,7 +86,13 @@ impl Facts {
             ("width", self.size[1].to_string()),
             ("mean", joined(&self.mean)),
             ("std", joined(&self.std)),
-        ]
+        ];
+        [all, resize].concat()
+    }
+
+    /// Whether a data set's name alone says all of it: not of folders of pictures, nor where there is no data.
+    pub fn is_known(&self) -> bool {
+        self.classes > 0
     }
 }
 
@@ -112,6 +127,14 @@ pub trait DatasetSource {
     /// Whether the folder holds any file of this data set.
     fn is_here(&self) -> bool;
 
+    /// Names of the classes, in the order of their labels, where its files say them.
+    ///
+    /// # Errors
+    /// As [`DatasetSource::read`].
+    fn class_names(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
     /// What a split holds, in a line; or everything that is wrong with it.
     fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
         self.read(split).map(|data| survey::described(&data)).map_err(|error| vec![error])
@@ -121,7 +144,8 @@ pub trait DatasetSource {
 /// Facts of a data set. Constants of CIFAR and MNIST as in zju-vipa/DataFree `registry.py`; Fashion-MNIST's are those of its
 /// 60,000 training images, padded images being normalised after padding (ours).
 pub fn facts(name: DatasetName) -> Facts {
-    let grey = |mean, std, names: &[&'static str]| Facts {
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let grey = |mean, std, names: &[&str]| Facts {
         classes: 10,
         channels: 1,
         size: [32, 32],
@@ -129,9 +153,9 @@ pub fn facts(name: DatasetName) -> Facts {
         fit: Fit::Exact,
         mean: vec![mean],
         std: vec![std],
-        class_names: names.to_vec(),
+        class_names: owned(names),
     };
-    let colour = |classes, mean: [f32; 3], std: [f32; 3], names: &[&'static str]| Facts {
+    let colour = |classes, mean: [f32; 3], std: [f32; 3], names: &[&str]| Facts {
         classes,
         channels: 3,
         size: [32, 32],
@@ -139,8 +163,9 @@ pub fn facts(name: DatasetName) -> Facts {
         fit: Fit::Exact,
         mean: mean.to_vec(),
         std: std.to_vec(),
-        class_names: names.to_vec(),
+        class_names: owned(names),
     };
+    let digits = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
     let rooms = |fit| Facts { size: [128, 128], fit, ..colour(13, [0.5; 3], [0.5; 3], &palette::CLASSES) };
     match name {
         DatasetName::Cifar10 => colour(
@@ -150,20 +175,45 @@ pub fn facts(name: DatasetName) -> Facts {
             &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
         ),
         DatasetName::Cifar100 => colour(100, [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761], &CIFAR100),
-        DatasetName::Mnist => grey(0.1307, 0.3081, &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]),
+        DatasetName::Mnist => grey(0.1307, 0.3081, &digits),
         DatasetName::FashionMnist => {
             grey(0.2860, 0.3530, &["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"])
         }
         DatasetName::Nyuv2 => rooms(Fit::ShorterSide(nyuv2::SHORTER_SIDE)),
         DatasetName::Scenes13 => rooms(Fit::AsIs),
+        DatasetName::Svhn => colour(10, [0.5; 3], [0.5; 3], &digits),
+        DatasetName::TinyImagenet => Facts { size: [64, 64], ..colour(200, [0.5; 3], [0.5; 3], &[]) },
+        DatasetName::Folder | DatasetName::None => Facts {
+            classes: 0,
+            channels: 0,
+            size: [0, 0],
+            padding: 0,
+            fit: Fit::Cropped(0),
+            mean: Vec::new(),
+            std: Vec::new(),
+            class_names: Vec::new(),
+        },
     }
 }
 
-/// The same, with what a configuration says of it.
+/// The same, with what a configuration that is [`complete`] says of it, and names of classes from the data set's files.
 pub fn facts_of(config: &Config) -> Facts {
-    let facts = facts(config.dataset);
-    match config.dataset {
-        DatasetName::Scenes13 => Facts { size: [config.data.scene_size; 2], ..facts },
+    let names = || source(config.dataset, &config.data).and_then(|source| source.class_names().ok()).unwrap_or_default();
+    let facts = described(config.dataset, &config.data);
+    if facts.class_names.is_empty() { Facts { class_names: names(), ..facts } } else { facts }
+}
+
+fn described(name: DatasetName, data: &config::Data) -> Facts {
+    let facts = facts(name);
+    let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<_>>();
+    let (mean, std) = if data.mean.is_empty() { (facts.mean, facts.std) } else { (narrow(&data.mean), narrow(&data.std)) };
+    let facts = Facts { mean, std, ..facts };
+    match name {
+        DatasetName::Scenes13 => Facts { size: [data.scene_size; 2], ..facts },
+        DatasetName::Folder | DatasetName::None => {
+            let (classes, channels, size, fit) = (data.classes, data.channels, [data.size; 2], Fit::Cropped(data.resize.max(data.size)));
+            Facts { classes, channels, size, fit, ..facts }
+        }
         _ => facts,
     }
 }
@@ -194,7 +244,10 @@ pub fn source(name: DatasetName, config: &config::Data) -> Option<Box<dyn Datase
         DatasetName::Cifar100 => Box::new(cifar::Cifar::hundred(dir, config.allow_partial)),
         DatasetName::Mnist | DatasetName::FashionMnist => Box::new(idx::Idx::new(dir)),
         DatasetName::Nyuv2 => Box::new(nyuv2::Nyuv2::new(dir, config.allow_partial)),
-        DatasetName::Scenes13 => return None,
+        DatasetName::Svhn => Box::new(svhn::Svhn::new(dir, config.allow_partial)),
+        DatasetName::TinyImagenet => Box::new(tiny_imagenet::TinyImagenet::new(dir, config.allow_partial, described(name, config))),
+        DatasetName::Folder => Box::new(folder::Folder::new(dir, described(name, config))),
+        DatasetName::Scenes13 | DatasetName::None => return None,
     })
 }
 
@@ -254,10 +307,34 @@ mod tests {
     fn every_class_has_its_name() {
         for name in DatasetName::ALL {
             let facts = facts(name);
-            assert_eq!(facts.class_names.len() as i64, facts.classes, "{name:?}");
+            // Its files say them.
+            let named = if name == DatasetName::TinyImagenet { 0 } else { facts.classes };
+            assert_eq!(facts.class_names.len() as i64, named, "{name:?}");
         }
         let hundred = facts(DatasetName::Cifar100).class_names;
         assert!(hundred.is_sorted_by(|a, b| a < b));
-        assert_eq!([hundred[0], hundred[39], hundred[77], hundred[99]], ["apple", "keyboard", "snail", "worm"]);
+        assert_eq!([&hundred[0], &hundred[39], &hundred[77], &hundred[99]], ["apple", "keyboard", "snail", "worm"]);
+    }
+
+    /// What a weights file says of itself is what a run without data is told.
+    #[test]
+    fn a_teachers_file_says_what_the_configuration_leaves_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("teacher.safetensors");
+        let facts = facts(DatasetName::Cifar100);
+        let metadata = facts.metadata("wrn16_1", "cifar100");
+        crate::nn::weights::write(&path, &[("w".into(), Tensor::from_slice(&[1f32]))], &metadata).unwrap();
+        let mut config = Config { dataset: DatasetName::None, ..Config::default() };
+        let text = complete(&mut config.clone()).unwrap_err().to_string();
+        assert!(["data.size", "data.mean", "data.classes"].iter().all(|key| text.contains(&format!("{key}: is not set"))), "{text}");
+        config.teacher.weights = Some(path);
+        config.data.classes = 7;
+        complete(&mut config).unwrap();
+        assert_eq!((config.data.classes, config.data.channels, config.data.size), (7, 3, 32));
+        assert_eq!(config.data.mean, [0.5071, 0.4867, 0.4408], "as written, not as the nearest f32");
+        let completed = facts_of(&config);
+        assert_eq!((completed.mean, completed.std, completed.size), (facts.mean, facts.std, facts.size));
+        config.data.mean.pop();
+        assert!(complete(&mut config).unwrap_err().to_string().contains("data.mean: 2 values for images of 3 channels"));
     }
 }

@@ -1,11 +1,13 @@
 //! Pictures in files: read as images of a data set's size, written as grids.
 
-use super::resample::{bilinear, shorter_side};
+use super::resample::{bilinear, middle, shorter_side};
 use super::{Facts, Fit};
 use crate::error::{Error, Result};
-use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use std::path::Path;
-use tch::{Kind, Tensor};
+use crate::nn::room_for;
+use crate::parallel::thread_count;
+use image::{DynamicImage, ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
 
 /// Pixels between images.
 const GAP: usize = 2;
@@ -19,11 +21,62 @@ fn zoom(height: usize) -> usize {
 ///
 /// One that has the data set's size is taken as it is; what becomes of others is said by [`Fit`].
 pub fn read_picture(path: &Path, facts: &Facts) -> Result<(Tensor, (usize, usize))> {
+    let Fitted { pixels, channels, size: (w, h), padding, own } = fitted(path, facts)?;
+    let image = Tensor::from_slice(&pixels).view([h as i64, w as i64, channels as i64]).permute([2, 0, 1]);
+    Ok((image.constant_pad_nd([padding; 4]).contiguous(), own))
+}
+
+/// Pictures as a network for the data set takes them, uint8 `[n, c, h, w]`, read on all threads.
+///
+/// # Errors
+/// The first that is no picture, or of another size where all have the data set's; more than memory holds.
+pub(super) fn read_all(paths: &[PathBuf], facts: &Facts) -> Result<Tensor> {
+    let ([h, w], c, n) = (facts.size, facts.channels, paths.len());
+    let image_bytes = (c * h * w) as usize;
+    // On their way into a tensor they are there three times.
+    room_for("data.dir", &format!("{n} pictures of {w}×{h}"), 3.0 * (n * image_bytes) as f64, Device::Cpu)?;
+    let read = |path: &PathBuf| {
+        let Fitted { pixels, own, channels, .. } = fitted(path, facts)?;
+        if facts.fit == Fit::Exact && (own.0 as i64, own.1 as i64) != (w, h) {
+            return Err(Error::file(path, format!("{}×{} pixels; {w}×{h} expected", own.0, own.1)));
+        }
+        if channels as i64 == c { Ok(pixels) } else { Err(Error::file(path, format!("{channels} channels; {c} expected"))) }
+    };
+    let part = n.div_ceil(thread_count().max(1)).max(1);
+    let parts = std::thread::scope(|scope| {
+        let readers: Vec<_> =
+            paths.chunks(part).map(|paths| scope.spawn(move || paths.iter().map(read).collect::<Result<Vec<_>>>())).collect();
+        let join = |reader: std::thread::ScopedJoinHandle<'_, _>| reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        readers.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    let mut pixels = Vec::with_capacity(n * image_bytes);
+    parts.into_iter().flatten().for_each(|image| pixels.extend(image));
+    Ok(Tensor::from_slice(&pixels).view([n as i64, h, w, c]).permute([0, 3, 1, 2]).contiguous())
+}
+
+/// A picture brought to size.
+struct Fitted {
+    /// Interleaved bytes, row by row.
+    pixels: Vec<u8>,
+    channels: usize,
+    /// Width and height.
+    size: (usize, usize),
+    /// Black pixels still to be added on every side.
+    padding: i64,
+    /// Width and height in the file.
+    own: (usize, usize),
+}
+
+fn fitted(path: &Path, facts: &Facts) -> Result<Fitted> {
     let image = image::open(path).map_err(|e| Error::file(path, format!("not a readable picture ({e})")))?;
     let own = (image.width() as usize, image.height() as usize);
-    let (raw, channels) = if facts.channels == 1 { (image.to_luma8().into_raw(), 1) } else { (image.to_rgb8().into_raw(), 3) };
-    let (pixels, (w, h), padding) = match facts.fit {
+    let (raw, channels) = if facts.channels == 1 { (grey(&image), 1) } else { (image.to_rgb8().into_raw(), 3) };
+    let (pixels, size, padding) = match facts.fit {
         Fit::AsIs => (raw, own, 0),
+        Fit::Cropped(side) => {
+            let (between, to) = (shorter_side(own, side as usize), (facts.size[1] as usize, facts.size[0] as usize));
+            (middle(&bilinear(&raw, channels, own, between), channels, between, to), to, 0)
+        }
         Fit::ShorterSide(side) => {
             let to = shorter_side(own, side as usize);
             (bilinear(&raw, channels, own, to), to, 0)
@@ -35,8 +88,16 @@ pub fn read_picture(path: &Path, facts: &Facts) -> Result<(Tensor, (usize, usize
             (bilinear(&raw, channels, own, to), to, padding)
         }
     };
-    let image = Tensor::from_slice(&pixels).view([h as i64, w as i64, channels as i64]).permute([2, 0, 1]);
-    Ok((image.constant_pad_nd([padding; 4]).contiguous(), own))
+    Ok(Fitted { pixels, channels, size, padding, own })
+}
+
+/// Brightness as PIL's mode L has it: ITU-R 601 in 16 bits, rounded.
+fn grey(image: &DynamicImage) -> Vec<u8> {
+    if !image.color().has_color() {
+        return image.to_luma8().into_raw();
+    }
+    let bright = |p: &[u8; 3]| ((u32::from(p[0]) * 19_595 + u32::from(p[1]) * 38_470 + u32::from(p[2]) * 7471 + 0x8000) >> 16) as u8;
+    image.to_rgb8().into_raw().as_chunks::<3>().0.iter().map(bright).collect()
 }
 
 /// A grid of uint8 images `[c, h, w]` (one or three channels), row by row; `None` leaves a place empty. Returns PNG data and
@@ -74,6 +135,31 @@ pub fn write_grid(rows: &[Vec<Option<Tensor>>]) -> Result<(Vec<u8>, (u32, u32))>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::facts;
+    use crate::nn::weights;
+
+    /// What torchvision's Resize and CenterCrop make of the same files (tests/golden/folder/make_goldens.py): the bits for PNG; JPEG
+    /// decoders round differently, by one or two in 255.
+    #[test]
+    fn pictures_are_cut_as_torchvision_cuts_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/folder");
+        let goldens = weights::read(&folder.join("goldens.safetensors")).unwrap().tensors;
+        assert_eq!(goldens.len(), 29);
+        for (key, want) in goldens {
+            let [name, resize, size] = <[&str; 3]>::try_from(key.split('/').collect::<Vec<_>>()).unwrap();
+            let (name, grey) = name.strip_suffix(" as grey").map_or((name, false), |name| (name, true));
+            let size: i64 = size.parse().unwrap();
+            let (channels, fit) = (if grey { 1 } else { 3 }, Fit::Cropped(resize.parse().unwrap()));
+            let facts = Facts { channels, size: [size; 2], fit, ..facts(crate::config::DatasetName::Folder) };
+            let got = read_all(&[folder.join(name)], &facts).unwrap().get(0);
+            assert_eq!(got.size(), [channels, size, size], "{key}");
+            let got = if size < 48 { got } else { got.slice(1, 0, size, 3).slice(2, 0, size, 3) };
+            let off = (got.to_kind(Kind::Int) - want.to_kind(Kind::Int)).abs().to_kind(Kind::Float);
+            let (most, mean) = (off.max().double_value(&[]), off.mean(Kind::Float).double_value(&[]));
+            let is_jpeg = !name.ends_with(".png");
+            assert!(if is_jpeg { most <= 4.0 && mean <= 0.5 } else { most == 0.0 }, "{key}: off by up to {most}, {mean} on average");
+        }
+    }
 
     #[test]
     fn a_grid_shows_every_image_in_its_place() {

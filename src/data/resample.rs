@@ -77,6 +77,15 @@ pub fn shorter_side((width, height): (usize, usize), side: usize) -> (usize, usi
     if width <= height { (side, side * height / width) } else { (side * width / height, side) }
 }
 
+/// The middle of an image of interleaved bytes, no larger than it, as torchvision's `CenterCrop` has it; sizes are (width, height).
+pub fn middle(pixels: &[u8], channels: usize, from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
+    // Python rounds halves to the even neighbour.
+    let start = |from: usize, to: usize| ((from - to) as f64 / 2.0).round_ties_even() as usize;
+    let (left, top) = (start(from.0, to.0), start(from.1, to.1));
+    let row = |y: usize| &pixels[((top + y) * from.0 + left) * channels..][..to.0 * channels];
+    (0..to.1).flat_map(|y| row(y).to_vec()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

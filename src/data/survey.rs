@@ -17,14 +17,15 @@ pub struct Survey {
 /// Looks for every data set in `dir`.
 pub fn survey(dir: &Path) -> Survey {
     let config = Data { dir: Some(dir.into()), ..Data::default() };
+    let title_of = |name: DatasetName| match name {
+        // Nothing in their files tells them apart.
+        DatasetName::Mnist => None,
+        DatasetName::FashionMnist => Some("fashion_mnist or mnist"),
+        other => Some(other.name()),
+    };
     let mut found = Survey { lines: Vec::new(), wrong: Vec::new() };
     for name in DatasetName::ALL {
-        let title = match name {
-            // Nothing in their files tells them apart.
-            DatasetName::Mnist => continue,
-            DatasetName::FashionMnist => "fashion_mnist or mnist",
-            other => other.name(),
-        };
+        let Some(title) = title_of(name) else { continue };
         let Some(source) = source(name, &config).filter(|source| source.is_here()) else { continue };
         for (split, word) in [(Split::Train, "training"), (Split::Test, "test")] {
             match source.survey(split) {

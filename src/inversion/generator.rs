@@ -3,7 +3,7 @@
 use super::recipe::{Share, Start};
 use crate::config::{self, MetaRule};
 use crate::data::Facts;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::{Generator, GeneratorShape};
 use crate::nn::{Adam, Entries, Init, Pass, Role, Slot, State, Stateful, room_for};
 use crate::rng::{Key, Purpose};
@@ -27,9 +27,19 @@ pub struct SharedGenerator {
 
 impl SharedGenerator {
     /// Fresh, for a data set's images.
+    ///
+    /// # Errors
+    /// A size that cannot be halved at every stage; no memory for it.
     pub fn new(config: &config::Generator, inversion: &config::Inversion, facts: &Facts, seed: u64, device: Device) -> Result<Self> {
-        let config::Generator { latent, filters, large } = *config;
-        let network = Generator::new(GeneratorShape { latent, filters, size: facts.size, channels: facts.channels, large });
+        let config::Generator { latent, filters, large, stages } = *config;
+        let size = facts.size;
+        let stages = if stages == 0 { GeneratorShape::stages_of(size) } else { stages as u32 };
+        if let Some(side) = size.into_iter().find(|side| side % (1 << stages) != 0) {
+            let (most, times) = (side.trailing_zeros(), if stages == 1 { "once" } else { "at each of them" });
+            let problem = format!("{stages} up-samplings: {side} pixels cannot be halved {times}; at most {most} are possible");
+            return Err(Error::config("generator.stages", problem));
+        }
+        let network = Generator::new(GeneratorShape { latent, filters, size, channels: facts.channels, large, stages });
         // Shared weights, the working copy with its gradient, two moments for each, and the sum of the inner gradients.
         let bytes = 8.0 * 4.0 * network.blueprint().parameter_count() as f64;
         room_for("generator.filters", &format!("{filters} filters, with {latent} latent values,"), bytes, device)?;

@@ -10,7 +10,7 @@ mod ssd_kd;
 use crate::config::{self, Config, DrawRule, Inversion, Job, MethodName, Replay};
 use crate::distill::Criterion;
 use crate::error::{Error, Result};
-use crate::inversion::{Recipe, Term};
+use crate::inversion::{Recipe, Share, Synthesis, Term};
 use crate::task::Task;
 use std::path::Path;
 
@@ -20,12 +20,31 @@ use std::path::Path;
 /// Every value that cannot be; the first network that does not label what the data set labels; a loss of nothing.
 pub fn check(config: &Config, job: Job) -> Result<()> {
     config::check(config, job)?;
+    needs_data(config, job)?;
     Task::check(config.dataset, "teacher.model", config.teacher.model)?;
     if job == Job::Train {
         Task::check(config.dataset, "student.model", config.student.model)?;
         Method::of(config).check(config)?;
     }
     Ok(())
+}
+
+/// Refuses a configuration without data for what needs some: training on it, and scores of a method none of whose images are fresh.
+fn needs_data(config: &Config, job: Job) -> Result<()> {
+    if Task::of(config.dataset).has_data() {
+        return Ok(());
+    }
+    let refused = |who: &str, needs: &str| {
+        let problem = format!("none: {who} {needs}; name a data set, or use a method that makes its images with one trained generator");
+        Err(Error::config("dataset", problem))
+    };
+    let method = Method::of(config);
+    match (job, method.memory, method.recipe.map(|recipe| recipe.synthesis)) {
+        (Job::Teach, ..) => refused("`ssdkd teach`", "trains on images with labels"),
+        (_, Memory::RealData, _) => refused(method.name, "trains on images with labels"),
+        (_, _, Some(Synthesis::Generator { share, .. })) if share != Share::Nothing => Ok(()),
+        _ => refused(method.name, "keeps no generator that could make fresh images to compare student and teacher on"),
+    }
 }
 
 /// How a student is trained.

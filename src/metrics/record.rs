@@ -50,19 +50,30 @@ pub struct RoundRecord {
     pub student_class_iou: Option<String>,
     /// Cross entropy on the test split, when evaluated.
     pub student_loss: Option<f64>,
+    /// Share of fresh synthetic images in which student and teacher see the same, when evaluated without data.
+    pub student_agreement: Option<f64>,
+    /// Mean KL(teacher ‖ student) on them.
+    pub student_divergence: Option<f64>,
+    /// How many of them the teacher is how sure of, with spaces between.
+    pub student_confidence_counts: Option<String>,
 }
 
 impl RoundRecord {
     /// The same with the score of an evaluation.
-    pub fn evaluated(self, scores: &Scores, loss: f64) -> Self {
-        let joined = |all: &Vec<f64>| all.iter().map(f64::to_string).collect::<Vec<_>>().join(" ");
+    pub fn evaluated(self, scores: &Scores, loss: Option<f64>) -> Self {
+        fn joined<T: ToString>(all: &[T]) -> String {
+            all.iter().map(T::to_string).collect::<Vec<_>>().join(" ")
+        }
         Self {
             student_top1: scores.top1,
             student_top5: scores.top5,
             student_miou: scores.miou,
             student_pixel_accuracy: scores.pixel_accuracy,
-            student_class_iou: scores.class_iou.as_ref().map(joined),
-            student_loss: Some(loss),
+            student_class_iou: scores.class_iou.as_deref().map(joined),
+            student_loss: loss,
+            student_agreement: scores.agreement,
+            student_divergence: scores.divergence,
+            student_confidence_counts: scores.confidence_counts.as_deref().map(joined),
             ..self
         }
     }
@@ -76,6 +87,9 @@ impl RoundRecord {
             miou: self.student_miou,
             pixel_accuracy: self.student_pixel_accuracy,
             class_iou: self.student_class_iou.as_ref().map(parted),
+            agreement: self.student_agreement,
+            divergence: self.student_divergence,
+            confidence_counts: self.student_confidence_counts.as_ref().map(|t| t.split(' ').map(|n| n.parse().unwrap_or(0)).collect()),
         }
     }
 }
@@ -224,10 +238,11 @@ mod tests {
     /// A table has no lists: what was written is what is read.
     #[test]
     fn scores_survive_a_table() {
-        let scores = Scores { miou: Some(0.1), pixel_accuracy: Some(0.7), class_iou: Some(vec![1.0 / 3.0, 0.0]), ..Scores::default() };
+        let pixels = Scores { miou: Some(0.1), pixel_accuracy: Some(0.7), class_iou: Some(vec![1.0 / 3.0, 0.0]), ..Scores::default() };
+        let scores = Scores { agreement: Some(0.3), divergence: Some(0.1), confidence_counts: Some(vec![4, 0, 7]), ..pixels };
         let folder = tempfile::tempdir().unwrap();
         let timing = TimingRecord::new(0, &Seconds::default(), 1, 2);
-        Sinks::open(folder.path()).unwrap().write(&RoundRecord::default().evaluated(&scores, 2.5), &timing).unwrap();
+        Sinks::open(folder.path()).unwrap().write(&RoundRecord::default().evaluated(&scores, Some(2.5)), &timing).unwrap();
         let back: Vec<RoundRecord> = read_table(&folder.path().join("metrics.csv")).unwrap();
         assert_eq!((back[0].scores(), back[0].student_loss), (scores, Some(2.5)));
         assert!(scalars(&back[0]).iter().any(|(name, value)| name == "student_miou" && *value == 0.1));

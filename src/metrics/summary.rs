@@ -12,12 +12,13 @@ use std::path::Path;
 pub struct NetworkScore {
     /// Architecture.
     pub model: String,
-    /// As fractions in 0..1: `top1` and `top5`, or `miou`, `pixel_accuracy` and `class_iou`.
+    /// As fractions in 0..1: `top1` and `top5`, or `miou`, `pixel_accuracy` and `class_iou`; without data, a student's `agreement` with
+    /// its teacher, with `divergence` and `confidence_counts`.
     #[serde(flatten)]
     pub scores: Scores,
     /// Cross entropy on the test split; none, or not finite, where the network has come to nothing.
     pub loss: Option<f64>,
-    /// `top1_best` or `miou_best`: the largest of any evaluation.
+    /// `top1_best`, `miou_best` or `agreement_best`: the largest of any evaluation.
     #[serde(flatten)]
     pub best: Best,
 }
@@ -166,7 +167,8 @@ mod tests {
     #[test]
     fn a_loss_that_is_not_finite_reads_back() {
         let scores = Scores { top1: Some(0.1), top5: Some(0.5), ..Scores::default() };
-        let score = NetworkScore { model: "m".into(), scores, loss: Some(f64::NAN), best: Best { top1_best: Some(0.2), miou_best: None } };
+        let score =
+            NetworkScore { model: "m".into(), scores, loss: Some(f64::NAN), best: Best { top1_best: Some(0.2), ..Best::default() } };
         let text = serde_json::to_string(&score).unwrap();
         assert_eq!(serde_json::from_str::<NetworkScore>(&text).unwrap(), NetworkScore { loss: None, ..score.clone() });
         // One level, as programs read it.

@@ -14,25 +14,38 @@ pub struct GeneratorShape {
     pub latent: i64,
     /// Base filters (64 in the published networks).
     pub filters: i64,
-    /// Height and width of the images, divisible by 4.
+    /// Height and width of the images, divisible by 2 as often as there are stages.
     pub size: [i64; 2],
     /// Image channels.
     pub channels: i64,
     /// `LargeGenerator` of zju-vipa/DataFree: twice the width before the first convolution.
     pub large: bool,
+    /// Up-samplings ×2 (two in the published networks).
+    pub stages: u32,
 }
 
-/// Linear layer to a quarter-size map, then twice: up-sampling ×2, convolution, batch-norm, leaky ReLU; convolution, sigmoid.
+impl GeneratorShape {
+    /// Pixels a side of the first map, at most, where the stages follow from the size.
+    const FIRST_MAP: i64 = 8;
+
+    /// Up-samplings of images of a size: as many as leave a first map of [`Self::FIRST_MAP`] pixels or fewer a side, two at least, as
+    /// far as the size can be halved.
+    pub fn stages_of(size: [i64; 2]) -> u32 {
+        let fits = |stages: u32| size.iter().all(|side| side % (1 << stages) == 0);
+        let is_enough = |stages: u32| stages >= 2 && size.iter().all(|side| side >> stages <= Self::FIRST_MAP);
+        (0..).take_while(|&stages| fits(stages)).find(|&stages| is_enough(stages) || !fits(stages + 1)).unwrap_or(0)
+    }
+}
+
+/// Linear layer to a small map, then at each stage: up-sampling ×2, convolution, batch-norm, leaky ReLU; convolution, sigmoid. With two
+/// stages this is the published generator; more of them have the width of the first.
 pub struct Generator {
     blueprint: Rc<Blueprint>,
     shape: GeneratorShape,
     l1: Linear,
-    bn0: BatchNorm2d,
-    conv2: Conv2d,
-    bn3: BatchNorm2d,
-    conv6: Conv2d,
-    bn7: BatchNorm2d,
-    conv9: Conv2d,
+    first: BatchNorm2d,
+    blocks: Vec<(Conv2d, BatchNorm2d)>,
+    last: Conv2d,
 }
 
 impl Generator {
@@ -41,17 +54,25 @@ impl Generator {
         let root = Scope::default();
         let filters = shape.filters;
         let wide = Self::first_width(shape);
-        let area = shape.size[0] / 4 * (shape.size[1] / 4);
+        let area = Self::first_map(shape).iter().product::<i64>();
         let l1 = Linear::declare(root.child("l1").child(0), shape.latent, wide * area, None);
-        let blocks = root.child("conv_blocks");
+        let names = root.child("conv_blocks");
         let plain = |scope, input, output, bias| Conv2d::declare(scope, ConvShape::three(input, output), bias, ConvInit::Default);
-        let bn0 = BatchNorm2d::declare(blocks.child(0), wide);
-        let conv2 = plain(blocks.child(2), wide, 2 * filters, false);
-        let bn3 = BatchNorm2d::declare(blocks.child(3), 2 * filters);
-        let conv6 = plain(blocks.child(6), 2 * filters, filters, false);
-        let bn7 = BatchNorm2d::declare(blocks.child(7), filters);
-        let conv9 = plain(blocks.child(9), filters, shape.channels, true);
-        Self { blueprint: root.blueprint(), shape, l1, bn0, conv2, bn3, conv6, bn7, conv9 }
+        let first = BatchNorm2d::declare(names.child(0), wide);
+        let (mut width, mut blocks) = (wide, Vec::new());
+        for stage in 0..shape.stages {
+            let output = if stage + 1 == shape.stages { filters } else { 2 * filters };
+            let conv = plain(names.child(4 * stage + 2), width, output, false);
+            blocks.push((conv, BatchNorm2d::declare(names.child(4 * stage + 3), output)));
+            width = output;
+        }
+        let last = plain(names.child(4 * shape.stages + 1), width, shape.channels, true);
+        Self { blueprint: root.blueprint(), shape, l1, first, blocks, last }
+    }
+
+    /// Height and width of the map that the linear layer makes.
+    fn first_map(shape: GeneratorShape) -> [i64; 2] {
+        shape.size.map(|side| side >> shape.stages)
     }
 
     fn first_width(shape: GeneratorShape) -> i64 {
@@ -60,14 +81,14 @@ impl Generator {
 
     /// `latent_bz` → images `[b, c, h, w]` in (0, 1), not normalised.
     pub fn forward(&self, state: &State, latent_bz: &Tensor, pass: &mut Pass) -> Tensor {
-        let [h, w] = self.shape.size.map(|s| s / 4);
+        let [h, w] = Self::first_map(self.shape);
         let x = self.l1.forward(state, latent_bz).view([-1, Self::first_width(self.shape), h, w]);
-        let x = self.bn0.forward(state, &x, pass, Activation::Identity);
-        let x = self.conv2.forward_upsampled(state, &x);
-        let x = self.bn3.forward(state, &x, pass, Activation::Leaky(SLOPE));
-        let x = self.conv6.forward_upsampled(state, &x);
-        let x = self.bn7.forward(state, &x, pass, Activation::Leaky(SLOPE));
-        self.conv9.forward(state, &x).to_kind(Kind::Float).sigmoid()
+        let x = self.first.forward(state, &x, pass, Activation::Identity);
+        let grown = |x: Tensor, (conv, norm): &(Conv2d, BatchNorm2d)| {
+            norm.forward(state, &conv.forward_upsampled(state, &x), pass, Activation::Leaky(SLOPE))
+        };
+        let x = self.blocks.iter().fold(x, grown);
+        self.last.forward(state, &x).to_kind(Kind::Float).sigmoid()
     }
 
     /// Its state_dict.
@@ -82,7 +103,7 @@ impl Generator {
 
     /// Weight and bias of the first linear layer and of the first batch-norm: what a reset draws anew.
     pub fn first_layers(&self) -> [(Slot, Slot); 2] {
-        [self.l1.slots(), self.bn0.slots()]
+        [self.l1.slots(), self.first.slots()]
     }
 }
 
@@ -123,5 +144,17 @@ impl DeepGenerator {
     /// Its state_dict.
     pub fn blueprint(&self) -> &Rc<Blueprint> {
         &self.blueprint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_follow_from_the_size() {
+        let stages = [8, 28, 32, 64, 96, 100, 128, 224].map(|side| GeneratorShape::stages_of([side; 2]));
+        assert_eq!(stages, [2, 2, 2, 3, 4, 2, 4, 5]);
+        assert_eq!(GeneratorShape::stages_of([64, 100]), 2, "both sides are halved");
     }
 }

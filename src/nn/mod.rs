@@ -13,7 +13,7 @@ mod stateful;
 pub mod weights;
 mod winograd;
 
-pub use count::multiplications;
+pub use count::{layer_values, multiplications};
 pub use dilated::{DilatedConv2d, DilatedShape};
 pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, pooled};
 pub use optim::{Adam, Sgd, cosine};

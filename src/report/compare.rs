@@ -174,7 +174,7 @@ fn curves(out: &mut String, shown: &[&Column<'_>], all: usize, axis: &str) {
         out,
         "Curves",
         &[
-            ("Accuracy over time, mean over runs", accuracy),
+            ("Score over time, mean over runs", accuracy),
             ("Training loss, unweighted (first run)", lines("round", "mean over drawn rows", &over_rounds(|r| r.loss_unweighted))),
             ("Statistics loss L_BN (first run)", lines("round", "L_BN", &over_rounds(|r| r.loss_statistics))),
         ],

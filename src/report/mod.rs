@@ -105,7 +105,8 @@ fn curves(out: &mut String, trained: &str, rounds: &[RoundRecord], times: &[Timi
     let scores: Vec<_> = rounds.iter().filter_map(|r| Some((seconds_of(r.round)? / 60.0, r.scores().headline()?))).collect();
     let axis = scores.first().map_or("", |(_, score)| score.axis);
     let score = Series { name: trained.into(), points: scores.iter().map(|(at, score)| (*at, score.value)).collect() };
-    let accuracy = format!("Accuracy of the {trained} over time");
+    let name = scores.first().map_or("Score", |(_, score)| score.name);
+    let accuracy = format!("{name} of the {trained} over time");
     let figures = [
         (accuracy.as_str(), lines("minutes", axis, &[score])),
         (
@@ -196,6 +197,11 @@ fn classes(out: &mut String, summary: &Summary) {
 }
 
 fn histograms(out: &mut String, summary: &Summary) {
+    if let Some(counts) = &summary.student.scores.confidence_counts {
+        let (images, divergence) = (counts.iter().sum::<u64>(), summary.student.scores.divergence.unwrap_or(f64::NAN));
+        let caption = format!("The teacher's confidence in them; mean KL(teacher ‖ student) {divergence:.4}");
+        section(out, &format!("Without data: {images} fresh synthetic images"), &[(caption.as_str(), confidence_bars(counts))]);
+    }
     let Some([classes, confidences]) = buffer_bars(summary) else { return };
     let figures = [
         ("Categories the teacher sees in the buffer", classes),
@@ -209,10 +215,17 @@ fn buffer_bars(summary: &Summary) -> Option<[String; 2]> {
     let buffer = summary.buffer.as_ref()?;
     let class_name = |i: usize| summary.class_names.get(i).cloned().unwrap_or_else(|| i.to_string());
     let classes: Vec<String> = (0..buffer.class_counts.len()).map(class_name).collect();
-    let bins = buffer.confidence_counts.len();
-    let confidences: Vec<String> = (0..bins).map(|i| format!("{:.2}", i as f64 / bins as f64)).collect();
-    let values = |counts: &[u64]| counts.iter().map(|&n| n as f64).collect::<Vec<_>>();
-    Some([bars("samples", &classes, &values(&buffer.class_counts)), bars("samples", &confidences, &values(&buffer.confidence_counts))])
+    Some([bars("samples", &classes, &values(&buffer.class_counts)), confidence_bars(&buffer.confidence_counts)])
+}
+
+/// Samples by confidence, each bar named by where it begins.
+fn confidence_bars(counts: &[u64]) -> String {
+    let names: Vec<String> = (0..counts.len()).map(|i| format!("{:.2}", i as f64 / counts.len() as f64)).collect();
+    bars("samples", &names, &values(counts))
+}
+
+fn values(counts: &[u64]) -> Vec<f64> {
+    counts.iter().map(|&n| n as f64).collect()
 }
 
 /// What the rows of a picture of synthetic images are.
@@ -249,7 +262,7 @@ fn figure_of(caption: &str, png: &[u8]) -> String {
 
 fn details(out: &mut String, summary: &Summary, config: &str) {
     let best = summary.student.best.headline().map_or(String::new(), |best| {
-        format!("<p>Best {} of any evaluation: {} (chosen on the test split; quote the last one).</p>", best.name, best.text())
+        format!("<p>Best {} of any evaluation: {} (chosen among all; quote the last one).</p>", best.name, best.text())
     });
     let json = serde_json::to_string_pretty(summary).unwrap_or_default();
     let _ = write!(

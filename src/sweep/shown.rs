@@ -82,7 +82,7 @@ pub fn show(folder: &SweepFolder, plan: &Plan) -> Result<Shown> {
     let base = base_of(folder, plan)?;
     let unit = Task::unit(&plan.metric);
     let (table, svg) = match kind {
-        Kind::Scale => scale(&mut rows, unit, training_images(&base) as f64),
+        Kind::Scale => scale(&mut rows, unit, training_images(&base)? as f64),
         Kind::Ablation => ablation(&rows, unit),
         Kind::Compare => compare(&mut rows, unit),
         Kind::Reproduce => reproduce(&base, &rows, unit),

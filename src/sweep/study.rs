@@ -120,7 +120,7 @@ impl Study {
         Ok(match self.kind {
             Kind::Scale => {
                 let logical = base.parallel.logical_ranks.unwrap_or(self.ranks);
-                let images = training_images(base) as f64;
+                let images = training_images(base)? as f64;
                 let capacity = |size: f64| ((images * size / 100.0 / logical as f64).round() as usize).max(1) * logical;
                 let row = |&size: &f64| Choice {
                     name: format!("{size} %"),
@@ -242,13 +242,22 @@ fn assignment(word: &str) -> (String, Value) {
 }
 
 /// Images of the original training set.
-pub(super) fn training_images(config: &Config) -> usize {
-    match config.dataset {
+///
+/// # Errors
+/// A data set of which that is not known.
+pub(super) fn training_images(config: &Config) -> Result<usize> {
+    Ok(match config.dataset {
         DatasetName::Cifar10 | DatasetName::Cifar100 => 50_000,
         DatasetName::FashionMnist | DatasetName::Mnist => 60_000,
         DatasetName::Nyuv2 => 795,
         DatasetName::Scenes13 => config.data.train_scenes,
-    }
+        DatasetName::Svhn => 73_257,
+        DatasetName::TinyImagenet => 100_000,
+        DatasetName::Folder | DatasetName::None => {
+            let problem = format!("{}: sizes in per cent of a training set need a data set that has a known one", config.dataset.name());
+            return Err(Error::config("dataset", problem));
+        }
+    })
 }
 
 /// Folder of a study, by name unless one is given.

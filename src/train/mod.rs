@@ -21,11 +21,8 @@ use crate::metrics::{
 use crate::nn::weights;
 use crate::parallel::{self, World, end_job, host_name, launcher_columns};
 use crate::run_folder::{RunFolder, State, Status};
-use crate::task::Best;
+use crate::task::{Best, CONFIDENCE_BINS};
 use std::path::PathBuf;
-
-/// Bars of the confidence histogram.
-const CONFIDENCE_BINS: usize = 20;
 
 /// Where a run writes. Files and screen belong to the leading rank.
 pub struct Outlet {
@@ -169,6 +166,7 @@ fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundReco
         buffer = record.buffer_filled,
         top1 = record.student_top1,
         miou = record.student_miou,
+        agreement = record.student_agreement,
         samples_per_s = pace.map(|p| p.samples_per_s.round()),
         seconds_left = pace.filter(|p| !p.is_partial).map(|p| p.left.as_secs()),
         "round"
@@ -191,7 +189,7 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
     let summary = Summary {
         method: run.method.name.into(),
         dataset: run.config.dataset.name().into(),
-        class_names: run.facts.class_names.iter().map(|n| (*n).to_owned()).collect(),
+        class_names: run.facts.class_names.clone(),
         ranks: world.layout().ranks(),
         logical_ranks: world.layout().logical_ranks(),
         threads: parallel::thread_count(),
@@ -259,13 +257,11 @@ impl Run {
     /// Measured once in the life of a run. A collective.
     fn teacher_score(&self, world: &World, keeper: &mut Keeper) -> Result<Option<NetworkScore>> {
         let (Some(teacher), None) = (&self.teacher, &keeper.status_mut().teacher) else { return Ok(keeper.status_mut().teacher.clone()) };
-        let score = eval::evaluate(world, teacher.parts(), &self.normalise, &self.test, self.config.eval.batch_size)?;
-        keeper.status_mut().teacher = Some(NetworkScore {
-            model: self.config.teacher.model.name().into(),
-            scores: score.scores,
-            loss: Some(score.loss),
-            best: Best::default(),
-        });
+        // Without data there is nothing to hold it against.
+        let score = eval::evaluate(world, teacher.parts(), &self.normalise, &self.test, None)?;
+        let (scores, loss) = score.map(|score| (score.scores, score.loss)).unwrap_or_default();
+        let model = self.config.teacher.model.name().into();
+        keeper.status_mut().teacher = Some(NetworkScore { model, scores, loss, best: Best::default() });
         Ok(keeper.status_mut().teacher.clone())
     }
 }

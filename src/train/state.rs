@@ -2,11 +2,11 @@
 
 use super::guard::{Guard, Verdict};
 use crate::checkpoint::{Contents, Loaded, Position};
-use crate::config::{Config, Job, Plan};
-use crate::data::{self, Examples, Facts, Normalise, Split};
+use crate::config::{Config, Job, Plan, Precision};
+use crate::data::{self, Facts, Normalise};
 use crate::distill::{Student, learning_rate};
 use crate::error::Result;
-use crate::eval::{self, Score};
+use crate::eval::{self, Score, Source, Test};
 use crate::inversion::{
     self, Batch, Before, COLUMNS, Call, Contrast, Local, Networks, Samples, Settings, SharedGenerator, Synthesis, Term,
 };
@@ -15,7 +15,7 @@ use crate::losses::StatisticsAverage;
 use crate::methods::{self, Method};
 use crate::metrics::RoundRecord;
 use crate::models::{self, Shape};
-use crate::nn::{Entries, State, Stateful, check_precision};
+use crate::nn::{Entries, State, Stateful, check_precision, layer_values, room_for};
 use crate::parallel::{PerRank, World};
 use crate::replay::{Draw, Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::{Key, Purpose};
@@ -44,8 +44,8 @@ pub struct Run {
     pub locals: PerRank<Local>,
     /// Where rows come from.
     pub memory: Memory,
-    /// The test split.
-    pub test: Examples,
+    /// What the student is scored by.
+    pub test: Test,
     /// How far the run is.
     pub cursor: Cursor,
     /// Non-finite policy.
@@ -173,6 +173,9 @@ impl Run {
             models::load_backbone(&*network, &state, path)?;
         }
         let mut student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
+        if let (Some(teacher), Some(_)) = (&teacher, method.recipe) {
+            room_for_inversion(&config, &facts, teacher, world)?;
+        }
         let memory = match (real, method.memory) {
             (Some(data), _) => Memory::Real(data),
             (None, methods::Memory::Fresh) => Memory::Fresh,
@@ -202,7 +205,7 @@ impl Run {
             locals,
             sums: PerRank::build(world.hosted(), |_| RoundSums::new(device)),
             normalise: Normalise::new(&facts, device),
-            test: data::open(config.dataset, &config.data, Split::Test)?,
+            test: Test::of(&config)?,
             guard: Guard::new(config.train.max_nonfinite_steps),
             cursor: Cursor::default(),
             moved: Moved::default(),
@@ -416,9 +419,10 @@ impl Run {
         Ok(())
     }
 
-    /// Score of the student on the test split. A collective.
-    pub fn evaluate_student(&self, world: &World) -> Result<Score> {
-        eval::evaluate(world, self.student.frozen(), &self.normalise, &self.test, self.config.eval.batch_size)
+    /// Score of the student on the test split, or against the teacher. A collective.
+    pub fn evaluate_student(&self, world: &World) -> Result<Option<Score>> {
+        let source = self.generator.as_ref().zip(self.teacher.as_ref()).map(|(generator, teacher)| Source { generator, teacher });
+        eval::evaluate(world, self.student.frozen(), &self.normalise, &self.test, source)
     }
 
     /// Closes the round: sums of all logical ranks in their order, and a score when one is due. A collective.
@@ -437,7 +441,7 @@ impl Run {
         let round = self.cursor.round;
         let last = round + 1 == self.config.train.rounds;
         let due = self.past_warmup() && (last || (round + 1).is_multiple_of(self.config.train.eval_every_rounds));
-        let score = if due { Some(self.evaluate_student(world)?) } else { None };
+        let score = if due { self.evaluate_student(world)? } else { None };
         let record = RoundRecord {
             round,
             student_step: self.cursor.student_steps,
@@ -459,6 +463,16 @@ impl Run {
             None => record,
         })
     }
+}
+
+/// Refuses images too large or too many for the inner loop: the backward pass needs at least one value for each that the teacher's
+/// layers give.
+fn room_for_inversion(config: &Config, facts: &Facts, teacher: &Teacher, world: &World) -> Result<()> {
+    let ([h, w], images) = (facts.size, config.inversion.batch_size);
+    let values = layer_values(|| drop(teacher.head_shape(facts.channels, facts.size))) as f64;
+    let bytes = values * images as f64 * if config.train.precision == Precision::Bf16 { 2.0 } else { 4.0 };
+    let what = format!("the layers of {} for {images} images of {w}×{h}", config.teacher.model.name());
+    room_for("inversion.batch_size", &what, bytes * world.local().ranks as f64, world.device())
 }
 
 /// What inversion keeps of one logical rank, empty.

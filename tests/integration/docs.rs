@@ -109,7 +109,7 @@ fn links_lead_somewhere() {
 /// Every shipped configuration, with the command that its head shows.
 fn heads() -> Vec<(PathBuf, String)> {
     let mut heads = Vec::new();
-    for folder in ["cifar10", "cifar100", "fashion_mnist", "methods", "nyuv2", "scenes13"] {
+    for folder in ["cifar10", "cifar100", "fashion_mnist", "folder", "methods", "none", "nyuv2", "scenes13", "svhn", "tiny_imagenet"] {
         for entry in std::fs::read_dir(root().join("configs").join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "toml") {

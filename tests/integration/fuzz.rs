@@ -148,6 +148,47 @@ fn cifar_files() {
 }
 
 #[test]
+fn mat_files() {
+    let golden = root().join("tests/golden/mat");
+    let all = ["packed.mat", "plain_double.mat", "other.mat"].map(|name| std::fs::read(golden.join(name)).unwrap());
+    data_set_survives(DatasetName::Svhn, "test_32x32.mat", &all, &[]);
+}
+
+#[test]
+fn folders_of_pictures() {
+    let golden = root().join("tests/golden/folder");
+    let all = ["rgb.png", "palette.png", "photo.jpg", "grey_photo.jpeg"].map(|name| std::fs::read(golden.join(name)).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("test/one")).unwrap();
+    let described = Data { classes: 1, channels: 3, size: 16, resize: 20, mean: vec![0.5; 3], std: vec![0.5; 3], ..Data::default() };
+    let set = source(DatasetName::Folder, &Data { dir: Some(folder.path().into()), ..described }).unwrap();
+    // What a file is follows from its contents, not from its name.
+    survives(&all, |bytes| {
+        std::fs::write(folder.path().join("test/one/a.png"), bytes).unwrap();
+        let _ = set.read(Split::Test);
+        let _ = set.survey(Split::Test);
+    });
+}
+
+#[test]
+fn annotations_of_tiny_imagenet() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("val/images")).unwrap();
+    let picture = image::RgbImage::from_pixel(64, 64, image::Rgb([9, 8, 7]));
+    picture.save_with_format(folder.path().join("val/images/val_0.JPEG"), image::ImageFormat::Jpeg).unwrap();
+    let set = source(DatasetName::TinyImagenet, &Data { dir: Some(folder.path().into()), allow_partial: true, ..Data::default() }).unwrap();
+    let (wnids, lines) = (b"n02124075\nn01443537\n".to_vec(), b"val_0.JPEG\tn02124075\t0\t32\t44\t62\n".to_vec());
+    for (changed, other) in [("wnids.txt", "val/val_annotations.txt"), ("val/val_annotations.txt", "wnids.txt")] {
+        let of = |name: &str| if name == "wnids.txt" { wnids.clone() } else { lines.clone() };
+        std::fs::write(folder.path().join(other), of(other)).unwrap();
+        survives(&[of(changed)], |bytes| {
+            std::fs::write(folder.path().join(changed), bytes).unwrap();
+            let _ = set.read(Split::Test);
+        });
+    }
+}
+
+#[test]
 fn pickles_and_torch_files() {
     let golden = root().join("tests/golden/pickle");
     let all: Vec<Vec<u8>> = std::fs::read_dir(golden)

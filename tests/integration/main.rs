@@ -13,6 +13,7 @@ mod docs;
 mod durability;
 mod exact;
 mod fuzz;
+mod images;
 mod methods;
 mod mpi;
 mod networks;

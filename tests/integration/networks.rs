@@ -214,7 +214,7 @@ fn generators_equal_the_published_ones() {
     assert_eq!(generators.len(), 5);
     for (name, want) in generators {
         let latent = name.rsplit("nz").next().unwrap().parse().unwrap();
-        let shape = GeneratorShape { latent, filters: 64, size: [32, 32], channels: 3, large: name.starts_with("large") };
+        let shape = GeneratorShape { latent, filters: 64, size: [32, 32], channels: 3, large: name.starts_with("large"), stages: 2 };
         if name.starts_with("deep") {
             let generator = DeepGenerator::new(GeneratorShape { size: [224, 224], ..shape });
             let z = input(&[2, latent, 14, 14]);
@@ -258,12 +258,13 @@ fn arithmetic_is_counted_as_the_published_networks_need_it() {
         let (state, _) = filled(network.blueprint(), 0);
         assert_eq!(count(&|| network.forward(&state, &input(&[1, 3, 32, 32]), &mut Pass::eval()).logits), macs, "{name:?}");
     }
-    let generator = Generator::new(GeneratorShape { latent: 256, filters: 64, size: [32, 32], channels: 3, large: false });
+    let generator = Generator::new(GeneratorShape { latent: 256, filters: 64, size: [32, 32], channels: 3, large: false, stages: 2 });
     let (state, _) = filled(generator.blueprint(), 0);
     assert_eq!(count(&|| generator.forward(&state, &input(&[1, 256]), &mut Pass::eval())), 117_112_832);
     // The same network for larger images differs in its first layer only.
     for (side, parameters) in [(64, 8_644_931), (128, 33_909_059)] {
-        let generator = Generator::new(GeneratorShape { latent: 256, filters: 64, size: [side, side], channels: 3, large: false });
+        let generator =
+            Generator::new(GeneratorShape { latent: 256, filters: 64, size: [side, side], channels: 3, large: false, stages: 2 });
         assert_eq!(generator.blueprint().parameter_count(), parameters);
     }
 }

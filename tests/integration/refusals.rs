@@ -84,6 +84,7 @@ impl OfARun {
 
 const CONFIG: &str = "docs/config.md has every key with its type, default and meaning";
 const KIND: &str = "is this file of another architecture or class count? `ssdkd inspect FILE` lists what it holds";
+const NO_DATA: &str = "name a data set, or use a method that makes its images with one trained generator";
 const UNUSABLE: &str = "name another --run-dir, or mend this one";
 
 /// Every situation; the files for them are made in `folder`.
@@ -97,6 +98,8 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
         let all = good.iter().map(|(k, t)| (k.clone(), if k == key { change(t) } else { Some(t.shallow_clone()) }));
         all.filter_map(|(k, t)| Some((k, t?))).collect()
     };
+    save("silent.safetensors", &good);
+    std::fs::create_dir_all(folder.join("no-pictures")).unwrap();
     save("short.safetensors", &changed("fc.bias", &|_| None));
     save("nan.safetensors", &changed("fc.bias", &|t| Some(Tensor::full(t.size(), f64::NAN, (Kind::Float, Device::Cpu)))));
     let mut more = changed("", &|_| None);
@@ -202,6 +205,38 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             &["replay.capacity=100"],
             "replay.capacity: 100 slots over 2 logical ranks cannot hold the 64 images each makes a round",
             "at least 128",
+        ),
+        sets(
+            "training on data where there is none",
+            &["dataset=none", "method=kd"],
+            "dataset: none: kd trains on images with labels",
+            NO_DATA,
+        ),
+        sets("agreement without a trained generator", &["dataset=none", "method=cmi"], "dataset: none: cmi keeps no generator", NO_DATA),
+        command(
+            "teaching without data",
+            &["teach", "--set", "dataset=none", "--run-dir", "RUN"],
+            "dataset: none: `ssdkd teach` trains on images with labels",
+            NO_DATA,
+        ),
+        sets("no data and nothing said of it", &["dataset=none", &weights_of("silent.safetensors")], "data.size: is not set", CONFIG),
+        sets(
+            "pictures of classes missing",
+            &["dataset=folder", "data.size=32", "data.mean=[0.5]", "data.std=[0.5]", &set("data.dir", "no-pictures")],
+            "no-pictures: holds neither train/ nor test/ nor val/",
+            "the pictures of class NAME belong into train/NAME/ and test/NAME/ (or val/NAME/)",
+        ),
+        sets(
+            "images for whose layers there is no memory",
+            &["inversion.batch_size=100000000", "replay.capacity=200000000"],
+            "inversion.batch_size: the layers of wrn16_2 for 100000000 images of 32×32 need ",
+            "GB of memory, ",
+        ),
+        sets(
+            "size that cannot be halved so often",
+            &["generator.stages=6"],
+            "generator.stages: 6 up-samplings: 32 pixels cannot be halved at each of them",
+            "at most 5 are possible",
         ),
         sets("no such teacher file", &["teacher.weights=/nowhere/t.pth"], "/nowhere/t.pth: no such file", "no such file"),
         sets("teacher of another architecture", &["teacher.model=wrn40_2"], "teacher.safetensors: tensor `block1.layer.2.…missing", KIND),
@@ -456,7 +491,7 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 57] = [
+const RANGES: [(&str, &str, &str); 68] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
@@ -465,6 +500,8 @@ const RANGES: [(&str, &str, &str); 57] = [
     ("generator.latent", "1000001", "1000001 is more than 1000000"),
     ("generator.filters", "0", "0 is below 1"),
     ("generator.filters", "65537", "65537 is more than 65536"),
+    ("generator.stages", "-1", "-1 is below 0"),
+    ("generator.stages", "11", "11 is more than 10"),
     ("inversion.steps", "0", "0 is below 1"),
     ("inversion.batch_size", "1", "1 is below 2"),
     ("inversion.lr_generator", "0", "0 is not a positive number"),
@@ -509,7 +546,16 @@ const RANGES: [(&str, &str, &str); 57] = [
     ("data.scene_size", "50", "50 is no multiple of 4, as the generator needs it"),
     ("data.train_scenes", "0", "0 is below 1"),
     ("data.test_scenes", "0", "0 is below 1"),
+    ("data.classes", "-1", "-1 is not between 0 and 1000000"),
+    ("data.channels", "65", "65 is not between 0 and 64"),
+    ("data.size", "-4", "-4 is not between 0 and 4096 pixels"),
+    ("data.size", "30", "30 is no multiple of 4, as the generator needs it"),
+    ("data.resize", "-1", "-1 is not between 0 and 4096 pixels"),
+    ("data.mean", "[0.5]", "1 values beside the 0 of data.std"),
+    ("data.mean", "[2.0]", "2 is not between 0 and 1"),
+    ("data.std", "[0.0]", "0 is not a positive number"),
     ("eval.batch_size", "0", "0 is below 1"),
+    ("eval.fresh_images", "0", "0 is below 1"),
     ("checkpoint.every_minutes", "-1", "-1 is negative or not a number"),
     ("checkpoint.keep", "0", "0 is below 1"),
     ("parallel.threads", "0", "0 is below 1"),

@@ -100,7 +100,7 @@ fn settings(method: MethodName, inversion: config::Inversion) -> Settings {
 }
 
 fn generator(settings: &Settings) -> SharedGenerator {
-    let of = config::Generator { latent: 8, filters: 4, large: false };
+    let of = config::Generator { latent: 8, filters: 4, large: false, stages: 2 };
     let generator = SharedGenerator::new(&of, &settings.inversion, &facts(), 7, Device::Cpu).unwrap();
     generator.state.copy_from(&filled(generator.network.blueprint(), 100).0);
     generator
