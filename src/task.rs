@@ -107,7 +107,7 @@ impl Task {
         if wanted == found {
             return Ok(());
         }
-        let legal: Vec<&str> = ModelName::ALL.into_iter().filter(|m| Self::of_model(*m) == wanted).map(ModelName::name).collect();
+        let legal: Vec<&str> = ModelName::BUILT_IN.into_iter().filter(|m| Self::of_model(*m) == wanted).map(ModelName::name).collect();
         let (model, dataset) = (model.name(), dataset.name());
         let text = format!("{model} labels {}, {dataset} has labels of {}: use {}", found.name(), wanted.name(), legal.join(", "));
         Err(Error::config(key, text))

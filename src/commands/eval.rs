@@ -34,7 +34,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     for candidate in &candidates {
         world.agree(Task::check(config.dataset, "--model", candidate.model))?;
     }
-    let load = |candidate: &Candidate| Teacher::load(candidate.model, &candidate.weights, shape, world.device());
+    let load = |candidate: &Candidate| {
+        let network = Teacher::load(candidate.model, &candidate.weights, shape, facts.size, world.device())?;
+        network.normalised_as(&facts.mean, &facts.std, &candidate.weights).map(|()| network)
+    };
     let networks: Vec<Teacher> = world.agree(candidates.iter().map(load).collect())?;
     let test = world.agree(data::open(config.dataset, &config.data, Split::Test))?;
     let normalise = Normalise::new(&facts, world.device());
