@@ -2,7 +2,7 @@
 
 use crate::config::{DatasetName, ModelName, Precision};
 use crate::predict::MAX_CLASSES;
-use clap::builder::PossibleValue;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 

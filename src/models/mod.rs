@@ -121,6 +121,17 @@ pub fn load(name: ModelName, path: &Path, shape: Shape, size: [i64; 2], device: 
     Ok((network, state))
 }
 
+/// Number of classes that a file says it has, as it says it; none if it does not.
+///
+/// # Errors
+/// A file that is not there, damaged, or of another kind.
+pub fn own_classes(name: ModelName, path: &Path) -> Result<Option<String>> {
+    if name == ModelName::Torchscript {
+        return Ok(Manifest::of(&crate::files::read(path)?, path)?.map(|manifest| manifest.classes.to_string()));
+    }
+    Ok(weights::read(path)?.metadata.remove("classes"))
+}
+
 /// A file without batch-norm where there must be some; `why` there must.
 pub fn no_batch_norm(path: &Path, why: &str) -> Error {
     Error::file(path, format!("no batch-norm layers; {why}")).with_hint(

@@ -52,7 +52,8 @@ impl Manifest {
     /// Another kind of file, a damaged one, or a manifest of another format.
     pub fn of(bytes: &[u8], path: &Path) -> Result<Option<Self>> {
         if pickle::is_onnx(bytes) {
-            let why = "is an ONNX model: its exporters fold batch-norm into convolutions, so that the statistics which methods invert are gone";
+            let why =
+                "is an ONNX model: its exporters fold batch-norm into convolutions, so that the statistics which methods invert are gone";
             return Err(Error::file(path, why).with_hint(format!("take the PyTorch module that it was exported from: {SCRIPT}")));
         }
         let foreign = |e: pickle::PickleError| Error::file(path, e.to_string());
@@ -166,7 +167,9 @@ impl TorchScript {
             check_finite(&self.path, &format!("running_var of batch-norm {index}"), var)?;
         }
         let channels = |i: usize| running[i].0.numel() as i64;
-        if let Some((i, layer)) = self.manifest.iter().flat_map(|m| m.batch_norms.iter().enumerate()).find(|&(i, l)| channels(i) != l.channels) {
+        if let Some((i, layer)) =
+            self.manifest.iter().flat_map(|m| m.batch_norms.iter().enumerate()).find(|&(i, l)| channels(i) != l.channels)
+        {
             let why = format!("its manifest gives batch-norm {} {} channels; it has {}", layer.name, layer.channels, channels(i));
             return refuse(why, SCRIPT);
         }

@@ -21,5 +21,6 @@ mod segmentation;
 mod slurm;
 mod study;
 mod sweep;
+mod torchscript;
 mod trace;
 mod training;

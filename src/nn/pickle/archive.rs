@@ -79,7 +79,9 @@ pub fn read_extra(bytes: &[u8], name: &str) -> Result<Option<Vec<u8>>> {
         Err(other) => return Err(other),
     }
     let wanted = format!("/extra/{name}");
-    let Some(index) = (0..archive.len()).find(|&i| archive.name_for_index(i).is_some_and(|entry| entry.is_ok_and(|entry| entry.ends_with(&wanted)))) else {
+    let Some(index) =
+        (0..archive.len()).find(|&i| archive.name_for_index(i).is_some_and(|entry| entry.is_ok_and(|entry| entry.ends_with(&wanted))))
+    else {
         return Ok(None);
     };
     Ok(Some(zip_entry(&mut archive, index, bytes, &mut Budget::for_file(bytes.len()))?.into_owned()))
