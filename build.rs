@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 fn main() {
-    const SOURCES: [&str; 2] = ["src/nn/shim.cpp", "src/nn/winograd.cpp"];
+    const SOURCES: [&str; 3] = ["src/nn/shim.cpp", "src/nn/winograd.cpp", "src/nn/observer.cpp"];
     for path in SOURCES.into_iter().chain(["src/nn/shim.h"]) {
         println!("cargo:rerun-if-changed={path}");
     }
@@ -17,6 +17,8 @@ fn main() {
         // at::parallel_for is a header; without OpenMP it is a plain loop.
         .flag("-fopenmp")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // As libtorch itself: without it some of its structures have members that libtorch's own code does not know of.
+        .define("NDEBUG", None)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .files(SOURCES)

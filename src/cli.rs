@@ -2,7 +2,7 @@
 
 use crate::config::{DatasetName, ModelName, Precision};
 use crate::predict::MAX_CLASSES;
-use clap::builder::PossibleValue;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -408,10 +408,10 @@ pub enum BenchAction {
 #[derive(Debug, Args)]
 pub struct PairArgs {
     /// The teacher's architecture.
-    #[arg(long, value_name = "NAME", default_value = "wrn40_2", help = architecture())]
+    #[arg(long, value_name = "NAME", default_value = "wrn40_2", help = architecture(), value_parser = built_in())]
     pub teacher: ModelName,
     /// The student's architecture.
-    #[arg(long, value_name = "NAME", default_value = "wrn16_1", help = architecture())]
+    #[arg(long, value_name = "NAME", default_value = "wrn16_1", help = architecture(), value_parser = built_in())]
     pub student: ModelName,
     /// Data set whose classes and image size are used; no file is read.
     #[arg(long, value_name = "NAME", default_value = "cifar10")]
@@ -479,7 +479,13 @@ pub struct BenchReplayArgs {
 }
 
 fn architecture() -> String {
-    format!("Its architecture: {}", ModelName::ALL.map(ModelName::name).join(", "))
+    format!("Its architecture: {}", ModelName::BUILT_IN.map(ModelName::name).join(", "))
+}
+
+/// Networks that are made without a file.
+fn built_in() -> impl TypedValueParser<Value = ModelName> {
+    let named = |name: String| ModelName::BUILT_IN.into_iter().find(|model| model.name() == name).ok_or("not a network of this crate");
+    PossibleValuesParser::new(ModelName::BUILT_IN.map(ModelName::name)).try_map(named)
 }
 
 impl ValueEnum for ModelName {

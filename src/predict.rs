@@ -5,7 +5,7 @@ use crate::data::{self, Facts, Normalise, read_picture, to_unit, write_labels};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::losses::predicted_and_confidence;
-use crate::models::Shape;
+use crate::models::{self, Shape};
 use crate::nn::weights;
 use crate::task::{self, Prediction, Task};
 use crate::teacher::Teacher;
@@ -36,9 +36,9 @@ pub struct Network<'a> {
 }
 
 impl Network<'_> {
-    fn load(&self, channels: i64) -> Result<Teacher> {
+    fn load(&self, channels: i64, size: [i64; 2]) -> Result<Teacher> {
         let classes = self.classes.map_or_else(|| self.own_classes(), Ok)?;
-        Teacher::load(self.model, self.weights, Shape { channels, classes }, Device::Cpu)
+        Teacher::load(self.model, self.weights, Shape { channels, classes }, size, Device::Cpu)
     }
 
     /// How it takes pictures: as the data set has them, or as the weights file says where a data set's name says nothing.
@@ -55,8 +55,7 @@ impl Network<'_> {
     }
 
     fn own_classes(&self) -> Result<i64> {
-        let file = weights::read(self.weights)?;
-        let Some(text) = file.metadata.get("classes") else {
+        let Some(text) = models::own_classes(self.model, self.weights)? else {
             return Err(Error::refused("--classes is needed: the weights file does not say how many it has"));
         };
         let classes = text.parse().ok().filter(|k| (1..=MAX_CLASSES).contains(k));
@@ -82,7 +81,7 @@ pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
     if images.numel() == 0 {
         return Err(Error::file(input, format!("`images` is {:?}: it holds no values", images.size())));
     }
-    let network = network.load(images.size()[1])?;
+    let network = network.load(images.size()[1], [images.size()[2], images.size()[3]])?;
     let least = network.parts().0.least_size();
     if images.size()[2..].iter().any(|&side| side < least) {
         let problem = format!("`images` is {:?}; this network takes images of {least}×{least} pixels or more", images.size());
@@ -100,7 +99,8 @@ pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
 pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &Path) -> Result<()> {
     Task::check(dataset, "--model", network.model)?;
     let facts = network.facts(dataset)?;
-    let teacher = network.load(facts.channels)?;
+    let teacher = network.load(facts.channels, facts.size)?;
+    teacher.normalised_as(&facts.mean, &facts.std, network.weights)?;
     let least = teacher.parts().0.least_size();
     let normalise = Normalise::new(&facts, Device::Cpu);
     let mut rows = Vec::new();

@@ -128,7 +128,7 @@ impl Task {
         if wanted == found {
             return Ok(());
         }
-        let legal: Vec<&str> = ModelName::ALL.into_iter().filter(|m| Self::of_model(*m) == wanted).map(ModelName::name).collect();
+        let legal: Vec<&str> = ModelName::BUILT_IN.into_iter().filter(|m| Self::of_model(*m) == wanted).map(ModelName::name).collect();
         let has = if Self::of(dataset) == wanted { "has labels of" } else { "is for networks that label" };
         let (model, dataset) = (model.name(), dataset.name());
         let text = format!("{model} labels {}, {dataset} {has} {}: use {}", found.name(), wanted.name(), legal.join(", "));

@@ -4,9 +4,12 @@ use crate::config::{ModelName, Precision};
 use crate::error::{Error, Result};
 use crate::losses::{StatisticsAverage, statistics_gap};
 use crate::models::{self, Network, Output, Shape};
-use crate::nn::{InputStatistics, Pass, State, weights};
+use crate::nn::{InputStatistics, Pass, State};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
+
+/// Constants are published with three or four digits.
+const NORMALISATION_TOLERANCE: f32 = 1e-3;
 
 /// A network with fixed weights, always in evaluation mode.
 pub struct Teacher {
@@ -16,34 +19,51 @@ pub struct Teacher {
 }
 
 impl Teacher {
-    /// Builds `model` and fills it from `path`.
+    /// Reads `model` from `path`, for images of `size` (height, width).
     ///
     /// # Errors
-    /// A file that is not there or damaged; a tensor that is missing, unknown, of another shape, or not finite.
-    pub fn load(model: ModelName, path: &Path, shape: Shape, device: Device) -> Result<Self> {
-        let network = models::build(model, shape);
-        let file = weights::read(path)?;
-        // Said before a single one of their tensors is missed.
-        let layers = network.blueprint().batch_norm_channels().len();
-        if layers > 0 && !file.tensors.iter().any(|(key, _)| key.ends_with("running_mean")) {
-            return Err(no_batch_norm(path, &format!("{} has {layers}", model.name())));
-        }
-        let state = State::from_state_dict(network.blueprint(), &file.tensors, path, device)?;
+    /// As [`models::load`].
+    pub fn load(model: ModelName, path: &Path, shape: Shape, size: [i64; 2], device: Device) -> Result<Self> {
+        let (network, state) = models::load(model, path, shape, size, device)?;
         Ok(Self::new(network, state))
     }
 
     /// From a network and its state.
     pub fn new(network: Box<dyn Network>, state: State) -> Self {
-        let running = state.running_statistics();
+        let running = network.running_statistics(&state);
         Self { network, state, running }
     }
 
     /// Refused by methods that compare batch-norm statistics, if there are none.
     pub fn needs_batch_norm(&self, path: &Path) -> Result<()> {
-        if self.running.is_empty() { Err(no_batch_norm(path, "the method inverts their statistics")) } else { Ok(()) }
+        if self.running.is_empty() { Err(models::no_batch_norm(path, "the method inverts their statistics")) } else { Ok(()) }
     }
 
-    /// Activations are `precision` from now on.
+    /// Refused by methods that look at features, if there are none.
+    pub fn needs_features(&self, path: &Path) -> Result<()> {
+        if self.network.has_features() {
+            return Ok(());
+        }
+        let refused = Error::file(path, "says nothing of its features; the method's activation term looks at them");
+        Err(refused.with_hint("write it with launch/pytorch/trace_teacher.py (docs/teachers.md), or set inversion.activation_weight = 0"))
+    }
+
+    /// Refused for images that are normalised otherwise than the file says.
+    pub fn normalised_as(&self, mean: &[f32], std: &[f32], path: &Path) -> Result<()> {
+        let differs = |a: &[f32], b: &[f32]| a.len() != b.len() || a.iter().zip(b).any(|(a, b)| (a - b).abs() > NORMALISATION_TOLERANCE);
+        match self.network.normalisation() {
+            Some((own_mean, own_std)) if differs(own_mean, mean) || differs(own_std, std) => {
+                let why = format!(
+                    "was made for images normalised by mean {own_mean:?} and std {own_std:?}; the data set's are {mean:?} and {std:?}"
+                );
+                let way_out = "write it again with trace_teacher.py: the data set's constants as --mean and --std, its own as --own-mean and --own-std";
+                Err(Error::file(path, why).with_hint(way_out))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Activations are `precision` from now on; those of a TorchScript program stay as its file has them.
     pub fn compute_in(&mut self, precision: Precision) {
         self.state.compute_in(precision);
     }
@@ -86,13 +106,6 @@ impl Teacher {
     pub fn batch_norm_channels(&self) -> i64 {
         self.running.iter().map(|(mean, _)| mean.numel() as i64).sum()
     }
-}
-
-fn no_batch_norm(path: &Path, why: &str) -> Error {
-    Error::file(path, format!("no batch-norm layers; {why}")).with_hint(
-        "is this file of another architecture? `ssdkd inspect FILE` lists what it holds; a teacher needs batch-norm, whose statistics \
-         the method inverts",
-    )
 }
 
 #[cfg(test)]

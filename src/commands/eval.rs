@@ -35,7 +35,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     for candidate in &candidates {
         world.agree(Task::check(config.dataset, "--model", candidate.model))?;
     }
-    let load = |candidate: &Candidate| Teacher::load(candidate.model, &candidate.weights, shape, world.device());
+    let load = |candidate: &Candidate| {
+        let network = Teacher::load(candidate.model, &candidate.weights, shape, facts.size, world.device())?;
+        network.normalised_as(&facts.mean, &facts.std, &candidate.weights).map(|()| network)
+    };
     let networks: Vec<Teacher> = world.agree(candidates.iter().map(load).collect())?;
     let test = data::open(config.dataset, &config.data, Split::Test).map(|split| Test::Split(split, config.eval.batch_size));
     let test = world.agree(test)?;

@@ -49,6 +49,14 @@ impl Job {
         }
     }
 
+    /// Key of its name.
+    fn trained_key(self) -> &'static str {
+        match self {
+            Self::Train => "student.model",
+            Self::Teach => "teacher.model",
+        }
+    }
+
     /// Whether a key belongs to the other job and changes nothing in this one.
     pub(super) fn ignores(self, key: &str) -> bool {
         let sections: &[&str] = match self {
@@ -79,6 +87,10 @@ impl DatasetName {
 pub fn check(config: &Config, job: Job) -> Result<()> {
     let mut found = Findings(Vec::new());
     let c = config;
+    if !ModelName::BUILT_IN.contains(&job.trained(c)) {
+        let (key, name, legal) = (job.trained_key(), job.trained(c).name(), ModelName::BUILT_IN.map(ModelName::name).join(", "));
+        found.add(key, format!("{name} networks teach, but are not trained here: use one of {legal}"));
+    }
     found.positive("student.lr", c.student.lr);
     match job {
         Job::Train => found.within("student.lr_min", c.student.lr_min, 0.0, c.student.lr, "0 and student.lr"),

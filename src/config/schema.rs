@@ -202,11 +202,13 @@ pub enum ModelName {
     Deeplabv3Resnet50,
     /// DeepLabV3 on a MobileNetV2: labels pixels.
     Deeplabv3Mobilenet,
+    /// A classifier of your own, as a TorchScript file (docs/teachers.md): teaches, and is not trained.
+    Torchscript,
 }
 
 impl ModelName {
-    /// Every network.
-    pub const ALL: [Self; 9] = [
+    /// Every network of this crate.
+    pub const BUILT_IN: [Self; 9] = [
         Self::Resnet18,
         Self::Resnet34,
         Self::Vgg11,
@@ -217,6 +219,17 @@ impl ModelName {
         Self::Deeplabv3Resnet50,
         Self::Deeplabv3Mobilenet,
     ];
+
+    /// Every name.
+    pub const ALL: [Self; 10] = {
+        let mut all = [Self::Torchscript; 10];
+        let mut i = 0;
+        while i < Self::BUILT_IN.len() {
+            all[i] = Self::BUILT_IN[i];
+            i += 1;
+        }
+        all
+    };
 
     /// Fewest rows that batch-norm can train on: DeepLab normalises values pooled over whole images, one a row and channel.
     pub fn least_rows(self) -> usize {
@@ -238,6 +251,7 @@ impl ModelName {
             Self::Wrn40x2 => "wrn40_2",
             Self::Deeplabv3Resnet50 => "deeplabv3_resnet50",
             Self::Deeplabv3Mobilenet => "deeplabv3_mobilenet",
+            Self::Torchscript => "torchscript",
         }
     }
 }
@@ -291,7 +305,7 @@ pub struct Data {
 pub struct Teacher {
     /// Architecture.
     pub model: ModelName,
-    /// Weights file, `.safetensors` or PyTorch's `.pth`/`.pt` (a state_dict, plain or wrapped).
+    /// Weights file, `.safetensors` or PyTorch's `.pth`/`.pt` (a state_dict, plain or wrapped); of a `torchscript` teacher its program.
     pub weights: Option<PathBuf>,
 }
 

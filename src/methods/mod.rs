@@ -140,6 +140,11 @@ impl Method {
         has(Term::Statistics) || has(Term::Contrast)
     }
 
+    /// Whether it looks at the teacher's features.
+    pub fn needs_features(&self, config: &Config) -> bool {
+        self.recipe.is_some_and(|recipe| recipe.has(Term::Activation, &config.inversion))
+    }
+
     /// The rules of its buffer: a pool is one that holds every image of the run.
     pub fn buffer(&self, config: &Config, images_per_round: usize) -> Replay {
         match self.memory {

@@ -9,16 +9,20 @@ mod generator;
 mod mobilenet;
 mod resnet;
 mod resnet50;
+mod torchscript;
 mod vgg;
 mod wide_resnet;
 
 pub use backbone::load_backbone;
 pub use generator::{DeepGenerator, Generator, GeneratorShape};
+pub use torchscript::Manifest;
 
 use crate::config::ModelName;
-use crate::nn::{Blueprint, Embedding, Pass, State};
+use crate::error::{Error, Result};
+use crate::nn::{Blueprint, Embedding, Pass, State, weights};
+use std::path::Path;
 use std::rc::Rc;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// What a classifier or segmenter returns.
 pub struct Output {
@@ -54,6 +58,21 @@ pub trait Network {
         self.stage_channels().map_or_else(of_batch_norms, |channels| (Embedding::Stages, channels))
     }
 
+    /// `(running_mean_f, running_var_f)` of every batch-norm layer, in hook order.
+    fn running_statistics(&self, state: &State) -> Vec<(Tensor, Tensor)> {
+        state.running_statistics()
+    }
+
+    /// Whether its output has features; without, they are `[b, 0]`.
+    fn has_features(&self) -> bool {
+        true
+    }
+
+    /// Mean and standard deviation per channel that its images are normalised by, where it says so itself.
+    fn normalisation(&self) -> Option<(&[f32], &[f32])> {
+        None
+    }
+
     /// Channels that go into all stages together, where the embedding is taken there.
     fn stage_channels(&self) -> Option<i64> {
         None
@@ -80,7 +99,51 @@ pub struct Shape {
     pub classes: i64,
 }
 
-/// Builds a network by name.
+/// A frozen network with its weights from a file, for images of `size` (height, width).
+///
+/// # Errors
+/// A file that is not there or damaged; a tensor that is missing, unknown, of another shape, or not finite; a program that is no
+/// classifier of such images.
+pub fn load(name: ModelName, path: &Path, shape: Shape, size: [i64; 2], device: Device) -> Result<(Box<dyn Network>, State)> {
+    if name == ModelName::Torchscript {
+        let network = torchscript::TorchScript::load(path, shape, size, device)?;
+        let state = State::empty(network.blueprint(), device);
+        return Ok((Box::new(network), state));
+    }
+    let network = build(name, shape);
+    let file = weights::read(path)?;
+    // Said before a single one of their tensors is missed.
+    let layers = network.blueprint().batch_norm_channels().len();
+    if layers > 0 && !file.tensors.iter().any(|(key, _)| key.ends_with("running_mean")) {
+        return Err(no_batch_norm(path, &format!("{} has {layers}", name.name())));
+    }
+    let state = State::from_state_dict(network.blueprint(), &file.tensors, path, device)?;
+    Ok((network, state))
+}
+
+/// Number of classes that a file says it has, as it says it; none if it does not.
+///
+/// # Errors
+/// A file that is not there, damaged, or of another kind.
+pub fn own_classes(name: ModelName, path: &Path) -> Result<Option<String>> {
+    if name == ModelName::Torchscript {
+        return Ok(Manifest::of(&crate::files::read(path)?, path)?.map(|manifest| manifest.classes.to_string()));
+    }
+    Ok(weights::read(path)?.metadata.remove("classes"))
+}
+
+/// A file without batch-norm where there must be some; `why` there must.
+pub fn no_batch_norm(path: &Path, why: &str) -> Error {
+    Error::file(path, format!("no batch-norm layers; {why}")).with_hint(
+        "is this file of another architecture? `ssdkd inspect FILE` lists what it holds; a teacher needs batch-norm, whose statistics \
+         the method inverts: torch.jit.freeze and exporters fold it into convolutions, so trace before them; dafl, zskt and dfad need none",
+    )
+}
+
+/// Builds a network of this crate by name.
+///
+/// # Panics
+/// For [`ModelName::Torchscript`], which only a file can be: configurations and command lines that would build one are refused.
 pub fn build(name: ModelName, shape: Shape) -> Box<dyn Network> {
     match name {
         ModelName::Resnet18 => Box::new(resnet::ResNet::new(&[2, 2, 2, 2], shape)),
@@ -92,5 +155,6 @@ pub fn build(name: ModelName, shape: Shape) -> Box<dyn Network> {
         ModelName::Wrn40x2 => Box::new(wide_resnet::WideResNet::new(40, 2, shape)),
         ModelName::Deeplabv3Resnet50 => Box::new(deeplab::DeepLab::<resnet50::ResNet50>::new(shape)),
         ModelName::Deeplabv3Mobilenet => Box::new(deeplab::DeepLab::<mobilenet::MobileNetV2>::new(shape)),
+        ModelName::Torchscript => unreachable!("a TorchScript program is loaded, not built"),
     }
 }

@@ -73,6 +73,23 @@ impl Pass {
         }
     }
 
+    /// Whether embeddings are taken there.
+    pub fn embeds(&self, at: Embedding) -> bool {
+        self.embedding.as_ref().is_some_and(|(wanted, _)| *wanted == at)
+    }
+
+    /// The next part of the embedding, `[b, f]`, from a network that takes it itself.
+    pub fn push_embedding(&mut self, part_bf: Tensor) {
+        if let Some((_, parts)) = &mut self.embedding {
+            parts.push(part_bf);
+        }
+    }
+
+    /// Whether statistics are recorded.
+    pub fn is_tapped(&self) -> bool {
+        self.taps.is_some()
+    }
+
     /// The embedding of every image, `[b, d]`, if it was asked for.
     pub fn take_embedding(&mut self) -> Option<Tensor> {
         self.embedding.take().map(|(_, parts)| Tensor::cat(&parts, 1))
@@ -94,7 +111,8 @@ impl Pass {
         &x * Tensor::from_slice(&mask).view(x.size().as_slice()).to_device(x.device())
     }
 
-    fn record(&mut self, index: usize, statistics: InputStatistics) {
+    /// Records what goes into batch-norm layer `index`, counted in hook order.
+    pub fn record(&mut self, index: usize, statistics: InputStatistics) {
         if let Some(taps) = &mut self.taps {
             if taps.len() <= index {
                 taps.resize_with(index + 1, || None);

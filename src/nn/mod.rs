@@ -3,6 +3,7 @@
 mod count;
 mod dilated;
 mod layers;
+mod observer;
 mod optim;
 pub mod pickle;
 mod precision;
@@ -16,6 +17,7 @@ mod winograd;
 pub use count::{layer_values, multiplications};
 pub use dilated::{DilatedConv2d, DilatedShape};
 pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, pooled};
+pub use observer::{BatchNormCall, observe_batch_norms};
 pub use optim::{Adam, Sgd, cosine};
 pub use precision::{check_precision, cpu_has_bf16, kind};
 pub use room::room_for;

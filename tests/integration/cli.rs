@@ -118,7 +118,7 @@ fn predict_writes_logits_and_features() {
     let get = |name: &str| &out.iter().find(|(k, _)| k == name).unwrap().1;
     assert_eq!((get("logits").size(), get("features").size()), (vec![3, 10], vec![3, 128]));
     let shape = ssdkd::models::Shape { channels: 1, classes: 10 };
-    let network = ssdkd::teacher::Teacher::load(ssdkd::config::ModelName::Wrn16x2, &teacher, shape, Device::Cpu).unwrap();
+    let network = ssdkd::teacher::Teacher::load(ssdkd::config::ModelName::Wrn16x2, &teacher, shape, [28, 28], Device::Cpu).unwrap();
     let want = network.evaluate(&images);
     assert!(get("logits").allclose(&want.logits, 1e-4, 1e-5, false) && get("features").allclose(&want.features_bd, 1e-4, 1e-5, false));
     ssdkd(&arguments(&input, "7")).expect(2).says(&["tensor `fc.weight`: has shape [10, 128]; [7, 128] is needed"]);

@@ -22,5 +22,6 @@ mod segmentation;
 mod slurm;
 mod study;
 mod sweep;
+mod torchscript;
 mod trace;
 mod training;

@@ -118,6 +118,8 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
     write("empty.pth", b"");
     let bytes = std::fs::read(&shipped).unwrap();
     write("cut.safetensors", &bytes[..bytes.len() / 2]);
+    write("net.onnx", b"\x08\x08\x12\x07pytorch\x1a\x062.11.0");
+    let script_of = |name: &str| format!("teacher.weights={}", root().join("tests/golden/torchscript").join(name).display());
     let golden = |name: &str| root().join("tests/golden/pickle").join(name).display().to_string();
     write("broken.toml", b"seed = 1\nseed =\n");
     std::fs::create_dir_all(folder.join("mine")).unwrap();
@@ -308,6 +310,30 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             &[&format!("teacher.weights={}", golden("torchscript.pth"))],
             "torchscript.pth: this is a TorchScript program, not a state_dict",
             "load it with torch.jit.load",
+        ),
+        sets(
+            "TorchScript as a student",
+            &["student.model=torchscript"],
+            "student.model: torchscript networks teach, but are not trained here",
+            "use one of resnet18, resnet34",
+        ),
+        sets(
+            "ONNX model as a teacher",
+            &["teacher.model=torchscript", &weights_of("net.onnx")],
+            "net.onnx: is an ONNX model: its exporters fold batch-norm into convolutions",
+            "take the PyTorch module that it was exported from: write it with launch/pytorch/trace_teacher.py",
+        ),
+        sets(
+            "TorchScript teacher whose batch-norm is folded away",
+            &["teacher.model=torchscript", &script_of("small-folded.pt")],
+            "small-folded.pt: no batch-norm layers; the method inverts their statistics",
+            "torch.jit.freeze and exporters fold it into convolutions, so trace before them; dafl, zskt and dfad need none",
+        ),
+        sets(
+            "TorchScript teacher of images that are normalised otherwise",
+            &["dataset=mnist", "teacher.model=torchscript", &script_of("small-manifest.pt")],
+            "small-manifest.pt: was made for images normalised by mean [0.286]",
+            "the data set's constants as --mean and --std, its own as --own-mean and --own-std",
         ),
         sets(
             "no data files",

@@ -62,6 +62,36 @@ fn first_pickle<'a>(bytes: &'a [u8], budget: &mut Budget) -> Result<Pickled<'a>>
     })
 }
 
+/// The file NAME that `torch.jit.save(…, _extra_files={NAME: …})` packed into a TorchScript program; none without it.
+///
+/// # Errors
+///
+/// Not a TorchScript program (saying what it looks like), truncated or damaged. Never panics, whatever the bytes.
+pub fn read_extra(bytes: &[u8], name: &str) -> Result<Option<Vec<u8>>> {
+    if !is_zip(bytes) {
+        let other = signature(bytes).map_or_else(|| describe(bytes), str::to_owned);
+        return Err(PickleError::NotTorchScript(other));
+    }
+    let mut archive = open_zip(bytes)?;
+    match archive_root(&archive) {
+        Err(PickleError::TorchScript) => {}
+        Ok(_) => return Err(PickleError::NotTorchScript("a file of torch.save, with a state_dict or a pickled object".into())),
+        Err(other) => return Err(other),
+    }
+    let wanted = format!("/extra/{name}");
+    let Some(index) =
+        (0..archive.len()).find(|&i| archive.name_for_index(i).is_some_and(|entry| entry.is_ok_and(|entry| entry.ends_with(&wanted))))
+    else {
+        return Ok(None);
+    };
+    Ok(Some(zip_entry(&mut archive, index, bytes, &mut Budget::for_file(bytes.len()))?.into_owned()))
+}
+
+/// Whether this looks like an ONNX model: a protobuf message that starts with its version and its producer.
+pub fn is_onnx(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x08, 1..=0x7f, 0x12, ..])
+}
+
 /// First value of an old-format file (`torch/serialization.py`, `MAGIC_NUMBER` and `PROTOCOL_VERSION`).
 const LEGACY_MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 const LEGACY_VERSION: i128 = 1001;
@@ -120,12 +150,7 @@ fn legacy_storages<'s>(bytes: &'s [u8], data: &Pickled<'_>, keys: &Pickled<'_>, 
 
 /// The zip format: `data.pkl`, one entry `data/KEY` per storage and, since PyTorch 2.0, `byteorder`, all in one folder.
 fn read_zip(bytes: &[u8], budget: &mut Budget) -> Result<Value> {
-    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| match error {
-        ZipError::InvalidArchive(problem) => {
-            PickleError::Truncated(format!("it starts as a zip archive but has no whole directory ({problem})"))
-        }
-        other => PickleError::Damaged(other.to_string()),
-    })?;
+    let mut archive = open_zip(bytes)?;
     let root = archive_root(&archive)?;
     if let Some(index) = archive.index_for_name(&format!("{root}byteorder"))
         && zip_entry(&mut archive, index, bytes, budget)?.trim_ascii() != b"little"
@@ -151,6 +176,15 @@ fn read_zip(bytes: &[u8], budget: &mut Budget) -> Result<Value> {
 }
 
 type Archive<'s> = ZipArchive<Cursor<&'s [u8]>>;
+
+fn open_zip(bytes: &[u8]) -> Result<Archive<'_>> {
+    ZipArchive::new(Cursor::new(bytes)).map_err(|error| match error {
+        ZipError::InvalidArchive(problem) => {
+            PickleError::Truncated(format!("it starts as a zip archive but has no whole directory ({problem})"))
+        }
+        other => PickleError::Damaged(other.to_string()),
+    })
+}
 
 /// Folder, with its slash, in which `data.pkl` lies: `torch.save` names it after the file, or `archive`. Empty if the archive
 /// was packed anew without it.

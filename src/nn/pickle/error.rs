@@ -23,10 +23,14 @@ pub enum PickleError {
 
     /// An archive of `torch.jit.save`.
     #[error(
-        "this is a TorchScript program, not a state_dict; in Python, load it with torch.jit.load and write its weights with \
-         torch.save(model.state_dict(), PATH)"
+        "this is a TorchScript program, not a state_dict; as a teacher, take it with teacher.model = \"torchscript\"; or in Python, \
+         load it with torch.jit.load and write its weights with torch.save(model.state_dict(), PATH)"
     )]
     TorchScript,
+
+    /// Another file where a TorchScript program is needed. Holds what it looks like.
+    #[error("this is no TorchScript program: it looks like {0}")]
+    NotTorchScript(String),
 
     /// The content contradicts itself or the format.
     #[error("the file is damaged: {0}")]

@@ -22,7 +22,7 @@ mod machine;
 mod state_dict;
 mod value;
 
-pub use archive::{read_pickle, read_torch, read_torch_bytes};
+pub use archive::{is_onnx, read_extra, read_pickle, read_torch, read_torch_bytes};
 pub use error::PickleError;
 pub use state_dict::state_dict;
 pub use value::{Dtype, RawArray, RawTensor, Value};
