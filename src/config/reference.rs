@@ -85,7 +85,11 @@ fn kind(root: &Value, node: &Value) -> String {
     };
     if types == ["array"] {
         let inner = node.get("items").map(|items| resolve(root, items)).unwrap_or(node);
-        return format!("list of {}", choices(inner).iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", "));
+        let choices = choices(inner);
+        if choices.is_empty() {
+            return format!("list of {}", kind(root, inner));
+        }
+        return format!("list of {}", choices.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(", "));
     }
     let unsigned = node.get("minimum").and_then(Value::as_f64) == Some(0.0);
     match types.as_slice() {
