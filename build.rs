@@ -29,8 +29,10 @@ fn main() {
     println!("cargo:rustc-link-lib=gomp");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-env=SSDKD_LIBTORCH_LIB={}", lib.display());
-    println!("cargo:rerun-if-changed=.git/logs/HEAD");
-    let commit = std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
-    let commit = commit.ok().filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok());
+    // A tarball of launch/offline/pack.sh has no repository, but the commit it was made of.
+    let packed = std::fs::read_to_string("COMMIT").ok();
+    println!("cargo:rerun-if-changed={}", if packed.is_some() { "COMMIT" } else { ".git/logs/HEAD" });
+    let asked = || std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok();
+    let commit = packed.or_else(|| asked().filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok()));
     println!("cargo:rustc-env=SSDKD_COMMIT={}", commit.as_deref().unwrap_or("unknown").trim());
 }

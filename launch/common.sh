@@ -24,3 +24,33 @@ rustup_first() {
     local bin=${CARGO_HOME:-$HOME/.cargo}/bin
     [ ! -d "$bin" ] || export PATH="$bin:$PATH"
 }
+
+# pip_wheels COMMAND [OPTION ...]: pip's install or download of wheels for any x86_64 Linux; only their C++ part is used.
+# SSDKD_WHEELS, where set, is where they come from instead of pip's own index: the address of another index, or a folder of wheels.
+pip_wheels() {
+    local command=$1 tag wheels=(); shift
+    for tag in _2_28 _2_27 _2_25 _2_24 _2_18 _2_17 _2_12 _2_5 2014 2010 1; do wheels+=(--platform "manylinux${tag}_x86_64"); done
+    case ${SSDKD_WHEELS:-} in
+        '') ;;
+        *://*) wheels+=(--index-url "$SSDKD_WHEELS") ;;
+        *) wheels+=(--no-index --find-links "$SSDKD_WHEELS") ;;
+    esac
+    # As a variable: the option is unknown to the pip of Ubuntu 22.04.
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip "$command" --quiet --disable-pip-version-check \
+        --only-binary=:all: --implementation cp --python-version 3.12 "${wheels[@]}" "$@"
+}
+
+# wheel_lists GPU FLAVOUR: sets the arrays `lists` (files of requirements) and `rules` (how pip takes them) for libtorch: GPU yes or no,
+# CUDA 13 or 12.6. What is pinned by hash needs no resolving; 12.6 is not on pip's own index, and its index says what it needs.
+wheel_lists() {
+    rules=(--no-deps --require-hashes)
+    case $2 in
+        13) lists=(launch/libtorch/cpu.txt); [ "$1" = no ] || lists+=(launch/libtorch/cuda.txt) ;;
+        12.6)
+            [ -n "${SSDKD_WHEELS:-}" ] || { echo "error: CUDA 12.6 wheels are not on pip's own index: set SSDKD_WHEELS to the" \
+                "address of PyTorch's index for cu126, or to a folder that holds them" >&2; return 1; }
+            # shellcheck disable=SC2034
+            lists=(launch/libtorch/cuda12.6.txt) rules=() ;;
+        *) echo "error: no flavour for CUDA $2: there are 13 and 12.6" >&2; return 1 ;;
+    esac
+}

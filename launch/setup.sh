@@ -4,7 +4,10 @@
 #   launch/setup.sh            what building and running need
 #   launch/setup.sh --tests    what the tests need as well (Slurm, a browser to look at the report)
 #   launch/setup.sh --gpu      the CUDA side of libtorch, even where no GPU is seen (login nodes, containers)
+#   launch/setup.sh --cpu      without that side, even where a GPU is seen
+#   launch/setup.sh --cuda 12.6   libtorch for CUDA 12.6, for NVIDIA drivers older than 580; 13 is what is taken otherwise
 #
+# SSDKD_WHEELS: another index for the wheels, or a folder of them (docs/sites.md).
 # Used instead when given: LIBTORCH=DIR or LIBTORCH_USE_PYTORCH=1 (libtorch/PyTorch 2.11), and any MPI whose mpicc is on PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,13 +17,16 @@ rustup_first
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-with_tests=no with_gpu=no
-for argument in "$@"; do
-    case $argument in
+with_tests=no with_gpu=no flavour=13
+while [ $# -gt 0 ]; do
+    case $1 in
         --tests) with_tests=yes ;;
         --gpu) with_gpu=yes ;;
-        *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+        --cpu) with_gpu=never ;;
+        --cuda) flavour=${2:-} with_gpu=yes; shift ;;
+        *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
+    shift || true
 done
 
 # ---- system packages -------------------------------------------------------------------------------------------------
@@ -129,21 +135,15 @@ elif [ -n "${LIBTORCH:-}" ]; then
     esac
 else
     [ "$(uname -m)" = x86_64 ] || die "wheels are pinned for x86_64 only: point LIBTORCH at a libtorch 2.11.0 for $(uname -m)"
-    lists=(launch/libtorch/cpu.txt)
-    if [ $with_gpu = yes ] || [ -e /dev/nvidiactl ] || has nvidia-smi; then lists+=(launch/libtorch/cuda.txt); fi
+    if [ $with_gpu = no ] && { [ -e /dev/nvidiactl ] || has nvidia-smi; }; then with_gpu=yes; fi
+    [ $with_gpu != never ] || with_gpu=no
+    wheel_lists $with_gpu "$flavour" || exit 1
     stamp=$(cat "${lists[@]}" | sha256sum | cut -c1-16)
     if [ ! -e ".libtorch/ready-$stamp" ]; then
         say "installing libtorch 2.11.0 (0.5 GB to download, more with a GPU)"
         rm -rf .libtorch
-        platforms=()
-        for tag in 2_28 2_27 2_25 2_24 2_18 2_17 2_12 2_5; do platforms+=(--platform "manylinux_${tag}_x86_64"); done
-        for tag in 2014 2010 1; do platforms+=(--platform "manylinux${tag}_x86_64"); done
-        requirements=()
-        for list in "${lists[@]}"; do requirements+=(-r "$list"); done
-        # As a variable: the option is unknown to the pip of Ubuntu 22.04.
-        PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --no-compile \
-            --only-binary=:all: --implementation cp --python-version 3.12 "${platforms[@]}" \
-            --target .libtorch "${requirements[@]}" || die "pip could not install libtorch (see above)"
+        pip_wheels install --no-compile "${rules[@]+"${rules[@]}"}" --target .libtorch "${lists[@]/#/--requirement=}" ||
+            die "pip could not install libtorch (see above)"
         # cudarc looks for libnccl.so, the wheel brings libnccl.so.2 only.
         nccl=.libtorch/nvidia/nccl/lib/libnccl.so.2
         [ ! -e $nccl ] || ln -sf "../../nvidia/nccl/lib/libnccl.so.2" .libtorch/torch/lib/libnccl.so

@@ -63,13 +63,22 @@ pub enum Command {
         action: StudyAction,
     },
     /// Check MPI, libtorch, CUDA, NCCL and Slurm, and say what to do about each.
-    Doctor,
+    Doctor(DoctorArgs),
     /// Show, check or document configuration.
     Config {
         /// What to do with it.
         #[command(subcommand)]
         action: ConfigAction,
     },
+}
+
+/// What to check.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Also measure pairs of the ranks of this launch, and compare their hosts: networks, versions, which host differs
+    /// (docs/sites.md).
+    #[arg(long)]
+    pub comm: bool,
 }
 
 /// A configuration, in layers: defaults, files, environment, `--set`.

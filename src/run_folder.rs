@@ -8,11 +8,12 @@ use crate::metrics::{NetworkScore, RoundRecord, Seconds, TimingRecord, header};
 use crate::parallel::{HEARTBEATS, host_name};
 use crate::replay::Moved;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How a run stands. Launch scripts decide on it whether to start the run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,9 @@ impl State {
 /// Contents of `state.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
+    /// The run's name among all runs, from its first start to its last: no other has it. Empty until then.
+    #[serde(default)]
+    pub id: String,
     /// How the run stands.
     pub state: State,
     /// Student steps at the last checkpoint.
@@ -76,7 +80,7 @@ impl Status {
     /// Of a run that has just begun.
     pub fn new() -> Self {
         let (seconds, moved, identity) = (Seconds::default(), Moved::default(), BTreeMap::new());
-        Self { state: State::Running, student_steps: 0, seconds, moved, identity, teacher: None, cause: None }
+        Self { id: String::new(), state: State::Running, student_steps: 0, seconds, moved, identity, teacher: None, cause: None }
     }
 
     /// Reads a run folder's status.
@@ -96,6 +100,31 @@ impl Default for Status {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A name for a run that begins now: the second in UTC, and letters that tell runs of one second apart.
+pub fn new_run_id() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let apart = Sha256::digest(format!("{} {} {}", host_name(), std::process::id(), since.as_nanos()));
+    format!("{}-{}", utc(since.as_secs()), apart.iter().take(4).map(|b| format!("{b:02x}")).collect::<String>())
+}
+
+/// Seconds since 1970 as year, month, day, `-`, hour, minute, second.
+fn utc(seconds: u64) -> String {
+    let (mut days, second) = (seconds / 86_400, seconds % 86_400);
+    let is_leap = |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let mut month = 0;
+    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    format!("{year:04}{:02}{:02}-{:02}{:02}{:02}", month + 1, days + 1, second / 3600, second / 60 % 60, second % 60)
 }
 
 /// Folder of a batch that was not finite.
@@ -292,6 +321,18 @@ mod tests {
         assert_eq!(left, ["config.toml"], "nothing is added to it either");
         fs::write(folder.path().join("state.json"), "{}").unwrap();
         RunFolder::hold(folder.path(), false).unwrap();
+    }
+
+    /// `date -u -d @N +%Y%m%d-%H%M%S`.
+    #[test]
+    fn a_run_is_named_by_when_it_began() {
+        for (seconds, text) in
+            [(0, "19700101-000000"), (951_782_399, "20000228-235959"), (951_782_400, "20000229-000000"), (4_107_542_400, "21000301-000000")]
+        {
+            assert_eq!(utc(seconds), text);
+        }
+        let ids = [(); 3].map(|()| new_run_id());
+        assert!(ids.iter().all(|id| id.len() == 24) && ids[0] != ids[1] && ids[1] != ids[2], "{ids:?}");
     }
 
     #[test]

@@ -1,25 +1,34 @@
 //! `ssdkd doctor`: what was found, which versions, what is missing and how to get it.
 
+mod comm;
+
 use super::join;
+use crate::cli::DoctorArgs;
+use crate::config;
 use crate::config::ReduceRule;
 use crate::device::{CudaLibrary, Device, gpu_count, load_cuda, open};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::nn::shim;
-use crate::parallel::{MpiComm, check_sum, comm::conformance, host_name};
+use crate::parallel::{MpiComm, check_sum, comm::conformance, cuda_flavour, driver, driver_verdict, host_name};
 use std::process::Command;
 
 /// Prints one line a subject.
-pub fn run() -> Result<()> {
+pub fn run(args: &DoctorArgs) -> Result<()> {
     let launch = join()?;
+    // Ranks that do not answer are named, and the job ends: no check waits for ever.
+    let _watchdog = launch.agree(launch.watch(config::Parallel::default().timeout_s))?;
     let local = launch.local();
     let conformance = conformance::run(launch.comm());
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
     let world = launch.into_world(layout, ReduceRule::Deterministic, Device::Cpu);
     let sum = check_sum(&world, 1000 * world.layout().ranks());
     let well = conformance.clone().and(sum.clone().map(|_| ()));
+    // What gives wrong answers is not measured.
+    let well = world.agree(well);
+    let hosts = if args.comm && well.is_ok() { Some(comm::look(&world)?) } else { None };
     if !world.leads() {
-        return world.agree(well);
+        return well;
     }
     let cores = local.cores;
     line("ssdkd", &crate::metrics::version());
@@ -35,10 +44,12 @@ pub fn run() -> Result<()> {
         Ok((sent, ring)) => line("sums", &format!("every bit as defined; {sent} bytes sent a rank, a ring all-reduce sends {ring}")),
         Err(error) => line("sums", &error.to_string()),
     }
+    line("driver", &driver_verdict(driver().as_deref(), cuda_flavour()));
     line("CUDA", &cuda());
     line("NCCL", &nccl());
     line("Slurm", &slurm());
-    world.agree(well)
+    hosts.iter().flatten().for_each(|text| println!("{text}"));
+    well
 }
 
 fn line(subject: &str, text: &str) {

@@ -55,7 +55,7 @@ pub fn run(command: Command, timings: Timings) -> Result<Outcome> {
         Command::Bench { action } => bench::run(&action).map(done),
         Command::Sweep { action } => sweep::run(&action),
         Command::Study { action } => study::run(&action),
-        Command::Doctor => doctor::run().map(done),
+        Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Config { action } => logs::trace_is_open().and_then(|()| config::run(&action)).map(done),
     };
     outcome.inspect_err(print)

@@ -122,7 +122,7 @@ fn to_the_end(
     let mut outlet = Outlet::open(folder, run, keeper.status_mut(), world, timings)?;
     let log = folder.log_of(world.rank());
     world.agree(logs::write_json_to(&log).map_err(|e| Error::io("write", &log, &e)))?;
-    announce(run, world, resumed);
+    announce(run, world, &outlet, resumed);
     let mut compute = || {
         let end = run_all(run, world, keeper, &mut outlet, until)?;
         if matches!(end, End::Finished(_)) {

@@ -110,10 +110,10 @@ fn warnings(config: &Config, job: Job, logical: usize, images_per_round: usize) 
     out
 }
 
-/// Keys that may differ at a resume: where things lie, how the launch is cut and adds up, what is saved.
+/// Keys that may differ at a resume: what the run is found by, where things lie, how the launch is cut and adds up, what is saved.
 pub fn is_free(key: &str) -> bool {
     let free_section = ["parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
-    ["data.dir", "teacher.weights"].contains(&key) || (free_section && key != "parallel.logical_ranks")
+    ["tags", "data.dir", "teacher.weights"].contains(&key) || (free_section && key != "parallel.logical_ranks")
 }
 
 /// Keys that change what is shown, when a run gives up, and how fast it is.
@@ -186,6 +186,7 @@ mod tests {
     type Changes = [(&'static str, &'static dyn Fn(&mut Config))];
 
     const FREE: &Changes = &[
+        ("tags", &|c| c.tags = vec!["new".into()]),
         ("data.dir", &|c| c.data.dir = Some("/elsewhere".into())),
         ("teacher.weights", &|c| c.teacher.weights = Some("/elsewhere".into())),
         ("parallel.threads", &|c| c.parallel.threads = Some(3)),

@@ -18,6 +18,8 @@ pub struct Config {
     pub dataset: DatasetName,
     /// Where tensors live. `auto` is the CPU as long as CUDA serves one rank only.
     pub device: DeviceName,
+    /// Words to find the run by, in `report.json`, in a sweep's table and in trackers (docs/tracking.md). They change no number.
+    pub tags: Vec<String>,
     /// Files of the data set.
     pub data: Data,
     /// The network that is all that is left of the data.
@@ -723,6 +725,7 @@ impl Default for Config {
             method: MethodName::SsdKd,
             dataset: DatasetName::Cifar10,
             device: DeviceName::Auto,
+            tags: Vec::new(),
             data: Data::default(),
             teacher: Teacher::default(),
             student: Student::default(),

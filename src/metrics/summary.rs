@@ -48,6 +48,12 @@ pub const PICTURE_ROWS: usize = 20;
 /// Contents of `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
+    /// The run's name among all runs (docs/tracking.md).
+    #[serde(default)]
+    pub run_id: String,
+    /// Words that it was given.
+    #[serde(default)]
+    pub tags: Vec<String>,
     /// Method.
     pub method: String,
     /// Data set.

@@ -103,6 +103,14 @@ impl Communicator for Metered {
         self.inner.all_gather_parts(part, whole, counts)
     }
 
+    fn exchange(&self, partner: Option<Rank>, send: &Tensor, receive: &Tensor) -> Result<()> {
+        let bytes = if partner.is_some() { size_of(send) } else { 0 };
+        let _span = tracing::debug_span!("exchange", bytes).entered();
+        self.meter.all_to_all.add(usize::from(partner.is_some()), bytes);
+        let _inside = self.pulse.enter(Operation::AllToAll);
+        self.inner.exchange(partner, send, receive)
+    }
+
     fn all_reduce_native(&self, tensor: &Tensor) -> Result<()> {
         let bytes = 2 * size_of(tensor) * (self.size() - 1) / self.size();
         let _span = tracing::debug_span!("all-reduce", bytes).entered();

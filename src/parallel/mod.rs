@@ -2,7 +2,9 @@
 
 mod agree;
 pub mod comm;
+mod host;
 mod meter;
+mod pairs;
 mod reduce;
 mod watchdog;
 mod world;
@@ -11,7 +13,9 @@ mod world;
 pub(crate) mod test_ranks;
 
 pub use comm::{Communicator, MpiComm, end_job};
+pub use host::{Host, cuda_flavour, driver, driver_verdict, merged, unlike};
 pub use meter::Meter;
+pub use pairs::{PairSpeed, pair_speeds, slow};
 pub use reduce::{BUCKET, TreeSum, check_sum};
 pub use watchdog::{HEARTBEATS, Watchdog, made_progress};
 pub use world::{Launch, Local, PerRank, World, allowed_cores, host_name, launcher_columns, set_threads, thread_count};

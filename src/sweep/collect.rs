@@ -66,7 +66,11 @@ fn row(folder: &SweepFolder, trial: &Trial, standing: &Standing) -> Result<Vec<(
     let rungs = standing.outcome.iter().flat_map(|outcome| outcome.rungs.iter().enumerate());
     row.extend(rungs.map(|(i, value)| (format!("rung.{}", i + 1), value.map(Cell::Number))));
     if standing.stand == Stand::Done {
-        values("report", &report(&path)?, &mut row);
+        let report = report(&path)?;
+        values("report", &report, &mut row);
+        // The one list that is worth a column.
+        let tags: Vec<&str> = report["tags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        row.extend((!tags.is_empty()).then(|| ("report.tags".to_owned(), text(tags.join(" ")))));
     }
     Ok(row)
 }

@@ -20,13 +20,14 @@ use crate::metrics::{
 };
 use crate::nn::weights;
 use crate::parallel::{self, World, end_job, host_name, launcher_columns};
-use crate::run_folder::{RunFolder, State, Status};
+use crate::run_folder::{RunFolder, State, Status, new_run_id};
 use crate::task::{Best, CONFIDENCE_BINS};
 use std::path::PathBuf;
 
 /// Where a run writes. Files and screen belong to the leading rank.
 pub struct Outlet {
     folder: PathBuf,
+    run_id: String,
     sinks: Option<Sinks>,
     progress: Option<Progress>,
     timings: Timings,
@@ -38,8 +39,11 @@ impl Outlet {
     /// The folder as the run will find it: its state, its configuration as it is now, and tables up to where it goes on, open for
     /// more. A collective.
     ///
-    /// Rows written before a resume count for the best and the last score.
-    pub fn open(folder: &RunFolder, run: &Run, status: &Status, world: &World, timings: Timings) -> Result<Self> {
+    /// Rows written before a resume count for the best and the last score. A run that has no name yet gets one.
+    pub fn open(folder: &RunFolder, run: &Run, status: &mut Status, world: &World, timings: Timings) -> Result<Self> {
+        if status.id.is_empty() {
+            status.id = world.from_leader(|| Ok(new_run_id()))?;
+        }
         let open = || -> Result<_> {
             // The state first: it marks the folder as a run's.
             status.write(folder.path())?;
@@ -49,7 +53,8 @@ impl Outlet {
             Ok((Some(Sinks::open(folder.path())?), rows))
         };
         let (sinks, rows) = world.agree(if world.leads() { open() } else { Ok((None, Vec::new())) })?;
-        let mut outlet = Self { progress: None, folder: folder.path().to_path_buf(), sinks, timings, best: Best::default(), last: None };
+        let (folder, run_id) = (folder.path().to_path_buf(), status.id.clone());
+        let mut outlet = Self { progress: None, folder, run_id, sinks, timings, best: Best::default(), last: None };
         rows.into_iter().for_each(|row| outlet.remember(row));
         Ok(outlet)
     }
@@ -75,7 +80,7 @@ impl Outlet {
 }
 
 /// Says what is about to run, and what about it is probably not meant.
-pub fn announce(run: &Run, world: &World, resumed: bool) {
+pub fn announce(run: &Run, world: &World, outlet: &Outlet, resumed: bool) {
     if !world.leads() {
         return;
     }
@@ -86,6 +91,8 @@ pub fn announce(run: &Run, world: &World, resumed: bool) {
         tracing::warn!("{warning}");
     }
     tracing::info!(
+        run = outlet.run_id,
+        tags = (!run.config.tags.is_empty()).then(|| run.config.tags.join(", ")),
         method = run.method.name,
         ranks = world.layout().ranks(),
         logical_ranks = world.layout().logical_ranks(),
@@ -187,6 +194,8 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
     };
     let moved = run.moved_by_all(world)?;
     let summary = Summary {
+        run_id: outlet.run_id.clone(),
+        tags: run.config.tags.clone(),
         method: run.method.name.into(),
         dataset: run.config.dataset.name().into(),
         class_names: run.facts.class_names.clone(),

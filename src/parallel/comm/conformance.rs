@@ -2,6 +2,7 @@
 
 use super::{Communicator, all_gather_varied};
 use crate::error::{Error, Result};
+use crate::layout::Rank;
 use tch::{Device, Kind, Tensor};
 
 /// Runs every check. A collective: all ranks call it.
@@ -44,6 +45,13 @@ pub fn run(comm: &dyn Communicator) -> Result<()> {
         comm.all_gather_parts(&part(rank), &whole, &(0..size).map(|r| 2 * r).collect::<Vec<_>>())?;
         expect("all-gather of parts", whole.equal(&want))?;
     }
+
+    // Neighbours swap their ranks; the last of an odd number has none.
+    let partner = Some(rank ^ 1).filter(|&partner| partner < size);
+    let of = |rank: usize| Tensor::full([5], rank as i64, (Kind::Int64, Device::Cpu));
+    let received = of(size);
+    comm.exchange(partner.map(Rank), &of(rank), &received)?;
+    expect("exchange of a pair", received.equal(&of(partner.unwrap_or(size))))?;
 
     let sum = Tensor::full([1000], rank as f64 + 1.0, (Kind::Float, Device::Cpu));
     comm.all_reduce_native(&sum)?;

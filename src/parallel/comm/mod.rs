@@ -40,6 +40,13 @@ pub trait Communicator {
     /// `whole` becomes the parts of all ranks, in rank order; `counts[r]` elements come from rank r.
     fn all_gather_parts(&self, part: &Tensor, whole: &Tensor, counts: &[usize]) -> Result<()>;
 
+    /// Swaps tensors of one length and kind with `partner`, which names this rank as its own; ranks without one bring `None`.
+    fn exchange(&self, partner: Option<Rank>, send: &Tensor, receive: &Tensor) -> Result<()> {
+        let length = if partner.is_some() { send.numel() } else { 0 };
+        let counts: Vec<usize> = (0..self.size()).map(|r| if partner == Some(Rank(r)) { length } else { 0 }).collect();
+        self.all_to_all(&send.narrow(0, 0, length as i64), &counts, &receive.narrow(0, 0, length as i64), &counts)
+    }
+
     /// The library's own sum over ranks, in place (f32). The order of additions is the library's.
     fn all_reduce_native(&self, tensor: &Tensor) -> Result<()>;
 }

@@ -7,6 +7,7 @@ use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::datatype::{Equivalence, Partition, PartitionMut};
 use mpi::environment::Universe;
+use mpi::point_to_point::send_receive_into;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator as _, CommunicatorCollectives};
 use tch::{Kind, Tensor};
@@ -150,6 +151,14 @@ impl Communicator for MpiComm {
             return self.all_gather_of(floats(part), floats_mut(whole), counts);
         }
         self.all_gather_of(bytes(part), bytes_mut(whole), &in_bytes(counts, part))
+    }
+
+    fn exchange(&self, partner: Option<Rank>, send: &Tensor, receive: &Tensor) -> Result<()> {
+        if let Some(partner) = partner {
+            let partner = self.world.process_at_rank(partner.0 as i32);
+            send_receive_into(bytes(send), &partner, bytes_mut(receive), &partner);
+        }
+        Ok(())
     }
 
     fn all_reduce_native(&self, tensor: &Tensor) -> Result<()> {

@@ -1,0 +1,82 @@
+//! What a site needs: `ssdkd doctor --comm`, and the scripts of launch/offline.
+
+use crate::launch::{has_mpirun, mpirun, root, run, ssdkd, ssdkd_on};
+use std::process::Command;
+use std::time::Duration;
+
+/// Lines that begin with a word.
+fn lines<'a>(text: &'a str, subject: &str) -> Vec<&'a str> {
+    text.lines().filter(|line| line.split_whitespace().next() == Some(subject)).collect()
+}
+
+/// Every pair once, with numbers a machine can have; one host with all versions, the transport in use, and nothing that differs.
+#[test]
+fn pairs_networks_and_versions_are_shown() {
+    if !has_mpirun() {
+        return;
+    }
+    for ranks in [2usize, 3] {
+        let out = ssdkd_on(ranks, &["doctor", "--comm"]).expect(0).stdout;
+        let pairs: Vec<Vec<&str>> = out.lines().filter(|line| line.contains(" GB/s ")).map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(pairs.len(), ranks * (ranks - 1) / 2, "{out}");
+        for (pair, name) in pairs.iter().zip(["0–1", "0–2", "1–2"]) {
+            let [latency, bandwidth] = [1, 3].map(|at| pair[at].parse::<f64>().unwrap());
+            assert_eq!(pair[0], name, "{out}");
+            assert!(latency > 0.0 && latency < 1e6 && bandwidth > 0.001 && bandwidth < 1000.0, "{out}");
+        }
+        let hosts = lines(&out, "host").into_iter().find(|line| line.contains(" · ")).unwrap_or_default();
+        for part in ["ssdkd 0.", "MPI ", "libtorch 2.11.0", "kernels ", "kernel ", "NVIDIA driver "] {
+            assert!(hosts.contains(part), "{part} is not in {out}");
+        }
+        assert_eq!((lines(&out, "network").len(), lines(&out, "differs").len()), (1, 1), "{out}");
+        assert!(out.contains("differs   one host: nothing to compare") && out.contains("NCCL      no pairs"), "{out}");
+        // Three ranks have measured three like pairs: none can be far below the others unless the machine is.
+        assert!(
+            lines(&out, "driver").len() == 1 && out.contains(&format!("{ranks} (MPI): every operation gives the right answer")),
+            "{out}"
+        );
+    }
+}
+
+#[test]
+fn a_rank_alone_has_no_pairs_and_says_so() {
+    let out = ssdkd(&["doctor", "--comm"]).expect(0).stdout;
+    assert!(out.contains("pairs     none: this is one rank") && !out.contains("GB/s"), "{out}");
+    assert!(!ssdkd(&["doctor"]).expect(0).stdout.contains("pairs"));
+}
+
+/// A rank that dies in the middle of the swaps ends all of them.
+#[test]
+fn no_rank_waits_for_one_that_died() {
+    if !has_mpirun() {
+        return;
+    }
+    let mut command = mpirun(3, &["doctor", "--comm"]);
+    command.env("SSDKD_FAULT_FOR_TESTS", "kill 1 exchange 20");
+    let out = run(command, Duration::from_secs(60));
+    assert!(out.code != 0 && !out.stdout.contains("GB/s"), "{out:?}");
+}
+
+/// `install.sh` in a folder as `pack.sh` makes it (a small one): what is damaged is named, and nothing is built then.
+#[test]
+fn a_damaged_tarball_is_not_installed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::copy(root().join("launch/offline/install.sh"), at("install.sh")).unwrap();
+    std::fs::write(at("Cargo.toml"), "[package]\nname = \"small\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[lib]\npath = \"lib.rs\"\n")
+        .unwrap();
+    std::fs::write(at("Cargo.lock"), "version = 4\n\n[[package]]\nname = \"small\"\nversion = \"0.1.0\"\n").unwrap();
+    std::fs::write(at("lib.rs"), "").unwrap();
+    let install = || {
+        let mut command = Command::new(at("install.sh"));
+        command.arg("--check");
+        run(command, Duration::from_secs(60))
+    };
+    assert!(install().expect(2).stderr.contains("no SHA256SUMS here"));
+    let sums = Command::new("sha256sum").args(["./Cargo.toml", "./Cargo.lock", "./lib.rs"]).current_dir(folder.path()).output().unwrap();
+    std::fs::write(at("SHA256SUMS"), sums.stdout).unwrap();
+    assert!(install().expect(0).stdout.contains("checksums are right"));
+    std::fs::write(at("lib.rs"), "//").unwrap();
+    let out = install().expect(1);
+    assert!(out.stdout.contains("./lib.rs: FAILED") && out.stderr.contains("files are damaged or missing"), "{out:?}");
+}
