@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 fn main() {
-    const SOURCES: [&str; 3] = ["src/nn/shim.cpp", "src/nn/winograd.cpp", "src/nn/observer.cpp"];
+    const SOURCES: [&str; 4] = ["src/nn/shim.cpp", "src/nn/winograd.cpp", "src/nn/observer.cpp", "src/nn/graph.cpp"];
     for path in SOURCES.into_iter().chain(["src/nn/shim.h"]) {
         println!("cargo:rerun-if-changed={path}");
     }

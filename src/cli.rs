@@ -175,6 +175,12 @@ pub struct ExportArgs {
 pub enum ExportFormat {
     /// One file of tensors, opened by `safetensors.torch.load_file`.
     Safetensors,
+    /// A module, opened by `torch.jit.load`: images in, logits out, weights that train on.
+    Torchscript,
+    /// A model of opset 17, opened by onnxruntime and others: images in, logits out.
+    Onnx,
+    /// A Python file with the network's class, and its weights beside it: `from FILE import load; network = load()`.
+    Pytorch,
 }
 
 /// What to look into.

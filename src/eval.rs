@@ -54,6 +54,14 @@ impl Test {
         }
     }
 
+    /// The test split, where there is one.
+    pub fn examples(&self) -> Option<&Examples> {
+        match self {
+            Self::Split(data, _) => Some(data),
+            Self::Fresh { .. } => None,
+        }
+    }
+
     fn batches(&self) -> usize {
         match self {
             Self::Split(data, batch) => data.len().div_ceil(*batch),

@@ -89,6 +89,11 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Of a file's contents; nothing where there is none.
+pub fn hash(file: Option<&Path>) -> Result<String> {
+    file.map_or_else(|| Ok(String::new()), |path| Ok(sha256(&read(path)?)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

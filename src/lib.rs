@@ -40,6 +40,7 @@ pub mod device;
 pub mod distill;
 pub mod error;
 pub mod eval;
+pub mod export;
 pub mod files;
 pub mod inversion;
 pub mod layout;

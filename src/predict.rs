@@ -47,7 +47,7 @@ impl Network<'_> {
         if facts.is_known() {
             return Ok(facts);
         }
-        let metadata = weights::read(self.weights)?.metadata;
+        let metadata = weights::says(self.weights)?;
         Facts::of_metadata(|key| metadata.get(key).map(String::as_str)).ok_or_else(|| {
             let problem = format!("does not say of what size and normalisation its images are, nor does `{}`", dataset.name());
             Error::file(self.weights, problem).with_hint("name a data set of that size and normalisation with --dataset")
@@ -55,7 +55,7 @@ impl Network<'_> {
     }
 
     fn own_classes(&self) -> Result<i64> {
-        let Some(text) = models::own_classes(self.model, self.weights)? else {
+        let Some(text) = weights::says(self.weights)?.remove("classes") else {
             return Err(Error::refused("--classes is needed: the weights file does not say how many it has"));
         };
         let classes = text.parse().ok().filter(|k| (1..=MAX_CLASSES).contains(k));

@@ -1,6 +1,6 @@
 //! A run's folder on (shared) disk: what lies where, who holds it, how the run stands.
 
-use crate::config::Config;
+use crate::config::{Config, Job};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::layout::Rank;
@@ -130,7 +130,50 @@ fn utc(seconds: u64) -> String {
 /// Folder of a batch that was not finite.
 pub const EVIDENCE: &str = "nonfinite";
 
-/// What a run writes into its folder; `--fresh` removes these and nothing else.
+/// Folder of the weights that a run starts from.
+const INPUTS: &str = "inputs";
+
+/// The weights that a run's numbers come from: where they lie.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// Of the teacher.
+    pub teacher: Option<PathBuf>,
+    /// What the network in training starts from.
+    pub backbone: Option<PathBuf>,
+}
+
+impl Inputs {
+    /// As a configuration names them.
+    pub fn of(config: &Config) -> Self {
+        Self { teacher: config.teacher.weights.clone(), backbone: config.student.backbone.clone() }
+    }
+
+    /// Into a configuration; a teacher in training starts from the backbone.
+    pub fn put_into(self, config: &mut Config, job: Job) {
+        (config.teacher.weights, config.student.backbone) = (self.teacher, self.backbone);
+        if job == Job::Teach {
+            config.teach.backbone.clone_from(&config.student.backbone);
+        }
+    }
+
+    /// The same; instead of a file that is not there any more, the one that the run in `folder` has kept.
+    pub fn found(self, folder: &Path) -> Self {
+        let found = |named: Option<PathBuf>, role: &str| match named {
+            Some(path) if !path.exists() => kept(folder, role).pop().or(Some(path)),
+            named => named,
+        };
+        Self { teacher: found(self.teacher, "teacher"), backbone: found(self.backbone, "backbone") }
+    }
+}
+
+/// What the run in a folder keeps for a role.
+fn kept(folder: &Path, role: &str) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder.join(INPUTS)) else { return Vec::new() };
+    let is_it = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{role}-")));
+    entries.flatten().map(|entry| entry.path()).filter(is_it).collect()
+}
+
+/// What a run writes into its folder besides [`INPUTS`]; `--fresh` removes these and nothing else.
 const OWN: [&str; 13] = [
     "config.toml",
     "state.json",
@@ -194,14 +237,38 @@ impl RunFolder {
         &self.path
     }
 
-    /// Writes the resolved configuration. Paths in it are absolute, so that the file means the same wherever it is read.
-    pub fn write_config(&self, config: &Config) -> Result<()> {
-        let absolute = |path: &Option<PathBuf>| path.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
+    /// Keeps a file that the run starts from, under a name with its contents' hash and in place of another of this role; gives its place
+    /// below the folder. On one disk that takes no room: a second name of the same file.
+    fn keep(&self, role: &str, path: &Path) -> Result<PathBuf> {
+        let contents = files::read(path)?;
+        let kind = path.extension().map_or(String::new(), |extension| format!(".{}", extension.to_string_lossy()));
+        let place = Path::new(INPUTS).join(format!("{role}-{}{kind}", &files::sha256(&contents)[..12]));
+        let target = self.path.join(&place);
+        if !target.exists() {
+            files::create_folder(&self.path.join(INPUTS))?;
+            let linked = fs::canonicalize(path).and_then(|source| fs::hard_link(source, &target));
+            linked.or_else(|_| files::write(&target, &contents))?;
+        }
+        for other in kept(&self.path, role).into_iter().filter(|other| *other != target) {
+            fs::remove_file(&other).map_err(|e| Error::io("remove", &other, &e))?;
+        }
+        Ok(place)
+    }
+
+    /// Writes the resolved configuration, and keeps the weights that the run starts from, so that the folder may be moved. What lies
+    /// elsewhere has an absolute path: the file means the same wherever it is read.
+    pub fn write_config(&self, config: &Config, inputs: &Inputs) -> Result<()> {
+        let absolute = |path: Option<PathBuf>| path.map(|p| std::path::absolute(&p).unwrap_or(p));
+        let place = |role, kept: &Option<PathBuf>, named: Option<PathBuf>| match kept {
+            Some(path) => self.keep(role, path).map(Some),
+            None => Ok(absolute(named)),
+        };
         let mut config = config.clone();
-        config.data.dir = absolute(&config.data.dir);
-        config.teacher.weights = absolute(&config.teacher.weights);
-        config.student.backbone = absolute(&config.student.backbone);
-        config.teach.backbone = absolute(&config.teach.backbone);
+        let is_teachers = config.teach.backbone == config.student.backbone;
+        config.data.dir = absolute(config.data.dir);
+        config.teacher.weights = place("teacher", &inputs.teacher, config.teacher.weights)?;
+        config.student.backbone = place("backbone", &inputs.backbone, config.student.backbone)?;
+        config.teach.backbone = if is_teachers { config.student.backbone.clone() } else { absolute(config.teach.backbone) };
         let text = toml::to_string(&config).map_err(|e| Error::refused(e.to_string()))?;
         files::write(&self.path.join("config.toml"), text.as_bytes())
     }

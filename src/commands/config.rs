@@ -22,7 +22,7 @@ pub fn run(action: &ConfigAction) -> Result<()> {
             })?;
             check_paths(&loaded.config)?;
             println!("{} keys set, all well", loaded.origins.len());
-            let plan = Plan::new(&loaded.config, job, loaded.config.parallel.logical_ranks.unwrap_or(1), "")?;
+            let plan = Plan::new(&loaded.config, job, loaded.config.parallel.logical_ranks.unwrap_or(1), "", "")?;
             plan.warnings.iter().for_each(|warning| println!("warning: {warning}"));
             if job == Job::Train && loaded.config.teacher.weights.is_none() {
                 println!("teacher.weights is left out: train needs it, for example by --set teacher.weights=FILE");

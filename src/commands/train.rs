@@ -14,7 +14,7 @@ use crate::models::Shape;
 use crate::parallel::{World, set_threads};
 use crate::replay::{Augmentation, RealData};
 use crate::report;
-use crate::run_folder::{RunFolder, State, Status};
+use crate::run_folder::{Inputs, RunFolder, State, Status};
 use crate::teacher::Teacher;
 use crate::train::{End, Keeper, Outlet, Run, announce, fail, same_run, train as run_all};
 use std::path::Path;
@@ -73,8 +73,10 @@ fn start(
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     launch.agree(data::complete(&mut config))?;
     let (method, real) = launch.agree(method(&mut config))?;
-    let teacher_hash = launch.agree(teacher_hash(&config, method))?;
-    let plan = launch.agree(Plan::new(&config, job, launch.ranks(), &teacher_hash))?;
+    launch.from_leader(|| Ok(Inputs::of(&config).found(&args.run_dir)))?.put_into(&mut config, job);
+    let hashes = || Ok([files::hash(method.teacher_weights(&config)?)?, files::hash(config.student.backbone.as_deref())?]);
+    let [teacher_hash, backbone_hash] = launch.agree(hashes())?;
+    let plan = launch.agree(Plan::new(&config, job, launch.ranks(), &teacher_hash, &backbone_hash))?;
     let world = launch.into_world(plan.layout, config.parallel.reduce, device);
     let teacher = world.agree(teacher(&config, method, &world))?;
     let mut run = world.agree(Run::new(config, plan, method, teacher, real, &world))?;
@@ -139,10 +141,6 @@ fn to_the_end(
 
 fn known_status(folder: &Path) -> Result<Option<Status>> {
     if folder.join("state.json").exists() { Status::read(folder).map(Some) } else { Ok(None) }
-}
-
-fn teacher_hash(config: &Config, method: Method) -> Result<String> {
-    method.teacher_weights(config)?.map_or_else(|| Ok(String::new()), |path| Ok(files::sha256(&files::read(path)?)))
 }
 
 fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teacher>> {

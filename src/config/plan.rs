@@ -30,11 +30,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// For a training run launched on `ranks` ranks, with M from the configuration or from the first launch.
+    /// For a training run launched on `ranks` ranks, with M from the configuration or from the first launch. The hashes are those of
+    /// the contents of the teacher's file and of the one that the network in training starts from; empty where there is none.
     ///
     /// # Errors
     /// R not dividing M, M not dividing the batch, shards too small for a round's images.
-    pub fn new(config: &Config, job: Job, ranks: usize, teacher_hash: &str) -> Result<Self> {
+    pub fn new(config: &Config, job: Job, ranks: usize, teacher_hash: &str, backbone_hash: &str) -> Result<Self> {
         let logical = config.parallel.logical_ranks.unwrap_or(ranks);
         let layout = Layout::new(logical, ranks)?;
         let findings = check::logical_ranks(config, job, logical);
@@ -43,7 +44,7 @@ impl Plan {
         }
         let steps_per_round = steps_per_round(config);
         let images_per_round = logical * config.inversion.batch_size;
-        let identity = identity(config, logical, teacher_hash);
+        let identity = identity(config, logical, teacher_hash, backbone_hash);
         Ok(Self {
             job,
             layout,
@@ -110,10 +111,13 @@ fn warnings(config: &Config, job: Job, logical: usize, images_per_round: usize) 
     out
 }
 
+/// Keys that say where files lie; what is in them counts.
+const PLACES: [&str; 4] = ["data.dir", "teacher.weights", "student.backbone", "teach.backbone"];
+
 /// Keys that may differ at a resume: what the run is found by, where things lie, how the launch is cut and adds up, what is saved.
 pub fn is_free(key: &str) -> bool {
     let free_section = ["parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
-    ["tags", "data.dir", "teacher.weights"].contains(&key) || (free_section && key != "parallel.logical_ranks")
+    key == "tags" || PLACES.contains(&key) || (free_section && key != "parallel.logical_ranks")
 }
 
 /// Keys that change what is shown, when a run gives up, and how fast it is.
@@ -126,12 +130,14 @@ pub fn values(config: &Config) -> BTreeMap<String, String> {
     out
 }
 
-/// What a resume must not change: every key but the free ones, with M filled in and the teacher by content.
-fn identity(config: &Config, logical: usize, teacher_hash: &str) -> BTreeMap<String, String> {
+/// What a resume must not change: every key but the free ones, with M filled in and weights by content.
+fn identity(config: &Config, logical: usize, teacher_hash: &str, backbone_hash: &str) -> BTreeMap<String, String> {
     let mut out = values(config);
     out.retain(|key, _| !is_free(key));
     out.insert("parallel.logical_ranks".into(), logical.to_string());
     out.insert("teacher.weights".into(), format!("sha256:{teacher_hash}"));
+    let backbone = if backbone_hash.is_empty() { Value::Null.to_string() } else { format!("sha256:{backbone_hash}") };
+    out.extend([("student.backbone".into(), backbone), ("teach.backbone".into(), Value::Null.to_string())]);
     out
 }
 
@@ -175,7 +181,7 @@ mod tests {
         let mut config = Config::default();
         config.parallel.logical_ranks = Some(4);
         change(&mut config);
-        Plan::new(&config, job, 1, "a").unwrap()
+        Plan::new(&config, job, 1, "a", "").unwrap()
     }
 
     fn hash_of(job: Job, change: &dyn Fn(&mut Config)) -> String {
@@ -189,6 +195,8 @@ mod tests {
         ("tags", &|c| c.tags = vec!["new".into()]),
         ("data.dir", &|c| c.data.dir = Some("/elsewhere".into())),
         ("teacher.weights", &|c| c.teacher.weights = Some("/elsewhere".into())),
+        ("student.backbone", &|c| c.student.backbone = Some("/elsewhere".into())),
+        ("teach.backbone", &|c| c.teach.backbone = Some("/elsewhere".into())),
         ("parallel.threads", &|c| c.parallel.threads = Some(3)),
         ("parallel.timeout_s", &|c| c.parallel.timeout_s = 1),
         ("checkpoint.keep", &|c| c.checkpoint.keep = 9),
@@ -241,11 +249,12 @@ mod tests {
             });
             assert_eq!(one != other, counts, "{dataset:?}");
         }
-        let with_teacher = |hash| Plan::new(&Config::default(), Job::Train, 4, hash).unwrap().config_hash;
-        assert_ne!(with_teacher("a"), with_teacher("b"));
+        let of_contents = |teacher, backbone| Plan::new(&Config::default(), Job::Train, 4, teacher, backbone).unwrap().config_hash;
+        assert_ne!(of_contents("a", ""), of_contents("b", ""));
+        assert_ne!(of_contents("a", ""), of_contents("a", "b"));
         for ranks in [1, 2, 4] {
             let config = Config { parallel: Parallel { logical_ranks: Some(4), ..Parallel::default() }, ..Config::default() };
-            assert_eq!(Plan::new(&config, Job::Train, ranks, "a").unwrap().config_hash, hash_of(Job::Train, &|_| {}));
+            assert_eq!(Plan::new(&config, Job::Train, ranks, "a", "").unwrap().config_hash, hash_of(Job::Train, &|_| {}));
         }
     }
 
@@ -291,7 +300,7 @@ mod tests {
     fn feedback_that_swings_is_warned_of() {
         let mut config = Config::default();
         (config.replay.alpha, config.replay.beta) = (1.0, 1.0);
-        assert!(Plan::new(&config, Job::Train, 1, "").unwrap().warnings.iter().any(|w| w.contains("alpha")));
-        assert!(Plan::new(&config, Job::Teach, 1, "").unwrap().warnings.is_empty());
+        assert!(Plan::new(&config, Job::Train, 1, "", "").unwrap().warnings.iter().any(|w| w.contains("alpha")));
+        assert!(Plan::new(&config, Job::Teach, 1, "", "").unwrap().warnings.is_empty());
     }
 }

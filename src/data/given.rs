@@ -56,7 +56,7 @@ fn widened(values: &[f32]) -> Vec<f64> {
 
 /// What a weights file says of the images it is for; nothing where it cannot be read, which is refused when it is loaded.
 fn said_of(path: &Path) -> Option<Facts> {
-    let metadata = weights::read(path).ok()?.metadata;
+    let metadata = weights::says(path).ok()?;
     Facts::of_metadata(|key| metadata.get(key).map(String::as_str))
 }
 

@@ -15,7 +15,6 @@ mod wide_resnet;
 
 pub use backbone::load_backbone;
 pub use generator::{DeepGenerator, Generator, GeneratorShape};
-pub use torchscript::Manifest;
 
 use crate::config::ModelName;
 use crate::error::{Error, Result};
@@ -119,17 +118,6 @@ pub fn load(name: ModelName, path: &Path, shape: Shape, size: [i64; 2], device: 
     }
     let state = State::from_state_dict(network.blueprint(), &file.tensors, path, device)?;
     Ok((network, state))
-}
-
-/// Number of classes that a file says it has, as it says it; none if it does not.
-///
-/// # Errors
-/// A file that is not there, damaged, or of another kind.
-pub fn own_classes(name: ModelName, path: &Path) -> Result<Option<String>> {
-    if name == ModelName::Torchscript {
-        return Ok(Manifest::of(&crate::files::read(path)?, path)?.map(|manifest| manifest.classes.to_string()));
-    }
-    Ok(weights::read(path)?.metadata.remove("classes"))
 }
 
 /// A file without batch-norm where there must be some; `why` there must.

@@ -4,14 +4,13 @@
 use super::{Network, Output, Shape};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::nn::weights::MANIFEST;
 use crate::nn::{BatchNormCall, Blueprint, Embedding, InputStatistics, Pass, Scope, State, observe_batch_norms, pickle};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{CModule, Device, IValue, Kind, Tensor, jit};
 
-/// Name of the manifest inside the program's file.
-const MANIFEST: &str = "ssdkd.json";
 /// The manifests this reads.
 const FORMAT: u32 = 1;
 /// Rows of the passes on trial: a program that has one of them built in fails at the other. From the second run of a program on,

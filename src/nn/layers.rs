@@ -232,9 +232,9 @@ impl Conv2d {
 
     /// `x_bchw` → `[b, output, h/stride, w/stride]`.
     pub fn forward(&self, state: &State, x_bchw: &Tensor) -> Tensor {
-        let [x_bchw, weight] = [x_bchw, state.at(self.weight)].map(|t| t.to_kind(state.activations()));
+        let [x_bchw, weight] = [x_bchw, state.at(self.weight)].map(|t| as_kind(t, state.activations()));
         let bias = self.bias(state);
-        let y = if winograd::pays(&x_bchw, &weight, self.stride) {
+        let y = if !state.is_plain() && winograd::pays(&x_bchw, &weight, self.stride) {
             winograd::convolve(&x_bchw, &weight, bias.as_ref()).expect("shapes were checked when the network was declared")
         } else {
             x_bchw.conv2d(&weight, bias, self.stride, self.padding, 1i64, 1)
@@ -258,8 +258,13 @@ impl Conv2d {
     }
 
     fn bias(&self, state: &State) -> Option<Tensor> {
-        self.bias.map(|slot| state.at(slot).to_kind(state.activations()))
+        self.bias.map(|slot| as_kind(state.at(slot), state.activations()))
     }
+}
+
+/// A conversion where there is something to convert: a graph holds no others.
+fn as_kind(x: &Tensor, kind: Kind) -> Tensor {
+    if x.kind() == kind { x.shallow_clone() } else { x.to_kind(kind) }
 }
 
 /// Fully connected layer.
@@ -282,7 +287,7 @@ impl Linear {
 
     /// `[b, input]` → `[b, output]`, f32 whatever the activations are.
     pub fn forward(&self, state: &State, x: &Tensor) -> Tensor {
-        let y = x.to_kind(Kind::Float).linear(state.at(self.weight), Some(state.at(self.bias)));
+        let y = as_kind(x, Kind::Float).linear(state.at(self.weight), Some(state.at(self.bias)));
         computed(&y, state.at(self.weight));
         y
     }
@@ -295,7 +300,7 @@ impl Linear {
 
 /// Mean over the map: `[b, c, h, w]` → `[b, c]`, f32.
 pub fn pooled(x_bchw: &Tensor) -> Tensor {
-    x_bchw.to_kind(Kind::Float).adaptive_avg_pool2d([1, 1]).flatten(1, -1)
+    as_kind(x_bchw, Kind::Float).adaptive_avg_pool2d([1, 1]).flatten(1, -1)
 }
 
 /// Batch normalisation over (b, h, w), with the activation that follows it.
@@ -327,7 +332,7 @@ impl BatchNorm2d {
     /// `activation(batch_norm(x_bchw))`, recording the statistics of `x_bchw` when the pass asks for them.
     pub fn forward(&self, state: &State, x_bchw: &Tensor, pass: &mut Pass, activation: Activation) -> Tensor {
         pass.embed(Embedding::BatchNorms, x_bchw);
-        let fused = x_bchw.device() == Device::Cpu && matches!(x_bchw.kind(), Kind::Float | Kind::BFloat16);
+        let fused = !state.is_plain() && x_bchw.device() == Device::Cpu && matches!(x_bchw.kind(), Kind::Float | Kind::BFloat16);
         if pass.train { self.by_batch(state, x_bchw, activation, fused) } else { self.by_running(state, x_bchw, pass, activation, fused) }
     }
 

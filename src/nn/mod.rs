@@ -2,6 +2,7 @@
 
 mod count;
 mod dilated;
+pub mod graph;
 mod layers;
 mod observer;
 mod optim;

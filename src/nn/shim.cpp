@@ -8,6 +8,7 @@
 #include "shim.h"
 
 #include <ATen/Context.h>
+#include <ATen/Version.h>
 #include <torch/version.h>
 
 #include <c10/core/CPUAllocator.h>
@@ -419,6 +420,10 @@ char* ssdkd_cpu_capability(char** output) {
 
 char* ssdkd_torch_version(char** output) {
   return guarded([&] { *output = strdup(TORCH_VERSION); });
+}
+
+char* ssdkd_torch_build(char** output) {
+  return guarded([&] { *output = strdup(at::show_config().c_str()); });
 }
 
 }  // extern "C"

@@ -6,7 +6,7 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
-    fn ssdkd_free(text: *mut c_char);
+    pub(super) fn ssdkd_free(text: *mut c_char);
     fn ssdkd_bind_gradient(parameter: *mut C_tensor, grad: *mut C_tensor) -> *mut c_char;
     fn ssdkd_allocated_bytes(bytes: *mut u64) -> *mut c_char;
     fn ssdkd_frozen_batch_norm(
@@ -51,6 +51,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn ssdkd_cpu_capability(output: *mut *mut c_char) -> *mut c_char;
     fn ssdkd_torch_version(output: *mut *mut c_char) -> *mut c_char;
+    fn ssdkd_torch_build(output: *mut *mut c_char) -> *mut c_char;
 }
 
 pub(super) fn check(during: &'static str, error: *mut c_char) -> Result<()> {
@@ -175,6 +176,11 @@ pub fn cpu_capability() -> String {
 /// Version of the libtorch this binary was built with.
 pub fn torch_version() -> String {
     text_of(ssdkd_torch_version)
+}
+
+/// How libtorch says it was built: compilers, libraries and their versions, switches.
+pub fn torch_build() -> String {
+    text_of(ssdkd_torch_build)
 }
 
 fn text_of(ask: unsafe extern "C" fn(*mut *mut c_char) -> *mut c_char) -> String {

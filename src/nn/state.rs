@@ -162,6 +162,7 @@ pub struct State {
     gradient: Option<Tensor>,
     views: Vec<Tensor>,
     activations: Kind,
+    plain: bool,
 }
 
 impl State {
@@ -191,8 +192,8 @@ impl State {
         let parameters = Tensor::zeros([total(|r| matches!(r, Role::Parameter(_)))], (Kind::Float, device));
         let statistics = Tensor::zeros([total(|r| matches!(r, Role::Statistic(_)))], (Kind::Float, device));
         let counters = Tensor::zeros([total(|r| matches!(r, Role::Counter))], (Kind::Int64, Device::Cpu));
-        let (gradient, views, activations) = (None, Vec::new(), Kind::Float);
-        let mut state = Self { blueprint: blueprint.clone(), parameters, statistics, counters, gradient, views, activations };
+        let (gradient, views, activations, plain) = (None, Vec::new(), Kind::Float, false);
+        let mut state = Self { blueprint: blueprint.clone(), parameters, statistics, counters, gradient, views, activations, plain };
         state.views = state.views_into(&state.parameters, &state.statistics, &state.counters);
         state
     }
@@ -321,10 +322,20 @@ impl State {
     pub fn frozen(&self) -> Self {
         let alias = |t: &Tensor| t.detach();
         let (parameters, statistics, counters) = (alias(&self.parameters), alias(&self.statistics), alias(&self.counters));
-        let (gradient, views, activations) = (None, Vec::new(), self.activations);
-        let mut frozen = Self { blueprint: self.blueprint.clone(), parameters, statistics, counters, gradient, views, activations };
+        let (gradient, views, activations, plain) = (None, Vec::new(), self.activations, self.plain);
+        let mut frozen = Self { blueprint: self.blueprint.clone(), parameters, statistics, counters, gradient, views, activations, plain };
         frozen.views = frozen.views_into(&frozen.parameters, &frozen.statistics, &frozen.counters);
         frozen
+    }
+
+    /// The same, computed by libtorch's own operators alone: what a graph can hold, for images of any number and size.
+    pub fn plain(&self) -> Self {
+        Self { plain: true, ..self.frozen() }
+    }
+
+    /// Whether layers leave out every shortcut of theirs.
+    pub(super) fn is_plain(&self) -> bool {
+        self.plain
     }
 
     /// Sets all running statistics.

@@ -109,6 +109,33 @@ pub fn bytes_of(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
+/// Manifest inside a TorchScript program of `launch/pytorch/trace_teacher.py`.
+pub const MANIFEST: &str = "ssdkd.json";
+
+/// What a file says of itself: a safetensors file's metadata, or a traced teacher's manifest under the same names. Nothing where a file
+/// of another kind holds none.
+///
+/// # Errors
+/// A file that is not there, damaged, or of no known kind.
+pub fn says(path: &Path) -> Result<HashMap<String, String>> {
+    let Ok(extra) = pickle::read_extra(&files::read(path)?, MANIFEST) else { return Ok(read(path)?.metadata) };
+    let Some(text) = extra else { return Ok(HashMap::new()) };
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("its {MANIFEST} cannot be read: {e}")))?;
+    let words = |values: &serde_json::Value| values.as_array().map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+    let single = |value: &serde_json::Value| value.as_i64().map(|value| value.to_string());
+    let input = &manifest["input"];
+    let said = [
+        ("classes", single(&manifest["classes"])),
+        ("channels", single(&input[0])),
+        ("height", single(&input[1])),
+        ("width", single(&input[2])),
+        ("mean", words(&manifest["mean"])),
+        ("std", words(&manifest["std"])),
+    ];
+    Ok(said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect())
+}
+
 /// Tensors as safetensors, with free text beside them.
 pub fn to_safetensors(tensors: &[(String, Tensor)], metadata: &[(&str, String)]) -> Result<Vec<u8>> {
     let held: Vec<(&String, Vec<usize>, safetensors::Dtype, Vec<u8>)> = tensors

@@ -185,6 +185,14 @@ impl Memory {
         }
     }
 
+    /// The data set, where rows come from one.
+    pub fn real(&self) -> Option<&RealData> {
+        match self {
+            Self::Real(data) => Some(data),
+            Self::Fresh | Self::Replay(_) => None,
+        }
+    }
+
     /// The replay buffer, for changing.
     pub fn replay_mut(&mut self) -> Option<&mut Replay> {
         match self {

@@ -45,6 +45,11 @@ impl RealData {
         Self { data, seed, seen, order: None }
     }
 
+    /// The split itself.
+    pub fn examples(&self) -> &Examples {
+        &self.data
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.data.len()

@@ -10,7 +10,7 @@ use crate::files;
 use crate::methods::{self, Method};
 use crate::metrics::{RoundRecord, header};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// A trial that can be run.
@@ -26,7 +26,7 @@ pub(super) struct Checker<'a> {
     set: &'a Point,
     /// Base configurations, one for every method that occurs.
     bases: BTreeMap<String, Table>,
-    teachers: BTreeMap<PathBuf, String>,
+    hashes: BTreeMap<PathBuf, String>,
     problems: Vec<Problem>,
     /// What is legal but probably not meant, and in how many trials.
     pub warnings: BTreeMap<String, usize>,
@@ -45,7 +45,7 @@ const ENOUGH: usize = 20;
 impl<'a> Checker<'a> {
     /// Of a sweep's file; `set` is what every trial sets.
     pub(super) fn new(file: &'a SweepFile, set: &'a Point) -> Self {
-        Self { file, set, bases: BTreeMap::new(), teachers: BTreeMap::new(), problems: Vec::new(), warnings: BTreeMap::new() }
+        Self { file, set, bases: BTreeMap::new(), hashes: BTreeMap::new(), problems: Vec::new(), warnings: BTreeMap::new() }
     }
 
     /// A trial by what it sets; none where something is wrong with it.
@@ -85,8 +85,10 @@ impl<'a> Checker<'a> {
         if let Job::Teach = job {
             (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
         }
-        let teacher = self.teacher(&config)?;
-        let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher)?;
+        let method = if job == Job::Train { Method::of(&config) } else { Method::teach() };
+        let backbone = if job == Job::Train { &config.student.backbone } else { &config.teach.backbone };
+        let [teacher, backbone] = [self.hash(method.teacher_weights(&config)?)?, self.hash(backbone.as_deref())?];
+        let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher, &backbone)?;
         let rounds = job.rounds(&config);
         self.rungs(&config, rounds)?;
         for warning in plan.warnings {
@@ -132,14 +134,14 @@ impl<'a> Checker<'a> {
         Ok(config)
     }
 
-    fn teacher(&mut self, config: &Config) -> Result<String> {
-        let method = if self.file.command == Job::Train { Method::of(config) } else { Method::teach() };
-        let Some(path) = method.teacher_weights(config)? else { return Ok(String::new()) };
-        if let Some(known) = self.teachers.get(path) {
+    /// Of a file's contents, read once; nothing where there is none.
+    fn hash(&mut self, file: Option<&Path>) -> Result<String> {
+        let Some(path) = file else { return Ok(String::new()) };
+        if let Some(known) = self.hashes.get(path) {
             return Ok(known.clone());
         }
-        let hash = files::sha256(&files::read(path)?);
-        self.teachers.insert(path.into(), hash.clone());
+        let hash = files::hash(file)?;
+        self.hashes.insert(path.into(), hash.clone());
         Ok(hash)
     }
 

@@ -1,5 +1,6 @@
 //! Looks after a run between steps: checkpoints when they are due, and a stop when a signal has come.
 
+use super::machine::machine;
 use super::state::Run;
 use crate::checkpoint::{Checkpoints, Manifest, Position};
 use crate::config::{self, Config, OnFailure, StopSignal};
@@ -7,8 +8,8 @@ use crate::error::{Error, Finding, Result};
 use crate::files;
 use crate::layout::LogicalRank;
 use crate::metrics::{Timings, version};
-use crate::nn::{shim, weights};
-use crate::parallel::{PerRank, World, thread_count};
+use crate::nn::weights;
+use crate::parallel::{PerRank, World};
 use crate::run_folder::{EVIDENCE, State, Status};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use std::collections::{BTreeMap, BTreeSet};
@@ -195,12 +196,6 @@ fn checkpoints_gone(folder: &Path, steps: u64) -> Error {
     Error::refused(problem).with_hint("put its folder `checkpoints` back, or start over with --fresh")
 }
 
-/// What the bits of a run depend on besides its configuration and the version of ssdkd.
-fn machine(world: &World) -> String {
-    let device = if world.device().is_cuda() { "CUDA" } else { "CPU" };
-    format!("{device}, {}, {} threads, libtorch {}", shim::cpu_capability(), thread_count(), shim::torch_version())
-}
-
 /// Whether a folder's run has the values of this one.
 ///
 /// # Errors
@@ -211,6 +206,8 @@ pub fn same_run(then: &BTreeMap<String, String>, now: &BTreeMap<String, String>)
     let shown = |value: Option<&String>| value.map_or("nothing".to_owned(), String::clone);
     let findings: Vec<_> = keys
         .into_iter()
+        // The contents of a place that the run did not look at.
+        .filter(|key| then.contains_key(*key) || !config::is_free(key))
         // A key that is newer than the run: it had what is the default now.
         .filter(|key| then.get(*key).or_else(|| defaults.get(*key)) != now.get(*key))
         .map(|key| {

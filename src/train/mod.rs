@@ -2,6 +2,7 @@
 
 mod guard;
 mod keeper;
+mod machine;
 mod picture;
 mod state;
 mod step;
@@ -47,7 +48,7 @@ impl Outlet {
         let open = || -> Result<_> {
             // The state first: it marks the folder as a run's.
             status.write(folder.path())?;
-            folder.write_config(&run.config)?;
+            folder.write_config(&run.config, &run.inputs())?;
             folder.cut_tables(run.cursor.round())?;
             let rows: Vec<RoundRecord> = read_table(&folder.path().join("metrics.csv"))?;
             Ok((Some(Sinks::open(folder.path())?), rows))

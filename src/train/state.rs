@@ -3,10 +3,11 @@
 use super::guard::{Guard, Verdict};
 use crate::checkpoint::{Contents, Loaded, Position};
 use crate::config::{Config, Job, Plan, Precision};
-use crate::data::{self, Facts, Normalise};
+use crate::data::{self, Examples, Facts, Normalise};
 use crate::distill::{Student, learning_rate};
 use crate::error::Result;
 use crate::eval::{self, Score, Source, Test};
+use crate::files;
 use crate::inversion::{
     self, Batch, Before, COLUMNS, Call, Contrast, Local, Networks, Samples, Settings, SharedGenerator, Synthesis, Term,
 };
@@ -15,10 +16,12 @@ use crate::losses::StatisticsAverage;
 use crate::methods::{self, Method};
 use crate::metrics::RoundRecord;
 use crate::models::{self, Shape};
+use crate::nn::weights::bytes_of;
 use crate::nn::{Entries, State, Stateful, check_precision, layer_values, room_for};
 use crate::parallel::{PerRank, World};
 use crate::replay::{Draw, Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::{Key, Purpose};
+use crate::run_folder::Inputs;
 use crate::teacher::Teacher;
 use tch::{Device, Kind, Tensor};
 
@@ -152,12 +155,25 @@ impl Stateful for RoundSums {
     }
 }
 
+/// Images of a split that are looked at to tell it from another.
+const MARKED: usize = 64;
+
+/// Tells one split from another: how many images there are, and some of them, evenly spread, with their labels.
+fn mark(split: &Examples) -> String {
+    let places: Vec<u64> = (0..split.len()).step_by(split.len().div_ceil(MARKED).max(1)).map(|place| place as u64).collect();
+    if places.is_empty() {
+        return String::new();
+    }
+    let (images, labels) = split.rows(&places);
+    files::sha256(&[split.len().to_string().into_bytes(), bytes_of(&images), bytes_of(&labels)].concat())
+}
+
 impl Run {
     /// Builds everything a method needs. `teacher` is checked already; `real` is there for methods that train on real data; the test
     /// split is read here.
     pub fn new(
         config: Config,
-        plan: Plan,
+        mut plan: Plan,
         method: Method,
         mut teacher: Option<Teacher>,
         real: Option<RealData>,
@@ -201,11 +217,14 @@ impl Run {
         for rank in world.hosted() {
             locals.set(rank, local(&config, &plan, &method, teacher.as_ref(), device)?);
         }
+        let test = Test::of(&config)?;
+        let marks: String = test.examples().into_iter().chain(memory.real().map(RealData::examples)).map(mark).collect();
+        plan.identity.insert("data.dir".into(), format!("sha256:{}", files::sha256(marks.as_bytes())));
         Ok(Self {
             locals,
             sums: PerRank::build(world.hosted(), |_| RoundSums::new(device)),
             normalise: Normalise::new(&facts, device),
-            test: Test::of(&config)?,
+            test,
             guard: Guard::new(config.train.max_nonfinite_steps),
             cursor: Cursor::default(),
             moved: Moved::default(),
@@ -219,6 +238,12 @@ impl Run {
             plan,
             method,
         })
+    }
+
+    /// The weights it starts from.
+    pub fn inputs(&self) -> Inputs {
+        let teacher = self.teacher.as_ref().and(self.config.teacher.weights.clone());
+        Inputs { teacher, backbone: self.config.student.backbone.clone() }
     }
 
     /// Architecture of the network in training.

@@ -122,7 +122,7 @@ mod tests {
         (config.parallel.logical_ranks, config.checkpoint.signals) = (Some(LOGICAL), Vec::new());
         let network = models::build(ModelName::Wrn16x1, Shape { channels: 1, classes: 10 });
         let state = State::initialised(network.blueprint(), 1, Purpose::StudentInit, Device::Cpu);
-        let plan = Plan::new(&config, Job::Train, world.layout().ranks(), "").unwrap();
+        let plan = Plan::new(&config, Job::Train, world.layout().ranks(), "", "").unwrap();
         let (method, rule) = (Method::of(&config), config.checkpoint.clone());
         let mut run = Run::new(config, plan, method, Some(Teacher::new(network, state)), None, world).unwrap();
         let born = PerRank::build(world.hosted(), |rank| {

@@ -5,7 +5,7 @@ use crate::launch::root;
 use std::path::{Path, PathBuf};
 
 /// Module · may name `tch` · may take a `&World` or `&dyn Communicator`. A module may `use crate::` only those above it.
-const MODULES: [(&str, bool, bool); 32] = [
+const MODULES: [(&str, bool, bool); 33] = [
     ("error", false, false),
     ("files", false, false),
     ("layout", false, false),
@@ -32,6 +32,7 @@ const MODULES: [(&str, bool, bool); 32] = [
     ("train", true, true),
     ("bench", true, true),
     ("predict", true, false),
+    ("export", true, false),
     ("report", false, false),
     ("sweep", false, false),
     ("logs", false, false),

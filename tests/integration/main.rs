@@ -12,6 +12,7 @@ mod cli;
 mod docs;
 mod durability;
 mod exact;
+mod export;
 mod fuzz;
 mod images;
 mod methods;
