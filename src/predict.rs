@@ -5,7 +5,7 @@ use crate::data::{self, Facts, Normalise, read_picture, to_unit, write_labels};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::losses::predicted_and_confidence;
-use crate::models::{self, Shape};
+use crate::models::Shape;
 use crate::nn::weights;
 use crate::task::{self, Prediction, Task};
 use crate::teacher::Teacher;

@@ -8,10 +8,10 @@ const LOAD: &str = include_str!("pytorch/load.py");
 const DEEPLAB: &str = include_str!("pytorch/deeplab.py");
 
 /// The class `Network`, and arguments of its own besides channels and classes.
-fn class(model: ModelName) -> (Vec<&'static str>, &'static str) {
+fn class(model: ModelName) -> Result<(Vec<&'static str>, &'static str)> {
     let resnet = |arguments| (vec![include_str!("pytorch/resnet.py")], arguments);
     let wide_resnet = |arguments| (vec![include_str!("pytorch/wide_resnet.py")], arguments);
-    match model {
+    Ok(match model {
         ModelName::Resnet18 => resnet("depths=(2, 2, 2, 2), "),
         ModelName::Resnet34 => resnet("depths=(3, 4, 6, 3), "),
         ModelName::Vgg11 => (vec![include_str!("pytorch/vgg.py")], ""),
@@ -21,7 +21,10 @@ fn class(model: ModelName) -> (Vec<&'static str>, &'static str) {
         ModelName::Wrn40x2 => wide_resnet("depth=40, widen=2, "),
         ModelName::Deeplabv3Resnet50 => (vec![include_str!("pytorch/resnet50.py"), DEEPLAB], ""),
         ModelName::Deeplabv3Mobilenet => (vec![include_str!("pytorch/mobilenet.py"), DEEPLAB], ""),
-    }
+        ModelName::Torchscript => {
+            return Err(Error::refused("a TorchScript program has no class of its own").with_hint("torch.jit.load opens it as it is"));
+        }
+    })
 }
 
 /// The file's text; `mean` and `std` as weights files say them, numbers with spaces between.
@@ -34,7 +37,7 @@ pub(super) fn source(model: ModelName, shape: Shape, mean: &str, std: &str) -> R
         let numbers = numbers.map_err(|_| Error::refused(format!("the weights file's mean or std is `{text}`, not a list of numbers")))?;
         Ok::<_, Error>(format!("{numbers:?}"))
     };
-    let (parts, arguments) = class(model);
+    let (parts, arguments) = class(model)?;
     let (name, Shape { channels, classes }) = (model.name(), shape);
     let head = format!(
         "\"\"\"A {name} trained by ssdkd, in plain PyTorch: `from FILE import load; network = load()`.\"\"\"\n\n\
