@@ -71,8 +71,7 @@ fn start(
     config.parallel.logical_ranks.get_or_insert(known.unwrap_or(launch.ranks()));
     let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
-    launch.agree(data::complete(&mut config))?;
-    let (method, real) = launch.agree(method(&mut config))?;
+    let (method, real) = launch.agree(data::complete(&mut config).and_then(|()| method(&mut config)))?;
     let teacher_hash = launch.agree(teacher_hash(&config, method))?;
     let plan = launch.agree(Plan::new(&config, job, launch.ranks(), &teacher_hash))?;
     let world = launch.into_world(plan.layout, config.parallel.reduce, device);
