@@ -71,9 +71,11 @@ fn start(
     config.parallel.logical_ranks.get_or_insert(known.unwrap_or(launch.ranks()));
     let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
-    launch.agree(data::complete(&mut config))?;
-    let (method, real) = launch.agree(method(&mut config))?;
-    launch.from_leader(|| Ok(Inputs::of(&config).found(&args.run_dir)))?.put_into(&mut config, job);
+    let found = |config: &Config| launch.from_leader(|| Ok(Inputs::of(config).found(&args.run_dir)));
+    // The teacher's file first: it may say what the images are.
+    config.teacher.weights = found(&config)?.teacher;
+    let (method, real) = launch.agree(data::complete(&mut config).and_then(|()| method(&mut config)))?;
+    found(&config)?.put_into(&mut config, job);
     let hashes = || Ok([files::hash(method.teacher_weights(&config)?)?, files::hash(config.student.backbone.as_deref())?]);
     let [teacher_hash, backbone_hash] = launch.agree(hashes())?;
     let plan = launch.agree(Plan::new(&config, job, launch.ranks(), &teacher_hash, &backbone_hash))?;

@@ -285,7 +285,8 @@ pub struct Data {
     pub channels: i64,
     /// `folder`, `none`: height and width of an image in pixels. 0 with `none`: as the teacher's weights file says.
     pub size: i64,
-    /// `folder`: pixels along a picture's shorter side before a square of `data.size` is cut from its middle. 0: `data.size`.
+    /// `folder`: pixels along a picture's shorter side before a square of `data.size` is cut from its middle. 0: as the teacher's weights file
+    /// says, or else `data.size`.
     pub resize: i64,
     /// Mean of each channel, of values between 0 and 1. Left out: the data set's own; with `none`, the teacher's weights file's.
     pub mean: Vec<f64>,

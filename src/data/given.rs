@@ -25,6 +25,7 @@ pub fn complete(config: &mut Config) -> Result<()> {
     }
     fill(&mut data.channels, data.mean.len() as i64);
     if dataset == DatasetName::Folder {
+        fill(&mut data.resize, if let Fit::Cropped(side) = said.fit { side } else { 0 });
         fill(&mut data.resize, data.size);
         if data.resize < data.size {
             let problem = format!("{} pixels along the shorter side leave no {} to cut out: use data.size or more", data.resize, data.size);
