@@ -42,7 +42,8 @@ impl Network<'_> {
     }
 
     fn own_classes(&self) -> Result<i64> {
-        let Some(text) = models::own_classes(self.model, self.weights)? else {
+        let metadata = models::metadata(self.model, self.weights)?;
+        let Some(text) = metadata.get("classes") else {
             return Err(Error::refused("--classes is needed: the weights file does not say how many it has"));
         };
         let classes = text.parse().ok().filter(|k| (1..=MAX_CLASSES).contains(k));

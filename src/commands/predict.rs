@@ -1,10 +1,10 @@
 //! `ssdkd predict`.
 
 use crate::cli::PredictArgs;
-use crate::config::DatasetName;
+use crate::config::{DatasetName, ModelName};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::nn::weights;
+use crate::models;
 use crate::predict::{self, Network};
 use std::path::Path;
 
@@ -15,13 +15,13 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     if !args.input.is_dir() {
         return predict::tensors(&network, &args.input, &args.out);
     }
-    let dataset = args.dataset.map_or_else(|| own_dataset(&args.weights), Ok)?;
+    let dataset = args.dataset.map_or_else(|| own_dataset(args.model, &args.weights), Ok)?;
     predict::folder(&network, &args.input, dataset, &args.out)
 }
 
 /// The data set that a weights file says it is for.
-fn own_dataset(file: &Path) -> Result<DatasetName> {
-    let metadata = weights::read(file)?.metadata;
+fn own_dataset(model: ModelName, file: &Path) -> Result<DatasetName> {
+    let metadata = models::metadata(model, file)?;
     let Some(text) = metadata.get("dataset") else {
         return Err(Error::refused("--dataset is needed for a folder of pictures: it gives their size and normalisation"));
     };

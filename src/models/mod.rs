@@ -20,6 +20,7 @@ pub use torchscript::Manifest;
 use crate::config::ModelName;
 use crate::error::{Error, Result};
 use crate::nn::{Blueprint, Embedding, Pass, State, weights};
+use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Tensor};
@@ -121,15 +122,16 @@ pub fn load(name: ModelName, path: &Path, shape: Shape, size: [i64; 2], device: 
     Ok((network, state))
 }
 
-/// Number of classes that a file says it has, as it says it; none if it does not.
+/// What a file says of itself, by name: `classes` and more.
 ///
 /// # Errors
 /// A file that is not there, damaged, or of another kind.
-pub fn own_classes(name: ModelName, path: &Path) -> Result<Option<String>> {
+pub fn metadata(name: ModelName, path: &Path) -> Result<HashMap<String, String>> {
     if name == ModelName::Torchscript {
-        return Ok(Manifest::of(&crate::files::read(path)?, path)?.map(|manifest| manifest.classes.to_string()));
+        let manifest = Manifest::of(&crate::files::read(path)?, path)?;
+        return Ok(manifest.map(|manifest| ("classes".to_owned(), manifest.classes.to_string())).into_iter().collect());
     }
-    Ok(weights::read(path)?.metadata.remove("classes"))
+    Ok(weights::read(path)?.metadata)
 }
 
 /// A file without batch-norm where there must be some; `why` there must.
