@@ -20,7 +20,7 @@ pub use torchscript::Manifest;
 use crate::config::ModelName;
 use crate::error::{Error, Result};
 use crate::nn::{Blueprint, Embedding, Pass, State, weights};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Tensor};
@@ -126,12 +126,12 @@ pub fn load(name: ModelName, path: &Path, shape: Shape, size: [i64; 2], device: 
 ///
 /// # Errors
 /// A file that is not there, damaged, or of another kind.
-pub fn metadata(name: ModelName, path: &Path) -> Result<HashMap<String, String>> {
+pub fn metadata(name: ModelName, path: &Path) -> Result<BTreeMap<String, String>> {
     if name == ModelName::Torchscript {
         let manifest = Manifest::of(&crate::files::read(path)?, path)?;
         return Ok(manifest.map(|manifest| ("classes".to_owned(), manifest.classes.to_string())).into_iter().collect());
     }
-    Ok(weights::read(path)?.metadata)
+    Ok(weights::read(path)?.metadata.into_iter().collect())
 }
 
 /// A file without batch-norm where there must be some; `why` there must.
