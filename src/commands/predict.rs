@@ -21,7 +21,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
 
 /// The data set that a weights file says it is for.
 fn own_dataset(file: &Path) -> Result<DatasetName> {
-    let metadata = weights::read(file)?.metadata;
+    let metadata = weights::says(file)?;
     let Some(text) = metadata.get("dataset") else {
         return Err(Error::refused("--dataset is needed for a folder of pictures: it gives their size and normalisation"));
     };

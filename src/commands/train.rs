@@ -152,11 +152,6 @@ fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teac
     let shape = Shape { channels: facts.channels, classes: facts.classes };
     let teacher = Teacher::load(config.teacher.model, path, shape, facts.size, world.device())?;
     teacher.normalised_as(&facts.mean, &facts.std, path)?;
-    if method.needs_features(config) {
-        teacher.needs_features(path)?;
-    }
-    if method.needs_batch_norm(config) {
-        teacher.needs_batch_norm(path)?;
-    }
+    method.check_teacher(config, &teacher, path)?;
     Ok(Some(teacher))
 }

@@ -12,6 +12,7 @@ use crate::distill::Criterion;
 use crate::error::{Error, Result};
 use crate::inversion::{Recipe, Share, Synthesis, Term};
 use crate::task::Task;
+use crate::teacher::Teacher;
 use std::path::Path;
 
 /// All that can be said of a configuration without looking at files: its values, its networks, its loss.
@@ -138,6 +139,17 @@ impl Method {
     pub fn needs_batch_norm(&self, config: &Config) -> bool {
         let has = |term| self.recipe.is_some_and(|recipe| recipe.has(term, &config.inversion));
         has(Term::Statistics) || has(Term::Contrast)
+    }
+
+    /// Refuses a teacher that lacks what it looks at.
+    ///
+    /// # Errors
+    /// Names `path`, the teacher's file, and the way out.
+    pub fn check_teacher(&self, config: &Config, teacher: &Teacher, path: &Path) -> Result<()> {
+        if self.needs_features(config) {
+            teacher.needs_features(path)?;
+        }
+        if self.needs_batch_norm(config) { teacher.needs_batch_norm(path) } else { Ok(()) }
     }
 
     /// Whether it looks at the teacher's features.

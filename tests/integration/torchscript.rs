@@ -23,12 +23,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn program(path: &Path) -> Teacher {
-    Teacher::load(ModelName::Torchscript, path, SHAPE, SIZE, device()).unwrap()
-}
-
-/// A GPU where there is one.
-fn device() -> Device {
-    Device::cuda_if_available()
+    Teacher::load(ModelName::Torchscript, path, SHAPE, SIZE, Device::Cpu).unwrap()
 }
 
 /// The network of this crate with the weights that make_goldens.py gives its own.
@@ -52,7 +47,7 @@ fn eighths(blueprint: &Rc<Blueprint>) -> State {
         (entry.key.clone(), value)
     };
     let dict: Vec<(String, Tensor)> = blueprint.entries().iter().enumerate().map(value).collect();
-    State::from_state_dict(blueprint, &dict, Path::new("the fill"), device()).unwrap()
+    State::from_state_dict(blueprint, &dict, Path::new("the fill"), Device::Cpu).unwrap()
 }
 
 /// What an inner step takes from a teacher.
@@ -65,11 +60,12 @@ struct Said {
 }
 
 fn ask(teacher: &Teacher, rows: i64) -> Said {
-    let images = (fill_f64(1_000_000, &[rows, 1, 32, 32]) * 2.0).to_kind(Kind::Float).to_device(device()).set_requires_grad(true);
+    let images = (fill_f64(1_000_000, &[rows, 1, 32, 32]) * 2.0).to_kind(Kind::Float).set_requires_grad(true);
     let mut pass = Pass::tapped();
     let output = teacher.watch(&images, &mut pass);
-    let statistics_loss = teacher.statistics_gap(&pass.into_taps(), &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), device()));
-    let labels = Tensor::arange(rows, (Kind::Int64, device())).remainder(10);
+    let statistics_loss =
+        teacher.statistics_gap(&pass.into_taps(), &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu));
+    let labels = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(10);
     (&statistics_loss + cross_entropy(&output.logits, &labels).mean(Kind::Float)).backward();
     let mut pass = Pass::eval().embedding(teacher.parts().0.embedding().0);
     tch::no_grad(|| teacher.watch(&images.detach(), &mut pass));
@@ -121,7 +117,8 @@ fn a_program_equals_the_built_in_network() {
 #[test]
 fn a_program_equals_pytorch() {
     let goldens = weights::read(&golden("goldens.safetensors")).unwrap().tensors;
-    let files = ["small-manifest.pt", "small-scripted.pt", "small-traced.pt", "small-double.pt", "wrn16_1-manifest.pt", "wrn16_1-scripted.pt"];
+    let files =
+        ["small-manifest.pt", "small-scripted.pt", "small-traced.pt", "small-double.pt", "wrn16_1-manifest.pt", "wrn16_1-scripted.pt"];
     for file in files {
         let network = file.split('-').next().unwrap();
         let want = |part: &str| &goldens.iter().find(|(key, _)| *key == format!("{network}.{part}")).unwrap().1;
@@ -137,7 +134,7 @@ fn a_program_equals_pytorch() {
 #[test]
 fn a_teacher_with_constants_of_its_own_gets_its_own_images() {
     let (plain, own) = (program(&golden("small-manifest.pt")), program(&golden("small-own_normalisation.pt")));
-    let unit = (fill_f64(9, &[4, 1, 32, 32]) * 0.5 + 0.5).to_kind(Kind::Float).to_device(device());
+    let unit = (fill_f64(9, &[4, 1, 32, 32]) * 0.5 + 0.5).to_kind(Kind::Float);
     let seen = own.evaluate(&((&unit - 0.286) / 0.353)).logits;
     close("logits", &seen, &plain.evaluate(&((&unit - 0.5) / 0.25)).logits);
 }
@@ -145,7 +142,9 @@ fn a_teacher_with_constants_of_its_own_gets_its_own_images() {
 #[test]
 fn what_a_method_needs_is_asked_for() {
     let without = |file: &str| program(&golden(file)).needs_batch_norm(Path::new(file)).is_err();
-    assert!(!without("small-traced.pt") && without("group_norm-traced.pt") && without("group_norm-manifest.pt") && without("small-folded.pt"));
+    assert!(
+        !without("small-traced.pt") && without("group_norm-traced.pt") && without("group_norm-manifest.pt") && without("small-folded.pt")
+    );
     let featureless = |file: &str| program(&golden(file)).needs_features(Path::new(file)).is_err();
     assert!(!featureless("group_norm-manifest.pt") && featureless("group_norm-traced.pt"));
 }
@@ -171,7 +170,13 @@ fn programs_that_do_not_fit_are_refused_with_the_way_out() {
         (golden("small-manifest.pt"), seven, size, "has 10 classes; 7 are needed", "of another data set"),
         (golden("small-manifest.pt"), shape, [28, 28], "was made for images of 1×32×32; 1×28×28 are needed", "of another data set"),
         (golden("small-manifest.pt"), rgb, size, "was made for images of 1×32×32; 3×32×32 are needed", "of another data set"),
-        (golden("small-scripted.pt"), seven, size, "makes logits [2, 10] of images [2, 1, 32, 32]; [2, 7] is needed", "of another data set"),
+        (
+            golden("small-scripted.pt"),
+            seven,
+            size,
+            "makes logits [2, 10] of images [2, 1, 32, 32]; [2, 7] is needed",
+            "of another data set",
+        ),
         (golden("small-scripted.pt"), rgb, size, "fails on images [2, 3, 32, 32]: ", "must not hold a batch size"),
         (golden("small-train_mode.pt"), shape, size, "in training mode", "call module.eval() before tracing"),
         (golden("small-two_rows.pt"), shape, size, "fails on images [3, 1, 32, 32]: ", "must not hold a batch size"),
