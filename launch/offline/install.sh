@@ -12,7 +12,7 @@ sha256sum --check --quiet --strict SHA256SUMS || { echo "install: error: files a
 # With a home of its own for cargo, a Rust that lies in the user's home is not taken instead.
 [ ! -d rust ] || export PATH="$PWD/rust/bin:$PATH" CARGO_HOME="$PWD/.cargo-home"
 if ls wheels/libclang-*.whl >/dev/null 2>&1; then
-    python3 -m zipfile -e wheels/libclang-*.whl .libclang
+    python3 -m pip install --quiet --no-index --no-deps --upgrade --find-links wheels --target .libclang libclang
     # The wheel has the library without the compiler's own headers: gcc's serve.
     export LIBCLANG_PATH=$PWD/.libclang/clang/native BINDGEN_EXTRA_CLANG_ARGS="-I$(gcc -print-file-name=include) ${BINDGEN_EXTRA_CLANG_ARGS:-}"
 fi
