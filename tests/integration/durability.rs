@@ -140,7 +140,11 @@ fn a_run_that_was_moved_ends_undisturbed() {
     let place = |name: &str| folder.path().join(name);
     let text = |path: &Path| path.display().to_string();
     std::fs::copy(root().join("configs/fashion_mnist/teacher.safetensors"), place("teacher.safetensors")).unwrap();
-    let (here, there, data) = (place("here"), place("there"), small_fashion_mnist(&place("data"), 100));
+    let images = |name: &str, count| {
+        std::fs::create_dir(place(name)).unwrap();
+        small_fashion_mnist(&place(name), count)
+    };
+    let (here, there, data, others) = (place("here"), place("there"), images("data", 100), images("others", 99));
     let first = with(&arguments(&reference().data, &here, &[]), &[&format!("teacher.weights={}", text(&place("teacher.safetensors")))]);
     launch(1, &[&first[..], &["--until-round".into(), "2".into()]].concat(), None).expect(0);
     assert!(Command::new("cp").arg("-r").args([&here, &there]).status().unwrap().success());
@@ -150,7 +154,6 @@ fn a_run_that_was_moved_ends_undisturbed() {
     let own = |data: &Path| {
         ["train", "--config", &text(&there.join("config.toml")), "--run-dir", &text(&there), "--data-dir", &text(data)].map(str::to_owned)
     };
-    let others = small_fashion_mnist(&place("others"), 99);
     launch(1, &own(&others), None).expect(2).says(&["data.dir: was \"sha256:", "it would be another run"]);
     launch(1, &[&own(&data)[..], &["--until-round".into(), "3".into()]].concat(), None).expect(0).says(&["resumed at step"]);
     let config = std::fs::read_to_string(there.join("config.toml")).unwrap();
