@@ -1,16 +1,18 @@
 //! Compiles the C++ shim against libtorch and gives the binary a run path to it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+const HEADER: &str = "src/nn/shim.h";
 
 fn main() {
     const SOURCES: [&str; 4] = ["src/nn/shim.cpp", "src/nn/winograd.cpp", "src/nn/observer.cpp", "src/nn/graph.cpp"];
-    for path in SOURCES.into_iter().chain(["src/nn/shim.h"]) {
+    for path in SOURCES.into_iter().chain([HEADER]) {
         println!("cargo:rerun-if-changed={path}");
     }
     let lib = PathBuf::from(std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's lib folder"));
     let include = lib.parent().expect("lib lies in libtorch's folder").join("include");
-    cc::Build::new()
-        .cpp(true)
+    let mut shim = cc::Build::new();
+    shim.cpp(true)
         .std("c++17")
         .opt_level(3)
         .warnings(false)
@@ -21,8 +23,8 @@ fn main() {
         .define("NDEBUG", None)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(SOURCES)
-        .compile("ssdkd_shim");
+        .files(SOURCES);
+    compile(&shim, SOURCES.iter().chain(&[HEADER]), &include);
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
@@ -35,4 +37,20 @@ fn main() {
     let asked = || std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok();
     let commit = packed.or_else(|| asked().filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok()));
     println!("cargo:rustc-env=SSDKD_COMMIT={}", commit.as_deref().unwrap_or("unknown").trim());
+}
+
+/// Compiles what has changed since: every commit runs this program, and libtorch's headers take minutes.
+fn compile<'a>(shim: &cc::Build, sources: impl Iterator<Item = &'a &'a str>, include: &Path) {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo names the folder"));
+    let text: Vec<String> = sources.map(|path| std::fs::read_to_string(path).expect("a source file")).collect();
+    let now = format!("{}\n{}\n{:?}", include.display(), text.join("\n"), std::fs::read_to_string("build.rs"));
+    let (library, of) = (out.join("libssdkd_shim.a"), out.join("compiled-from"));
+    if library.exists() && std::fs::read_to_string(&of).is_ok_and(|then| then == now) {
+        println!("cargo:rustc-link-lib=static=ssdkd_shim");
+        println!("cargo:rustc-link-search=native={}", out.display());
+        println!("cargo:rustc-link-lib=stdc++");
+        return;
+    }
+    shim.compile("ssdkd_shim");
+    std::fs::write(of, now).expect("a file in cargo's folder");
 }

@@ -309,6 +309,12 @@ impl Call<'_> {
         ints.ok_or_else(|| self.refused(&format!("with {:?} for a list of whole numbers", self.at(i))))
     }
 
+    /// Of (h, w); libtorch takes one number for both.
+    fn pair(&self, i: usize) -> Result<Vec<i64>> {
+        let ints = self.ints(i)?;
+        Ok(if let [one] = ints[..] { vec![one, one] } else { ints })
+    }
+
     /// Refuses all but one value of an operand.
     fn is(&self, i: usize, wanted: &Operand) -> Result<()> {
         if self.at(i) == wanted { Ok(()) } else { Err(self.refused(&format!("with {:?} where {wanted:?} is known", self.at(i)))) }
@@ -340,8 +346,8 @@ impl Writer<'_> {
             }
             "aten::max_pool2d" => {
                 call.is(5, &Operand::Bool(false))?;
-                let (kernel, stride, dilation) = (call.ints(1)?, call.ints(2)?, call.ints(4)?);
-                let pads = both_ends(&call.ints(3)?);
+                let (kernel, stride, dilation) = (call.pair(1)?, call.pair(2)?, call.pair(4)?);
+                let pads = both_ends(&call.pair(3)?);
                 let attributes =
                     vec![list("kernel_shape", kernel), list("strides", stride), list("pads", pads), list("dilations", dilation)];
                 self.emit("MaxPool", &call, &[0], attributes)
@@ -377,9 +383,9 @@ impl Writer<'_> {
         let kernel = self.tensor(call, entry)?.size()[2..].to_vec();
         let attributes = vec![
             list("kernel_shape", kernel),
-            list("strides", call.ints(3)?),
-            list("pads", both_ends(&call.ints(4)?)),
-            list("dilations", call.ints(5)?),
+            list("strides", call.pair(3)?),
+            list("pads", both_ends(&call.pair(4)?)),
+            list("dilations", call.pair(5)?),
             whole("group", call.int(groups)?),
         ];
         let inputs: &[usize] = if *call.at(2) == Operand::Missing(()) { &[0, 1] } else { &[0, 1, 2] };

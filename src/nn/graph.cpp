@@ -123,10 +123,15 @@ char* ssdkd_trace_begin(Tensor* images, const char* const* keys, Tensor* const* 
 char* ssdkd_trace_end(Module* module, Tensor* output) {
   return guarded([&] {
     const auto state = tracer::getTracingState();
-    tracer::setTracingState(nullptr);
     TORCH_CHECK(state, "no pass is being traced");
+    {
+      struct End {
+        ~End() { tracer::setTracingState(nullptr); }
+      } end;
+      // Asked while it is being traced: libtorch looks the value up in this thread's recording.
+      if (output) state->graph->registerOutput(state->getValue(*output));
+    }
     if (!output) return;
-    state->graph->registerOutput(state->getValue(*output));
     torch::jit::EliminateDeadCode(state->graph);
     const c10::QualifiedName name(*module->type()->name(), "forward");
     module->type()->addMethod(module->_ivalue()->compilation_unit()->create_function(name, state->graph));

@@ -5,13 +5,11 @@ use super::state::{Role, Slot, State};
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use std::ffi::{CStr, CString, c_char};
-use std::marker::PhantomData;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
 /// A `torch::jit::Module` of the shim's.
-#[repr(C)]
-struct CModule(PhantomData<*mut ()>);
+type CModule = std::ffi::c_void;
 
 unsafe extern "C" {
     fn ssdkd_trace_begin(

@@ -129,6 +129,41 @@ fn a_rank_that_dies_costs_only_the_steps_since_the_last_checkpoint() {
     ends_undisturbed(&run, last);
 }
 
+/// A folder that was copied to another machine holds what it needs but the data: the teacher's file is found in it, by its own
+/// configuration and by the first command. Other data are refused.
+#[test]
+fn a_run_that_was_moved_ends_undisturbed() {
+    if !has_mpirun() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let text = |path: &Path| path.display().to_string();
+    std::fs::copy(root().join("configs/fashion_mnist/teacher.safetensors"), place("teacher.safetensors")).unwrap();
+    let images = |name: &str, count| {
+        std::fs::create_dir(place(name)).unwrap();
+        small_fashion_mnist(&place(name), count)
+    };
+    let (here, there, data, others) = (place("here"), place("there"), images("data", 100), images("others", 99));
+    let first = with(&arguments(&reference().data, &here, &[]), &[&format!("teacher.weights={}", text(&place("teacher.safetensors")))]);
+    launch(1, &[&first[..], &["--until-round".into(), "2".into()]].concat(), None).expect(0);
+    assert!(Command::new("cp").arg("-r").args([&here, &there]).status().unwrap().success());
+    std::fs::remove_file(place("teacher.safetensors")).unwrap();
+    std::fs::remove_dir_all(&here).unwrap();
+
+    let own = |data: &Path| {
+        ["train", "--config", &text(&there.join("config.toml")), "--run-dir", &text(&there), "--data-dir", &text(data)].map(str::to_owned)
+    };
+    launch(1, &own(&others), None).expect(2).says(&["data.dir: was \"sha256:", "it would be another run"]);
+    launch(1, &[&own(&data)[..], &["--until-round".into(), "3".into()]].concat(), None).expect(0).says(&["resumed at step"]);
+    let config = std::fs::read_to_string(there.join("config.toml")).unwrap();
+    assert!(config.contains("weights = \"inputs/teacher-") && !config.contains(&text(&here)), "{config}");
+    let (from, to) = (text(&here), text(&there));
+    let last = launch(1, &replaced(&first, &from, &to), None);
+    assert!(last.stderr.contains("resumed at step"), "{}", last.stderr);
+    ends_undisturbed(&there, last);
+}
+
 /// Rank 0 is stopped on its way to a collective in which rank 1 waits when it is killed.
 #[test]
 fn a_rank_killed_inside_a_collective_costs_nothing_that_was_saved() {

@@ -237,7 +237,7 @@ fn applied(node: &Node, values: &BTreeMap<&str, Tensor>) -> Tensor {
         "Slice" => x(0).narrow(0, numbers(1)[0], numbers(2)[0] - numbers(1)[0]),
         "Expand" => {
             let shape: Vec<i64> = x(0).size().iter().zip(numbers(1)).map(|(&own, wanted)| own.max(wanted)).collect();
-            x(0).expand(shape, false)
+            x(0).expand(shape.as_slice(), false)
         }
         "Resize" => resized(node, x(0), &numbers(3)),
         other => panic!("{other} is not known here"),
