@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 fn main() {
-    const SOURCES: [&str; 2] = ["src/nn/shim.cpp", "src/nn/winograd.cpp"];
+    const SOURCES: [&str; 3] = ["src/nn/shim.cpp", "src/nn/winograd.cpp", "src/device/stream.cpp"];
     for path in SOURCES.into_iter().chain(["src/nn/shim.h"]) {
         println!("cargo:rerun-if-changed={path}");
     }
@@ -26,7 +26,6 @@ fn main() {
     println!("cargo:rustc-link-lib=c10");
     println!("cargo:rustc-link-lib=gomp");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    println!("cargo:rustc-env=SSDKD_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rerun-if-changed=.git/logs/HEAD");
     let commit = std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
     let commit = commit.ok().filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok());

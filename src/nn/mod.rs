@@ -15,9 +15,9 @@ mod winograd;
 
 pub use count::multiplications;
 pub use dilated::{DilatedConv2d, DilatedShape};
-pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, pooled};
+pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, max_pool, pooled};
 pub use optim::{Adam, Sgd, cosine};
-pub use precision::{check_precision, cpu_has_bf16, kind};
+pub use precision::{compute_in, cpu_has_bf16, kind};
 pub use room::room_for;
 pub use state::{Blueprint, Entry, Init, Role, Scope, Slot, State};
 pub use stateful::{Entries, Stateful};

@@ -13,6 +13,7 @@ mod docs;
 mod durability;
 mod exact;
 mod fuzz;
+mod gpu;
 mod methods;
 mod mpi;
 mod networks;
