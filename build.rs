@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 const HEADER: &str = "src/nn/shim.h";
 
 fn main() {
-    const SOURCES: [&str; 4] = ["src/nn/shim.cpp", "src/nn/winograd.cpp", "src/nn/observer.cpp", "src/nn/graph.cpp"];
+    const SOURCES: [&str; 5] =
+        ["src/nn/shim.cpp", "src/nn/winograd.cpp", "src/nn/observer.cpp", "src/nn/graph.cpp", "src/device/stream.cpp"];
     for path in SOURCES.into_iter().chain([HEADER]) {
         println!("cargo:rerun-if-changed={path}");
     }

@@ -1,6 +1,6 @@
 //! Arguments as typed. No logic.
 
-use crate::config::{DatasetName, ModelName, Precision};
+use crate::config::{DatasetName, DeviceName, ModelName, Precision};
 use crate::predict::MAX_CLASSES;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -147,6 +147,9 @@ pub struct PredictArgs {
     /// A safetensors file with normalised float images b×c×h×w in a tensor `images`, or a folder of PNG and JPEG files.
     #[arg(long, value_name = "FILE|FOLDER")]
     pub input: PathBuf,
+    /// Where to compute.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceName,
     /// Data set whose size and normalisation a folder's pictures get.
     #[arg(long, value_name = "NAME")]
     pub dataset: Option<DatasetName>,
@@ -434,6 +437,9 @@ pub struct PairArgs {
     /// Images of a step, on one rank.
     #[arg(long, value_name = "B", default_value_t = 128)]
     pub batch: usize,
+    /// Where: GPUs if there are some, or what is named.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceName,
 }
 
 /// How to measure ranks.
@@ -445,6 +451,9 @@ pub struct BenchRanksArgs {
     /// The library's own sum over ranks, in place of the one whose bits do not depend on their number.
     #[arg(long)]
     pub native: bool,
+    /// Let several ranks compute on one GPU (parallel.share_gpu).
+    #[arg(long)]
+    pub share_gpu: bool,
     /// Measure nothing: project the pair's steps to 8, 64 and 1,024 GPUs, and print what that assumes.
     #[arg(long, conflicts_with = "native")]
     pub project: bool,
@@ -504,6 +513,16 @@ fn built_in() -> impl TypedValueParser<Value = ModelName> {
 }
 
 impl ValueEnum for ModelName {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
+}
+
+impl ValueEnum for DeviceName {
     fn value_variants<'a>() -> &'a [Self] {
         &Self::ALL
     }

@@ -1,7 +1,7 @@
 //! Parse, start logs, run, one error, exit code.
 
 use clap::Parser;
-use ssdkd::{cli::Cli, commands, logs, memory, parallel::Launch};
+use ssdkd::{cli::Cli, commands, device, logs, memory, parallel::Launch};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -9,6 +9,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(usage) => return explain(&usage),
     };
+    device::prepare();
     memory::keep_freed();
     let timings = logs::start(cli.trace.as_deref());
     let outcome = commands::run(cli.command, timings);

@@ -33,12 +33,14 @@ pub struct Network<'a> {
     pub weights: &'a Path,
     /// Classes; left out, what the weights file says of itself.
     pub classes: Option<i64>,
+    /// Where it computes.
+    pub device: Device,
 }
 
 impl Network<'_> {
     fn load(&self, channels: i64, size: [i64; 2]) -> Result<Teacher> {
         let classes = self.classes.map_or_else(|| self.own_classes(), Ok)?;
-        Teacher::load(self.model, self.weights, Shape { channels, classes }, size, Device::Cpu)
+        Teacher::load(self.model, self.weights, Shape { channels, classes }, size, self.device)
     }
 
     /// How it takes pictures: as the data set has them, or as the weights file says where a data set's name says nothing.
@@ -81,13 +83,14 @@ pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
     if images.numel() == 0 {
         return Err(Error::file(input, format!("`images` is {:?}: it holds no values", images.size())));
     }
+    let device = network.device;
     let network = network.load(images.size()[1], [images.size()[2], images.size()[3]])?;
     let least = network.parts().0.least_size();
     if images.size()[2..].iter().any(|&side| side < least) {
         let problem = format!("`images` is {:?}; this network takes images of {least}×{least} pixels or more", images.size());
         return Err(Error::file(input, problem));
     }
-    let output = network.evaluate_all(&images.to_kind(Kind::Float), batch_of(&images.size()));
+    let output = network.evaluate_all(&images.to_kind(Kind::Float).to_device(device), batch_of(&images.size()));
     weights::write(out, &[("logits".into(), output.logits), ("features".into(), output.features_bd)], &[])
 }
 
@@ -102,7 +105,7 @@ pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &P
     let teacher = network.load(facts.channels, facts.size)?;
     teacher.normalised_as(&facts.mean, &facts.std, network.weights)?;
     let least = teacher.parts().0.least_size();
-    let normalise = Normalise::new(&facts, Device::Cpu);
+    let normalise = Normalise::new(&facts, network.device);
     let mut rows = Vec::new();
     for paths in pictures(input)?.chunks(BATCH as usize) {
         let read = |path: &PathBuf| {
@@ -115,7 +118,7 @@ pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &P
         let images = paths.iter().map(read).collect::<Result<Vec<_>>>()?;
         let alike = images.chunk_by(|a, b| a.1.size() == b.1.size());
         for alike in alike.flat_map(|group| group.chunks(batch_of(&group[0].1.size()) as usize)) {
-            let stacked = Tensor::stack(&alike.iter().map(|(_, image, _)| image).collect::<Vec<_>>(), 0);
+            let stacked = Tensor::stack(&alike.iter().map(|(_, image, _)| image).collect::<Vec<_>>(), 0).to_device(network.device);
             let (predicted, confidence) = predicted_and_confidence(&teacher.evaluate(&normalise.apply(&to_unit(&stacked))).logits);
             for ((name, _, own), said) in alike.iter().zip(task::predictions(&predicted, &confidence)) {
                 match said {

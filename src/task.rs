@@ -6,7 +6,7 @@
 use crate::config::{DatasetName, ModelName};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Mean over everything but the batch: `[b, …]` → `[b]`.
 pub fn per_sample(values: &Tensor) -> Tensor {
@@ -17,9 +17,38 @@ pub fn per_sample(values: &Tensor) -> Tensor {
 /// a map of that size, as they are.
 pub fn at_size(logits: &Tensor, images_bchw: &Tensor) -> Tensor {
     match (&logits.size()[..], &images_bchw.size()[..]) {
-        ([_, _, from @ ..], [_, _, to @ ..]) if !from.is_empty() && from != to => logits.upsample_bilinear2d(to, false, None, None),
+        ([_, _, from @ ..], [_, _, to @ ..]) if !from.is_empty() && from != to => {
+            // libtorch's gradient on GPUs adds in any order.
+            let by_products = logits.device() != Device::Cpu && logits.requires_grad();
+            if by_products { resized(logits, to) } else { logits.upsample_bilinear2d(to, false, None, None) }
+        }
         _ => logits.shallow_clone(),
     }
+}
+
+/// `upsample_bilinear2d` without aligned corners, as two matrix products.
+fn resized(map_bkhw: &Tensor, to: &[i64]) -> Tensor {
+    let weights = |axis: usize| {
+        let (from, to) = (map_bkhw.size()[2 + axis], to[axis]);
+        let places = (0..to).map(|i| (i as f64 + 0.5) * from as f64 / to as f64 - 0.5);
+        Tensor::from_slice(&linear_weights(places, from)).view([to, from]).to_device(map_bkhw.device())
+    };
+    weights(0).matmul(&map_bkhw.to_kind(Kind::Float)).matmul(&weights(1).transpose(0, 1)).to_kind(map_bkhw.kind())
+}
+
+/// Weights that interpolate linearly between `whole` values at `places`, 0 to `whole` − 1 and held beyond: a row for each place.
+pub fn linear_weights(places: impl Iterator<Item = f64>, whole: i64) -> Vec<f32> {
+    let mut rows = Vec::new();
+    for place in places {
+        let place = place.clamp(0.0, (whole - 1) as f64);
+        let (left, share) = (place.floor(), place.fract());
+        rows.extend((0..whole).map(|at| match at as f64 - left {
+            0.0 => (1.0 - share) as f32,
+            1.0 => share as f32,
+            _ => 0.0,
+        }));
+    }
+    rows
 }
 
 /// One target per image, given to every pixel where logits are dense.
@@ -469,15 +498,24 @@ mod tests {
 
     #[test]
     fn maps_grow_to_the_images_and_nothing_else_does() {
-        let images = Tensor::zeros([2, 3, 4, 6], (Kind::Float, tch::Device::Cpu));
+        let images = Tensor::zeros([2, 3, 4, 6], (Kind::Float, Device::Cpu));
         let map = Tensor::from_slice(&[1f32, 3.]).view([1, 1, 1, 2]).expand([2, 1, 2, 2], false);
         // Corners not aligned: the two values stand at columns 1 and 4 of six, and hold to the edges.
         let row = Vec::<f32>::try_from(at_size(&map, &images).get(0).get(0).get(2)).unwrap();
         for (got, want) in row.iter().zip([1.0, 1.0, 5.0 / 3.0, 7.0 / 3.0, 3.0, 3.0]) {
             assert!((got - want).abs() < 1e-6, "{row:?}");
         }
-        let flat = Tensor::zeros([2, 5], (Kind::Float, tch::Device::Cpu));
+        let flat = Tensor::zeros([2, 5], (Kind::Float, Device::Cpu));
         assert_eq!(at_size(&flat, &images).size(), [2, 5]);
+    }
+
+    /// The way a GPU takes, on the CPU.
+    #[test]
+    fn matrix_products_interpolate_as_libtorch_does() {
+        let map = Tensor::arange(2 * 3 * 5 * 4, (Kind::Float, Device::Cpu)).sin().view([2, 3, 5, 4]);
+        for to in [[10, 8], [13, 4], [5, 9], [3, 2]] {
+            assert!(resized(&map, &to).allclose(&map.upsample_bilinear2d(to, false, None, None), 1e-5, 1e-6, false), "{to:?}");
+        }
     }
 
     #[test]

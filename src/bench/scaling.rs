@@ -4,6 +4,7 @@
 use super::step::{Bench, CRITERION, LR, SEED, StepSettings, Work};
 use super::{filled, median};
 use crate::config::ReduceRule;
+use crate::device::stream;
 use crate::distill::backward;
 use crate::error::Result;
 use crate::inversion::{Call, Networks, Share, descend};
@@ -15,7 +16,6 @@ use crate::rng::{Key, Purpose};
 use serde::Serialize;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
-use tch::Device;
 
 /// Turns that every way gets. A result is the median turn.
 const TURNS: u64 = 7;
@@ -132,6 +132,7 @@ impl Scene<'_> {
             Work::Inversion => self.inversion(&mut parts)?,
             _ => self.distillation(&mut parts)?,
         }
+        stream::finish(self.world.device());
         parts.all = began.elapsed().as_secs_f64();
         parts.bytes = self.world.meter().total_bytes() - before;
         Ok(parts)
@@ -149,6 +150,7 @@ impl Scene<'_> {
             let found = descend(&bench.settings, &networks, Some(&mut bench.generator), &mut bench.local, &call)?;
             meta_gradient.add(rank, found.shared);
         }
+        stream::finish(world.device());
         clock(&mut parts.waiting, || world.barrier())?;
         let meta_gradient = clock(&mut parts.communication, || world.reduce(meta_gradient))?;
         bench.generator.apply(Share::MetaStep, &meta_gradient, layout.logical_ranks(), &bench.settings.inversion)?;
@@ -173,6 +175,7 @@ impl Scene<'_> {
             payload.add(rank, slice.payload);
             loss.set(rank, slice.loss_b);
         }
+        stream::finish(world.device());
         clock(&mut parts.waiting, || world.barrier())?;
         let payload = clock(&mut parts.communication, || world.reduce(payload))?;
         bench.student.apply(&payload, layout.logical_ranks(), LR)?;
@@ -191,7 +194,7 @@ fn measure(of: StepSettings, world: &World, turns: u64) -> Result<RanksReport> {
     let ranks = world.layout().ranks();
     let mut bench = Bench::new(of)?;
     bench.settings.inversion.steps = 1;
-    let solo = Launch::over(Box::new(Solo))?.into_world(Layout::new(1, 1)?, world.reduce_rule(), Device::Cpu);
+    let solo = Launch::over(Box::new(Solo))?.into_world(Layout::new(1, 1)?, world.reduce_rule(), world.device());
     let mut own = filled(&solo, of.dataset, CAPACITY)?;
     let mut shared = filled(world, of.dataset, CAPACITY * ranks)?;
     let mut steps = Vec::new();
@@ -273,6 +276,7 @@ mod tests {
             dataset: DatasetName::FashionMnist,
             batch: 2,
             dtype: Precision::F32,
+            device: tch::Device::Cpu,
         };
         for rule in [ReduceRule::Deterministic, ReduceRule::Native] {
             for ranks in [1, 2, 4] {

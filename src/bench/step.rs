@@ -1,8 +1,9 @@
 //! One step of inversion and one of distillation: time, arithmetic and memory, beside the same in plain PyTorch.
 
 use super::{Pair, Peers, median};
-use crate::config::{self, DatasetName, ModelName, Precision};
+use crate::config::{self, DatasetName, ModelName, Precision, ReduceRule};
 use crate::data::{self, Facts, Normalise, View, apply_views, to_bytes, to_unit};
+use crate::device::stream;
 use crate::distill::{Criterion, Slice, Student, backward};
 use crate::error::{Error, Result};
 use crate::inversion::{Call, Local, Networks, Settings, SharedGenerator, descend};
@@ -10,7 +11,7 @@ use crate::layout::LogicalRank;
 use crate::losses::StatisticsAverage;
 use crate::methods::Method;
 use crate::models::{self, Network, Shape};
-use crate::nn::{Pass, State, check_precision, kind, multiplications, shim, weights};
+use crate::nn::{Pass, State, compute_in, kind, multiplications, shim, weights};
 use crate::parallel::thread_count;
 use crate::replay::{Rows, Target};
 use crate::rng::{Key, Purpose};
@@ -50,6 +51,8 @@ pub struct StepSettings {
     pub batch: usize,
     /// What our convolutions and batch-norm compute with.
     pub dtype: Precision,
+    /// Where.
+    pub device: Device,
 }
 
 /// Kinds of steps.
@@ -77,7 +80,7 @@ pub struct StepTimes {
     pub gflop: f64,
     /// Those per second.
     pub gflop_per_second: f64,
-    /// Megabytes that libtorch asks for in one step.
+    /// Megabytes of host memory that libtorch asks for in one step.
     pub allocated_mb: f64,
     /// Milliseconds of plain PyTorch, in turn with ours; its distillation step always has a teacher forward.
     pub peer_ms: Option<f64>,
@@ -107,6 +110,10 @@ pub struct StepReport {
     pub threads: usize,
     /// What our convolutions and batch-norm compute with; the peer's are f32.
     pub dtype: &'static str,
+    /// Where.
+    pub device: String,
+    /// Megabytes of GPU memory that libtorch held at most.
+    pub gpu_mb: Option<f64>,
     /// Each kind of step.
     pub steps: Vec<StepTimes>,
     /// Best rates.
@@ -130,40 +137,41 @@ pub(super) struct Bench {
     stored: Rows,
 }
 
-fn normals(index: u64, shape: &[i64]) -> Tensor {
+fn normals(index: u64, shape: &[i64], device: Device) -> Tensor {
     let count = shape.iter().product::<i64>() as usize;
-    Tensor::from_slice(&Key::global(SEED, Purpose::Latent, 1000 + index).normals(count)).view(shape)
+    Tensor::from_slice(&Key::global(SEED, Purpose::Latent, 1000 + index).normals(count)).view(shape).to_device(device)
 }
 
 impl Bench {
     pub(super) fn new(of: StepSettings) -> Result<Self> {
-        check_precision("--dtype", of.dtype, Device::Cpu)?;
+        let device = of.device;
+        compute_in("--dtype", of.dtype, device, ReduceRule::Deterministic)?;
         let facts = data::facts(of.dataset);
         let shape = Shape { channels: facts.channels, classes: facts.classes };
         let network = |name, purpose| {
             let network = models::build(name, shape);
-            let state = State::initialised(network.blueprint(), SEED, purpose, Device::Cpu);
+            let state = State::initialised(network.blueprint(), SEED, purpose, device);
             (network, state)
         };
         let (teacher, teacher_state) = network(of.teacher, Purpose::StudentInit);
         let (student, student_state) = network(of.student, Purpose::GeneratorInit);
         let (mut teacher, mut student) = (Teacher::new(teacher, teacher_state), Student::new(student, student_state, 0.9, 1e-4)?);
         let inversion = config::Inversion { steps: STEPS, batch_size: of.batch, statistics_momentum: 0.0, ..Default::default() };
-        let mut generator = SharedGenerator::new(&config::Generator::default(), &inversion, &facts, SEED, Device::Cpu)?;
+        let mut generator = SharedGenerator::new(&config::Generator::default(), &inversion, &facts, SEED, device)?;
         teacher.compute_in(of.dtype);
         student.compute_in(of.dtype);
         generator.compute_in(of.dtype);
-        let normalise = Normalise::new(&facts, Device::Cpu);
+        let normalise = Normalise::new(&facts, device);
         let [h, w] = facts.size;
-        let images_bchw = to_bytes(&normals(0, &[of.batch as i64, facts.channels, h, w]).sigmoid());
+        let images_bchw = to_bytes(&normals(0, &[of.batch as i64, facts.channels, h, w], device).sigmoid());
         let key = Key::global(SEED, Purpose::DrawView, 0);
         let views: Vec<View> = (0..of.batch as u64).map(|i| View::draw(&key, i, 4, true)).collect();
         let logits = teacher.evaluate(&normalise.apply(&apply_views(&to_unit(&images_bchw), &views))).head;
         let rows = |target| Rows {
             images_bchw: images_bchw.shallow_clone(),
-            ids_b: Tensor::arange(of.batch as i64, (Kind::Int64, Device::Cpu)),
+            ids_b: Tensor::arange(of.batch as i64, (Kind::Int64, device)),
             views: views.clone(),
-            weights_b: normals(1, &[of.batch as i64]).sigmoid(),
+            weights_b: normals(1, &[of.batch as i64], device).sigmoid(),
             target,
         };
         let (asks_teacher, stored) = (rows(Target::AskTeacher), rows(Target::Logits(logits)));
@@ -178,7 +186,7 @@ impl Bench {
             classes: facts.classes,
         };
         Ok(Self {
-            local: Local { average: StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu), contrast: None },
+            local: Local { average: StatisticsAverage::new(0.0, teacher.batch_norm_channels(), device), contrast: None },
             student,
             settings,
             facts,
@@ -229,6 +237,7 @@ impl Bench {
     fn turn(&mut self, work: Work) -> Result<f64> {
         let began = Instant::now();
         self.work(work)?;
+        stream::finish(self.normalise.device());
         Ok(began.elapsed().as_secs_f64() / Self::steps_in(work))
     }
 
@@ -236,7 +245,7 @@ impl Bench {
     /// gradient and one for the weights'.
     fn gflop(&self) -> impl Fn(Work) -> f64 + use<> {
         let images = self.normalise.apply(&to_unit(&self.stored.images_bchw));
-        let latent = normals(2, &[images.size()[0], self.generator.network.shape().latent]);
+        let latent = normals(2, &[images.size()[0], self.generator.network.shape().latent], images.device());
         let count = |body: &dyn Fn() -> Tensor| tch::no_grad(|| multiplications(body).1) as f64;
         let of = |(network, state): (&dyn Network, &State)| count(&|| network.forward(state, &images, &mut Pass::eval()).logits);
         let (teacher, student) = (of(self.teacher.parts()), of(self.student.frozen()));
@@ -375,26 +384,30 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
         batch: of.batch,
         threads: thread_count(),
         dtype: of.dtype.name(),
+        device: format!("{:?}", of.device),
+        gpu_mb: if let Device::Cuda(gpu) = of.device { Some(stream::memory(gpu)?.peak as f64 / 1e6) } else { None },
         steps: found,
-        peaks: peaks(of.dtype),
+        peaks: peaks(of.dtype, of.device),
         peer_version: peers.as_ref().and_then(|peers| peers.version.clone()),
         loss_difference,
     };
     Ok((report, notes))
 }
 
-fn peaks(dtype: Precision) -> Peaks {
+fn peaks(dtype: Precision, device: Device) -> Peaks {
     let rate = |gflop: f64, body: &dyn Fn() -> Tensor| {
         drop(body());
+        stream::finish(device);
         let turns = (0..PEAK_TURNS).map(|_| {
             let began = Instant::now();
             drop(body());
+            stream::finish(device);
             gflop / began.elapsed().as_secs_f64()
         });
         median(turns.collect())
     };
     let (n, images) = (4096i64, 128i64);
-    let of = |index, shape: &[i64]| normals(index, shape).to_kind(kind(dtype));
+    let of = |index, shape: &[i64]| normals(index, shape, device).to_kind(kind(dtype));
     let (a, b) = (of(3, &[n, n]), of(4, &[n, n]));
     let (x, weight) = (of(5, &[images, 64, 32, 32]), of(6, &[64, 64, 3, 3]));
     let [x_last, weight_last] = [&x, &weight].map(|t| t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]));

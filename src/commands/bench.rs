@@ -94,8 +94,8 @@ fn draws(args: &BenchReplayArgs) -> Result<()> {
     Ok(())
 }
 
-fn settings(pair: &PairArgs, dtype: Precision) -> Result<StepSettings> {
-    let PairArgs { teacher, student, dataset, batch } = *pair;
+fn settings(pair: &PairArgs, dtype: Precision, device: Device) -> Result<StepSettings> {
+    let PairArgs { teacher, student, dataset, batch, .. } = *pair;
     if batch < 2 {
         return Err(Error::refused(format!("--batch {batch} is too small for batch statistics")).with_hint("give 2 or more"));
     }
@@ -103,18 +103,26 @@ fn settings(pair: &PairArgs, dtype: Precision) -> Result<StepSettings> {
         let problem = format!("--dataset {}: its name says nothing of its images", dataset.name());
         return Err(Error::refused(problem).with_hint("name a data set with images of a known size"));
     }
-    Ok(StepSettings { teacher, student, dataset, batch, dtype })
+    Ok(StepSettings { teacher, student, dataset, batch, dtype, device })
 }
 
 fn step(args: &BenchStepArgs) -> Result<()> {
-    let settings = settings(&args.pair, args.dtype)?;
-    set_threads(args.threads, join()?.local())?;
+    let mut launch = join()?;
+    let device = launch.take_device(args.pair.device, false, 0)?;
+    if device.is_cuda() && args.against.is_some() {
+        return Err(Error::refused("plain PyTorch is measured on CPUs only").with_hint("leave --against out, or give --device cpu"));
+    }
+    let settings = settings(&args.pair, args.dtype, device)?;
+    set_threads(args.threads, launch.local())?;
     let (report, notes) = steps(settings, args.against.as_deref())?;
     notes.iter().for_each(|note| eprintln!("{note}"));
     if args.json {
         return json(&report);
     }
-    println!("{} -> {}, batch {}, {} threads, {}", report.teacher, report.student, report.batch, report.threads, report.dtype);
+    println!(
+        "{} -> {}, batch {}, {} threads, {}, {}",
+        report.teacher, report.student, report.batch, report.threads, report.dtype, report.device
+    );
     println!("{:38} {:>9} {:>9} {:>9} {:>8} {:>16}", "step", "ms", "images/s", "GFLOP/s", "MB", "PyTorch, ms");
     for s in &report.steps {
         let name = match s.work {
@@ -129,6 +137,9 @@ fn step(args: &BenchStepArgs) -> Result<()> {
         "best rates here: {:.0} GFLOP/s in a matrix product, {:.0} in a 3×3 convolution",
         report.peaks.matrix_product, report.peaks.convolution
     );
+    if let Some(held) = report.gpu_mb {
+        println!("GPU memory held at most: {held:.0} MB");
+    }
     if let Some(difference) = report.loss_difference {
         let version = report.peer_version.as_deref().unwrap_or("of an unknown version");
         println!("largest relative difference of a loss term from PyTorch {version}: {difference:.1e}");

@@ -4,24 +4,30 @@ mod comm;
 
 use super::join;
 use crate::cli::DoctorArgs;
-use crate::config;
-use crate::config::ReduceRule;
-use crate::device::{CudaLibrary, Device, gpu_count, load_cuda, open};
+use crate::config::{ReduceRule, load};
+use crate::device::{self, Device};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::nn::shim;
-use crate::parallel::{MpiComm, check_sum, comm::conformance, cuda_flavour, driver, driver_verdict, host_name};
+use crate::parallel::{MpiComm, check_sum, comm::conformance, comm::nccl, cuda_flavour, driver, driver_verdict, host_name};
 use std::process::Command;
 
 /// Prints one line a subject.
 pub fn run(args: &DoctorArgs) -> Result<()> {
-    let launch = join()?;
+    let mut launch = join()?;
+    let config = launch.agree(load(&[], &[]))?.config;
     // Ranks that do not answer are named, and the job ends: no check waits for ever.
-    let _watchdog = launch.agree(launch.watch(config::Parallel::default().timeout_s))?;
+    let _watchdog = launch.agree(launch.watch(config.parallel.timeout_s))?;
     let local = launch.local();
-    let conformance = conformance::run(launch.comm());
+    let mut conformance = conformance::run(launch.comm(), Device::Cpu);
+    // Known to all ranks: then it is reported, and the CPU is looked at.
+    let taken = launch.take_device(config.device, config.parallel.share_gpu, config.parallel.timeout_s);
+    let device = *taken.as_ref().unwrap_or(&Device::Cpu);
+    if device.is_cuda() {
+        conformance = conformance.and(conformance::run(launch.comm(), device));
+    }
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
-    let world = launch.into_world(layout, ReduceRule::Deterministic, Device::Cpu);
+    let world = launch.into_world(layout, ReduceRule::Deterministic, device);
     let sum = check_sum(&world, 1000 * world.layout().ranks());
     let well = conformance.clone().and(sum.clone().map(|_| ()));
     // What gives wrong answers is not measured.
@@ -33,7 +39,8 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let cores = local.cores;
     line("ssdkd", &crate::metrics::version());
     line("host", &format!("{}, {cores} cores, libtorch kernels for {}", host_name(), shim::cpu_capability()));
-    line("libtorch", &format!("{} ({})", shim::torch_version(), env!("SSDKD_LIBTORCH_LIB")));
+    let loaded = device::mapped("libtorch_cpu").first().map_or_else(|| "linked in".into(), |path| path.display().to_string());
+    line("libtorch", &format!("{} ({loaded})", shim::torch_version()));
     line("MPI", &first_line(&MpiComm::library_version()));
     let ranks = format!("{} ({})", world.layout().ranks(), world.comm().name());
     match &conformance {
@@ -47,6 +54,11 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     line("driver", &driver_verdict(driver().as_deref(), cuda_flavour()));
     line("CUDA", &cuda());
     line("NCCL", &nccl());
+    match &taken {
+        Ok(Device::Cpu) => line("device", "the CPU"),
+        Ok(_) => line("device", &format!("{device:?} on this rank, tensors between ranks by {}", world.comm().name())),
+        Err(error) => line("device", &error.to_string()),
+    }
     line("Slurm", &slurm());
     hosts.iter().flatten().for_each(|text| println!("{text}"));
     well
@@ -61,20 +73,25 @@ fn first_line(text: &str) -> String {
 }
 
 fn cuda() -> String {
-    match load_cuda() {
-        CudaLibrary::Missing(reason) => {
-            format!("not here: {reason}. On a machine with a GPU, launch/setup.sh installs the CUDA side of libtorch")
+    match device::visible(true) {
+        Ok(gpus) => {
+            let version = device::driver_version().unwrap_or_default();
+            format!("{} GPUs visible, the driver serves CUDA {}.{}", gpus.len(), version / 1000, version % 1000 / 10)
         }
-        CudaLibrary::Loaded if gpu_count() > 0 => format!("{} GPUs", gpu_count()),
-        CudaLibrary::Loaded => "libtorch's CUDA side is loaded, but there is no GPU or no NVIDIA driver (CUDA 13 needs driver 580)".into(),
+        Err(reason) => format!("not here: {reason}. On a machine with a GPU, launch/setup.sh installs the CUDA side of libtorch"),
     }
 }
 
 fn nccl() -> String {
-    match (open("libnccl.so"), open("libnccl.so.2")) {
-        (Ok(()), _) => "libnccl.so found".into(),
-        (Err(_), Ok(())) => "only libnccl.so.2 is on the search path: link libnccl.so to it beside libtorch (launch/setup.sh does)".into(),
-        (Err(_), Err(_)) => "not here; ranks on CPUs use MPI. With a GPU, launch/setup.sh installs it".into(),
+    let nccl::Found::Ready(version) = nccl::found() else {
+        return nccl::found().problem().unwrap_or_default();
+    };
+    let version = nccl::version_text(version);
+    let copies: Vec<String> = device::mapped("libnccl").iter().map(|path| path.display().to_string()).collect();
+    match (nccl::unique_id(), &copies[..]) {
+        (Err(error), _) => format!("{version}, but {error}"),
+        (Ok(_), [one]) => format!("{version} ({one}): makes a unique id"),
+        (Ok(_), _) => format!("{version}, in more than one copy, which cannot work together: {}", copies.join(", ")),
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::{join, join_traces};
 use crate::cli::EvalArgs;
-use crate::config::{Config, Job, ModelName, check, load};
+use crate::config::{Config, Job, ModelName, Precision, check, load};
 use crate::data::{self, Normalise, Split};
 use crate::error::{Error, Result};
 use crate::eval::{self, Score, Test};
 use crate::layout::Layout;
 use crate::models::Shape;
+use crate::nn::compute_in;
 use crate::parallel::set_threads;
 use crate::task::Task;
 use crate::teacher::Teacher;
@@ -22,13 +23,14 @@ struct Candidate {
 
 /// Evaluates a run's networks, or one weights file, and prints a line of JSON for each.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let launch = join()?;
+    let mut launch = join()?;
     let (mut config, candidates) = launch.agree(subject(args))?;
     launch.agree(data::complete(&mut config))?;
-    let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
+    let device = launch.take_device(config.device, config.parallel.share_gpu, config.parallel.timeout_s)?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
     let world = launch.into_world(layout, config.parallel.reduce, device);
+    world.agree(compute_in("train.precision", Precision::F32, device, config.parallel.reduce))?;
     // Everything that can be refused comes before the first score.
     let facts = data::facts_of(&config);
     let shape = Shape { channels: facts.channels, classes: facts.classes };

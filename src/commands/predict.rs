@@ -5,13 +5,15 @@ use crate::config::DatasetName;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::nn::weights;
+use crate::parallel::Launch;
 use crate::predict::{self, Network};
 use std::path::Path;
 
 /// Applies a network to a file of tensors or to a folder of pictures.
 pub fn run(args: &PredictArgs) -> Result<()> {
     files::check_target(&args.out)?;
-    let network = Network { model: args.model, weights: &args.weights, classes: args.classes };
+    let device = Launch::alone()?.take_device(args.device, false, 0)?;
+    let network = Network { model: args.model, weights: &args.weights, classes: args.classes, device };
     if !args.input.is_dir() {
         return predict::tensors(&network, &args.input, &args.out);
     }

@@ -61,7 +61,7 @@ fn start(
     job: Job,
     method: impl Fn(&mut Config) -> Result<(Method, Option<RealData>)>,
 ) -> Result<Outcome> {
-    let launch = join()?;
+    let mut launch = join()?;
     let loaded = configured(&args.config, job);
     let timeout_s = loaded.as_ref().map_or_else(|_| config::Parallel::default().timeout_s, |l| l.config.parallel.timeout_s);
     let watchdog = launch.watch(timeout_s);
@@ -69,7 +69,7 @@ fn start(
     let watchdog = launch.agree(watchdog)?;
     let known = launch.from_leader(|| if args.fresh { Ok(None) } else { checkpoint::logical_ranks(&args.run_dir) })?;
     config.parallel.logical_ranks.get_or_insert(known.unwrap_or(launch.ranks()));
-    let device = launch.agree(crate::device::choose(config.device, launch.ranks(), launch.local()))?;
+    let device = launch.take_device(config.device, config.parallel.share_gpu, timeout_s)?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
     let found = |config: &Config| launch.from_leader(|| Ok(Inputs::of(config).found(&args.run_dir)));
     // The teacher's file first: it may say what the images are.

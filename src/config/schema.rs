@@ -16,7 +16,7 @@ pub struct Config {
     /// Data set the teacher was trained on: gives image size, classes and normalisation; its test split measures accuracy. `none`: there
     /// is no data, and what is measured is how far the student agrees with the teacher.
     pub dataset: DatasetName,
-    /// Where tensors live. `auto` is the CPU as long as CUDA serves one rank only.
+    /// Where tensors live. `auto`: on GPUs where there are some, one rank each (docs/gpu.md).
     pub device: DeviceName,
     /// Words to find the run by, in `report.json`, in a sweep's table and in trackers (docs/tracking.md). They change no number.
     pub tags: Vec<String>,
@@ -262,12 +262,26 @@ impl ModelName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceName {
-    /// The CPU, as long as CUDA serves one rank only.
+    /// GPUs where there are some, else the CPU.
     Auto,
     /// The CPU.
     Cpu,
-    /// CUDA; refused when there is none, and on several ranks.
+    /// CUDA; refused where there is none.
     Cuda,
+}
+
+impl DeviceName {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Cpu, Self::Cuda];
+
+    /// As written in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
 }
 
 /// `data.*`
@@ -590,20 +604,23 @@ pub struct Train {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// 32 bits.
+    /// 32 bits; on GPUs without TF32.
     F32,
+    /// 32 bits, whose products on NVIDIA's tensor cores take 10 bits of mantissa of each factor. Refused on the CPU.
+    Tf32,
     /// bfloat16: half the memory traffic, 8 bits of mantissa.
     Bf16,
 }
 
 impl Precision {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Tf32, Self::Bf16];
 
     /// As written in a configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Tf32 => "tf32",
             Self::Bf16 => "bf16",
         }
     }
@@ -654,6 +671,9 @@ pub struct Parallel {
     pub reduce: ReduceRule,
     /// Seconds that ranks wait in one collective for a rank that shows no sign of life, before the job is ended; 0 waits for ever.
     pub timeout_s: u64,
+    /// Let several ranks compute on one GPU, where they are more than GPUs: for trials, since they take turns. NCCL then goes through
+    /// sockets.
+    pub share_gpu: bool,
 }
 
 /// Reductions.
@@ -881,7 +901,7 @@ impl Default for Eval {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Self { logical_ranks: None, threads: None, reduce: ReduceRule::Deterministic, timeout_s: 600 }
+        Self { logical_ranks: None, threads: None, reduce: ReduceRule::Deterministic, timeout_s: 600, share_gpu: false }
     }
 }
 

@@ -1,7 +1,9 @@
 //! Augmented views: a shift with zero padding and a flip, per image. Differentiable, so that the inversion loop can use them.
 
+use crate::device::upload;
 use crate::rng::{Key, Purpose};
-use tch::Tensor;
+use crate::task::linear_weights;
+use tch::{Device, Tensor};
 
 /// One view of an image. Padding by `shift` pixels, cropping at an offset and flipping is a move by (`down`, `right`)
 /// pixels, then a flip.
@@ -68,7 +70,7 @@ fn gathered(images_bchw: &Tensor, views: &[View], outside: f64) -> Tensor {
             }
         }
     }
-    let index = Tensor::from_slice(&index).view([b, 1, h * w]).to_device(images_bchw.device()).expand([b, c, h * w], false);
+    let index = upload(&Tensor::from_slice(&index).view([b, 1, h * w]), images_bchw.device()).expand([b, c, h * w], false);
     let padded = images_bchw.pad([reach; 4].as_slice(), "constant", outside).reshape([b, c, -1]);
     padded.gather(2, &index, false).view([b, c, h, w])
 }
@@ -123,12 +125,40 @@ impl Crop {
 ///
 /// Shapes: f32 `[b, c, h, w]`; one crop per image.
 pub fn apply_crops(images_bchw: &Tensor, crops: &[Crop]) -> Tensor {
+    // libtorch's gradient on GPUs adds in any order.
+    if images_bchw.device() != Device::Cpu && images_bchw.requires_grad() {
+        crops_by_products(images_bchw, crops)
+    } else {
+        crops_by_grid(images_bchw, crops)
+    }
+}
+
+/// Where row (column) i of a crop of `part` from `from` lies in the image.
+fn places(from: i64, part: i64, whole: i64) -> impl Iterator<Item = f64> {
+    let step = (part - 1) as f64 / (whole - 1).max(1) as f64;
+    (0..whole).map(move |i| from as f64 + i as f64 * step)
+}
+
+fn crops_by_products(images_bchw: &Tensor, crops: &[Crop]) -> Tensor {
+    let (b, h, w) = (crops.len() as i64, images_bchw.size()[2], images_bchw.size()[3]);
+    let weights = |values: Vec<f32>, whole: i64| upload(&Tensor::from_slice(&values).view([b, 1, whole, whole]), images_bchw.device());
+    let rows = crops.iter().flat_map(|crop| linear_weights(places(crop.at[0], crop.size[0], h), h)).collect();
+    let columns = crops.iter().flat_map(|crop| {
+        let mut xs: Vec<f64> = places(crop.at[1], crop.size[1], w).collect();
+        if crop.flip {
+            xs.reverse();
+        }
+        linear_weights(xs.into_iter(), w)
+    });
+    weights(rows, h).matmul(images_bchw).matmul(&weights(columns.collect(), w).transpose(2, 3))
+}
+
+fn crops_by_grid(images_bchw: &Tensor, crops: &[Crop]) -> Tensor {
     let (h, w) = (images_bchw.size()[2], images_bchw.size()[3]);
-    // Where row (column) i of the result lies in the image, in grid_sample's -1..1.
+    // In grid_sample's -1..1.
     let places = |from: i64, part: i64, whole: i64| {
-        let step = (part - 1) as f64 / (whole - 1).max(1) as f64;
         let unit = 2.0 / (whole - 1).max(1) as f64;
-        (0..whole).map(move |i| ((from as f64 + i as f64 * step) * unit - 1.0) as f32).collect::<Vec<_>>()
+        places(from, part, whole).map(move |place| (place * unit - 1.0) as f32).collect::<Vec<_>>()
     };
     let mut grid = Vec::with_capacity(crops.len() * (h * w * 2) as usize);
     for crop in crops {
@@ -138,7 +168,7 @@ pub fn apply_crops(images_bchw: &Tensor, crops: &[Crop]) -> Tensor {
         }
         ys.iter().for_each(|&y| grid.extend(xs.iter().flat_map(|&x| [x, y])));
     }
-    let grid = Tensor::from_slice(&grid).view([crops.len() as i64, h, w, 2]).to_device(images_bchw.device());
+    let grid = upload(&Tensor::from_slice(&grid).view([crops.len() as i64, h, w, 2]), images_bchw.device());
     const BILINEAR: i64 = 0;
     const BORDER: i64 = 1;
     images_bchw.grid_sampler(&grid, BILINEAR, BORDER, true)
@@ -148,7 +178,7 @@ pub fn apply_crops(images_bchw: &Tensor, crops: &[Crop]) -> Tensor {
 mod tests {
     use super::*;
     use crate::test_fill::fill;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     /// Brute force, pixel by pixel.
     fn reference(image: &Tensor, view: View) -> Tensor {
@@ -242,6 +272,24 @@ mod tests {
         // Row 1 of the result lies at 1 + 2/5: between rows 1 and 2.
         let want = 0.6 * images.double_value(&[0, 0, 1, 2]) + 0.4 * images.double_value(&[0, 0, 2, 2]);
         assert!((part.double_value(&[0, 0, 1, 0]) - want).abs() < 1e-5);
+    }
+
+    /// The way a GPU takes, on the CPU.
+    #[test]
+    fn crops_by_products_are_those_by_a_grid() {
+        let crops = [
+            Crop { at: [0, 0], size: [6, 8], flip: false },
+            Crop { at: [1, 2], size: [3, 4], flip: true },
+            Crop { at: [5, 7], size: [1, 1], flip: false },
+        ];
+        let of = |crop: fn(&Tensor, &[Crop]) -> Tensor| {
+            let images = fill(1, &[3, 2, 6, 8]).set_requires_grad(true);
+            let seen = crop(&images, &crops);
+            (&seen * fill(2, &seen.size())).sum(Kind::Float).backward();
+            (seen.detach(), images.grad())
+        };
+        let (want, got) = (of(crops_by_grid), of(crops_by_products));
+        assert!(got.0.allclose(&want.0, 1e-5, 1e-5, false) && got.1.allclose(&want.1, 1e-5, 1e-5, false));
     }
 
     /// 20,000 crops of 32×32. Boxes that do not fit are drawn again, so that the mean area share is 0.575 (a simulation of the same rule

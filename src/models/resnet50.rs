@@ -2,7 +2,7 @@
 //! strides are replaced by dilation.
 
 use super::deeplab::Backbone;
-use crate::nn::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, DilatedConv2d, DilatedShape, Pass, Scope, State};
+use crate::nn::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, DilatedConv2d, DilatedShape, Pass, Scope, State, max_pool};
 use tch::Tensor;
 
 /// Blocks of a stage, and its stride and dilations.
@@ -90,7 +90,7 @@ impl Backbone for ResNet50 {
 
     fn forward(&self, state: &State, images_bchw: &Tensor, pass: &mut Pass) -> Tensor {
         let x = self.bn1.forward(state, &self.conv1.forward(state, images_bchw), pass, Activation::Relu);
-        let x = x.max_pool2d([3i64, 3], [2i64, 2], [1i64, 1], [1i64, 1], false);
+        let x = max_pool(&x, 3, 2, 1);
         self.blocks.iter().fold(x, |x, block| block.forward(state, &x, pass))
     }
 

@@ -2,7 +2,7 @@
 //! `classifiers/vgg.py`).
 
 use super::{Network, Output, Shape};
-use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Init, Linear, Pass, Scope, State, pooled};
+use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, Init, Linear, Pass, Scope, State, max_pool, pooled};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -47,7 +47,7 @@ impl Network for Vgg11 {
             }
             // The fourth pooling exists for 64-pixel images only, as in the published network; narrow ones have nothing left for it.
             if b < 3 || (b == 3 && height == 64 && x.size()[3] > 1) {
-                x = x.max_pool2d([2i64, 2], [2i64, 2], [0i64, 0], [1i64, 1], false);
+                x = max_pool(&x, 2, 2, 0);
             }
         }
         let features_bd = pooled(&x);

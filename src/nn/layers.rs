@@ -4,6 +4,7 @@ use super::count::computed;
 use super::shim;
 use super::state::{Init, Role, Scope, Slot, State};
 use super::winograd;
+use crate::device::upload;
 use crate::rng::Key;
 use tch::{Device, Kind, Tensor};
 
@@ -108,7 +109,7 @@ impl Pass {
         let (dropped, kept) = ((share * 2f64.powi(32)) as u32, (1.0 / (1.0 - share)) as f32);
         let factor = |half: u64| if (half as u32) < dropped { 0.0 } else { kept };
         let mask: Vec<f32> = numbers.iter().flat_map(|n| [*n, n >> 32]).map(factor).take(x.numel()).collect();
-        &x * Tensor::from_slice(&mask).view(x.size().as_slice()).to_device(x.device())
+        &x * upload(&Tensor::from_slice(&mask).view(x.size().as_slice()), x.device())
     }
 
     /// Records what goes into batch-norm layer `index`, counted in hook order.
@@ -298,6 +299,19 @@ impl Linear {
     }
 }
 
+/// The largest value of every square window. libtorch's gradient on GPUs adds in any order, so there it is taken by windows as rows.
+pub fn max_pool(x_bchw: &Tensor, kernel: i64, stride: i64, padding: i64) -> Tensor {
+    if x_bchw.device() != Device::Cpu && x_bchw.requires_grad() {
+        return max_of_windows(x_bchw, kernel, stride, padding);
+    }
+    x_bchw.max_pool2d([kernel; 2], [stride; 2], [padding; 2], [1i64, 1], false)
+}
+
+fn max_of_windows(x_bchw: &Tensor, kernel: i64, stride: i64, padding: i64) -> Tensor {
+    let padded = if padding > 0 { x_bchw.pad([padding; 4].as_slice(), "constant", f64::NEG_INFINITY) } else { x_bchw.shallow_clone() };
+    padded.unfold(2, kernel, stride).unfold(3, kernel, stride).flatten(4, 5).max_dim(-1, false).0
+}
+
 /// Mean over the map: `[b, c, h, w]` → `[b, c]`, f32.
 pub fn pooled(x_bchw: &Tensor) -> Tensor {
     as_kind(x_bchw, Kind::Float).adaptive_avg_pool2d([1, 1]).flatten(1, -1)
@@ -378,7 +392,7 @@ impl BatchNorm2d {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::fill_f64;
+    use crate::test_fill::{fill, fill_f64};
 
     #[test]
     fn the_convolution_of_an_upsampling_and_its_gradients_equal_the_two_steps() {
@@ -408,6 +422,21 @@ mod tests {
             assert_eq!(got.size(), want.size(), "{what}");
             let share = ((got.to_kind(Kind::Double) - &want).abs().max() / want.abs().max()).double_value(&[]);
             assert!(share < 1e-6, "{what} is off by {share:e}");
+        }
+    }
+
+    /// The way a GPU takes, on the CPU: the same values and gradients, overlapping windows and edges included.
+    #[test]
+    fn windows_have_the_largest_values_and_their_gradients() {
+        for (kernel, stride, padding) in [(2, 2, 0), (3, 2, 1)] {
+            let of = |pool: fn(&Tensor, i64, i64, i64) -> Tensor| {
+                let x = fill(5, &[2, 3, 8, 8]).set_requires_grad(true);
+                let y = pool(&x, kernel, stride, padding);
+                (&y * fill(6, &y.size())).sum(Kind::Float).backward();
+                (y.detach(), x.grad())
+            };
+            let (want, got) = (of(max_pool), of(max_of_windows));
+            assert!(got.0.equal(&want.0) && got.1.allclose(&want.1, 1e-6, 1e-6, false), "{kernel} {stride} {padding}");
         }
     }
 }

@@ -17,10 +17,10 @@ mod winograd;
 
 pub use count::{layer_values, multiplications};
 pub use dilated::{DilatedConv2d, DilatedShape};
-pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, pooled};
+pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, max_pool, pooled};
 pub use observer::{BatchNormCall, observe_batch_norms};
 pub use optim::{Adam, Sgd, cosine};
-pub use precision::{check_precision, cpu_has_bf16, kind};
+pub use precision::{compute_in, cpu_has_bf16, kind};
 pub use room::room_for;
 pub use state::{Blueprint, Entry, Init, Role, Scope, Slot, State};
 pub use stateful::{Entries, Stateful};

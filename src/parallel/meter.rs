@@ -1,8 +1,8 @@
 //! Counts the bytes every operation sends to other ranks, and lets the watchdog see where this rank is.
 
-use super::comm::Communicator;
+use super::comm::{Communicator, Solo};
 use super::watchdog::{Operation, Pulse};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::Rank;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -51,6 +51,20 @@ pub(super) struct Metered {
 impl Metered {
     pub(super) fn new(inner: Box<dyn Communicator>) -> Self {
         Self { inner, meter: Meter::default(), pulse: Arc::default() }
+    }
+
+    /// Puts another transport in the place of this one, which it may go on using; counts and the watchdog's pulse stay. Where that
+    /// fails the old one stays.
+    pub(super) fn replace(
+        &mut self,
+        by: impl FnOnce(Box<dyn Communicator>) -> Result<Box<dyn Communicator>, (Box<dyn Communicator>, Error)>,
+    ) -> Result<()> {
+        let (inner, outcome) = match by(std::mem::replace(&mut self.inner, Box::new(Solo))) {
+            Ok(new) => (new, Ok(())),
+            Err((old, error)) => (old, Err(error)),
+        };
+        self.inner = inner;
+        outcome
     }
 }
 

@@ -6,16 +6,17 @@ mod host;
 mod meter;
 mod pairs;
 mod reduce;
+mod seat;
 mod watchdog;
 mod world;
 
 #[cfg(test)]
 pub(crate) mod test_ranks;
 
-pub use comm::{Communicator, MpiComm, end_job};
+pub use comm::{BUCKET, Communicator, MpiComm, end_job};
 pub use host::{Host, cuda_flavour, driver, driver_verdict, merged, unlike};
 pub use meter::Meter;
 pub use pairs::{PairSpeed, pair_speeds, slow};
-pub use reduce::{BUCKET, TreeSum, check_sum};
+pub use reduce::{TreeSum, check_sum};
 pub use watchdog::{HEARTBEATS, Watchdog, made_progress};
 pub use world::{Launch, Local, PerRank, World, allowed_cores, host_name, launcher_columns, set_threads, thread_count};

@@ -1,5 +1,6 @@
 //! Sums over logical ranks in the order of a fixed binary tree, so that no bit depends on how many processes share them.
 
+use super::comm::BUCKET;
 use super::world::World;
 use crate::config::ReduceRule;
 use crate::error::{Error, Result};
@@ -7,9 +8,6 @@ use crate::layout::{Layout, LogicalRank, Node, Rank, split};
 use crate::rng::{Key, Purpose};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
-
-/// Values exchanged at a time: bounds the memory of a reduction to about twice this many, at no more messages than needed.
-pub const BUCKET: usize = 4 << 20;
 
 /// The partial sum of one rank: values of its logical ranks, pre-added where the tree adds them anyway.
 pub struct TreeSum {
@@ -152,7 +150,7 @@ fn by_hand(mut level: Vec<Tensor>) -> Tensor {
 /// # Errors
 /// A bit that differs.
 pub fn check_sum(world: &World, length: usize) -> Result<(u64, u64)> {
-    let leaf = |rank: LogicalRank| Tensor::from_slice(&Key::of(1, Purpose::Latent, 0, rank).normals(length));
+    let leaf = |rank: LogicalRank| Tensor::from_slice(&Key::of(1, Purpose::Latent, 0, rank).normals(length)).to_device(world.device());
     let mut sum = TreeSum::new(*world.layout());
     world.hosted().for_each(|rank| sum.add(rank, leaf(rank)));
     let before = world.meter().total_bytes();

@@ -40,6 +40,11 @@ impl Launch {
         Self::over(comm)
     }
 
+    /// Stands alone, whatever started this process.
+    pub fn alone() -> Result<Self> {
+        Self::over(Box::new(Solo))
+    }
+
     /// Over a given transport. A collective.
     pub fn over(comm: Box<dyn Communicator>) -> Result<Self> {
         let comm = Metered::new(comm);
@@ -94,6 +99,14 @@ impl Launch {
 
     pub(super) fn pulse(&self) -> Arc<Pulse> {
         self.comm.pulse.clone()
+    }
+
+    /// Another transport in the place of this one. A collective.
+    pub(super) fn replace_comm(
+        &mut self,
+        by: impl FnOnce(Box<dyn Communicator>) -> Result<Box<dyn Communicator>, (Box<dyn Communicator>, Error)>,
+    ) -> Result<()> {
+        self.comm.replace(by)
     }
 
     /// The job with its logical ranks laid out.

@@ -43,6 +43,7 @@ pub use sum_tree::{Mass, SumTree};
 
 use crate::config::{self, WeightNorm};
 use crate::data::View;
+use crate::device::upload;
 use crate::error::Result;
 use crate::inversion::Samples;
 use crate::layout::{Layout, LogicalRank, Rank};
@@ -379,7 +380,7 @@ impl Replay {
         let views: Vec<i64> = (0..slots.len()).map(|i| self.view_of_row(view_key, first_row + i)).collect();
         let about: Vec<i64> = slots.iter().zip(weights).flat_map(|(&slot, w)| [shard.id(slot) as i64, w.to_bits() as i64]).collect();
         let images = shard.images(&index);
-        let about = Tensor::from_slice(&about).view([-1, 2]).to_device(images.device());
+        let about = upload(&Tensor::from_slice(&about).view([-1, 2]), images.device());
         let packed = match self.views.teacher_views {
             0 => pack(&[&images, &about]),
             _ => pack(&[&images, &shard.view_logits(&index, &views), &about]),
@@ -430,7 +431,7 @@ impl Replay {
             (0, _) | (_, None) => Target::AskTeacher,
             (_, Some(logits)) => Target::Logits(logits),
         };
-        let weights_b = Tensor::from_slice(&weights).to_device(images_bchw.device());
+        let weights_b = upload(&Tensor::from_slice(&weights), images_bchw.device());
         Rows { ids_b: Tensor::from_slice(&ids), weights_b, images_bchw, views, target }
     }
 

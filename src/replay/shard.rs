@@ -4,6 +4,7 @@ use super::draw::Masses;
 use super::priorities::{Found, Priorities};
 use super::sum_tree::Mass;
 use crate::config::{DrawRule, ImageDtype, Replace, Replay};
+use crate::device::upload;
 use crate::error::Result;
 use crate::inversion::Samples;
 use crate::nn::{Entries, Stateful};
@@ -177,14 +178,14 @@ impl Shard {
 
     /// Images of these slots, `[b, c, h, w]`.
     pub fn images(&self, slots: &[i64]) -> Tensor {
-        self.images_nchw.index_select(0, &Tensor::from_slice(slots).to_device(self.images_nchw.device()))
+        self.images_nchw.index_select(0, &upload(&Tensor::from_slice(slots), self.images_nchw.device()))
     }
 
     /// The teacher's logits of one stored view of each of these slots, `[b, k, …]`.
     pub fn view_logits(&self, slots: &[i64], views: &[i64]) -> Tensor {
         let stored = self.view_logits.size()[1];
         let flat: Vec<i64> = slots.iter().zip(views).map(|(slot, view)| slot * stored + view).collect();
-        let index = Tensor::from_slice(&flat).to_device(self.view_logits.device());
+        let index = upload(&Tensor::from_slice(&flat), self.view_logits.device());
         self.view_logits.flatten(0, 1).index_select(0, &index)
     }
 

@@ -14,8 +14,8 @@ const MODULES: [(&str, bool, bool); 33] = [
     ("memory", false, false),
     ("config", false, false),
     ("task", true, false),
-    ("parallel", true, true),
     ("device", true, false),
+    ("parallel", true, true),
     ("nn", true, false),
     ("models", true, false),
     ("data", true, false),
@@ -128,6 +128,8 @@ fn foreign_crates_stay_in_quarantine() {
     for (crate_name, place) in [
         ("use mpi::traits", "parallel/comm/mpi.rs"),
         ("use mpi::environment", "parallel/comm/mpi.rs"),
+        ("use cudarc::nccl", "parallel/comm/nccl.rs"),
+        ("use cudarc::driver", "device/driver.rs"),
         ("use clap", "cli.rs"),
         ("use plotters", "report/plot.rs"),
         ("config::Config::builder", "config/load.rs"),

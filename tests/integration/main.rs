@@ -14,6 +14,7 @@ mod durability;
 mod exact;
 mod export;
 mod fuzz;
+mod gpu;
 mod images;
 mod methods;
 mod mpi;

@@ -637,7 +637,7 @@ fn the_table_of_refusals_is_current() {
         page.push_str(&format!("| {situation} | {} | {way_out} | `{test}` |\n", cell(message)));
     }
     page.push_str(
-        "\nWith tests beside the code: more ranks on a host than GPUs, and CUDA for more than one rank (`src/device.rs`), tasks of `srun`\n\
+        "\nWith tests beside the code: more ranks on a host than GPUs, and a GPU seen by some ranks only (`src/device/binding.rs`), tasks of `srun`\n\
          without MPI support (`src/parallel/comm/mpi.rs`), and what no trial of a sweep could run with (`tests/integration/sweep.rs`).\n\n\
          ## Values out of range\n\n| key | for example | message |\n| --- | --- | --- |\n",
     );

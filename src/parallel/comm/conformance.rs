@@ -1,15 +1,15 @@
 //! What every communicator must do, as one suite: run by the tests over each backend, and by `ssdkd doctor`.
 
-use super::{Communicator, all_gather_varied};
+use super::{BUCKET, Communicator, all_gather_varied};
 use crate::error::{Error, Result};
 use crate::layout::Rank;
 use tch::{Device, Kind, Tensor};
 
-/// Runs every check. A collective: all ranks call it.
+/// Runs every check with tensors of `device`. A collective: all ranks call it.
 ///
 /// # Errors
 /// The first operation that gave a wrong answer on this rank.
-pub fn run(comm: &dyn Communicator) -> Result<()> {
+pub fn run(comm: &dyn Communicator, device: Device) -> Result<()> {
     let (rank, size) = (comm.rank().0, comm.size());
     let expect = |operation: &'static str, holds: bool| {
         if holds { Ok(()) } else { Err(Error::Comm { operation, problem: format!("wrong answer on rank {rank} of {size}") }) }
@@ -27,9 +27,10 @@ pub fn run(comm: &dyn Communicator) -> Result<()> {
     expect("all-gather of nothing", all_gather_varied(comm, &[])? == vec![Vec::<u8>::new(); size])?;
     comm.all_gather(&[], &mut [])?;
 
-    for kind in [Kind::Float, Kind::Uint8, Kind::Int64] {
+    // Device memory is where gradients and rows of the buffer are: bytes of f32, images, ids, and the f64 of losses.
+    for kind in [Kind::Float, Kind::Uint8, Kind::Int64, Kind::Double] {
         // Rank r sends r + s + 1 copies of 10 r + s to rank s.
-        let part = |from: usize, to: usize| Tensor::full([(from + to + 1) as i64], (10 * from + to) as i64, (kind, Device::Cpu));
+        let part = |from: usize, to: usize| Tensor::full([(from + to + 1) as i64], (10 * from + to) as i64, (kind, device));
         let joined = |parts: Vec<Tensor>| Tensor::cat(&parts, 0);
         let send = joined((0..size).map(|to| part(rank, to)).collect());
         let want = joined((0..size).map(|from| part(from, rank)).collect());
@@ -39,7 +40,7 @@ pub fn run(comm: &dyn Communicator) -> Result<()> {
         expect("all-to-all", receive.equal(&want))?;
 
         // Rank r contributes 2 r elements, rank 0 none.
-        let part = |from: usize| Tensor::full([2 * from as i64], from as i64, (kind, Device::Cpu));
+        let part = |from: usize| Tensor::full([2 * from as i64], from as i64, (kind, device));
         let want = joined((0..size).map(part).collect());
         let whole = Tensor::zeros_like(&want);
         comm.all_gather_parts(&part(rank), &whole, &(0..size).map(|r| 2 * r).collect::<Vec<_>>())?;
@@ -48,14 +49,25 @@ pub fn run(comm: &dyn Communicator) -> Result<()> {
 
     // Neighbours swap their ranks; the last of an odd number has none.
     let partner = Some(rank ^ 1).filter(|&partner| partner < size);
-    let of = |rank: usize| Tensor::full([5], rank as i64, (Kind::Int64, Device::Cpu));
+    let of = |rank: usize| Tensor::full([5], rank as i64, (Kind::Int64, device));
     let received = of(size);
     comm.exchange(partner.map(Rank), &of(rank), &received)?;
     expect("exchange of a pair", received.equal(&of(partner.unwrap_or(size))))?;
 
-    let sum = Tensor::full([1000], rank as f64 + 1.0, (Kind::Float, Device::Cpu));
-    comm.all_reduce_native(&sum)?;
-    expect("all-reduce", sum.equal(&Tensor::full([1000], (size * (size + 1) / 2) as f64, (Kind::Float, Device::Cpu))))?;
+    // Equal parts, and nothing at all: other ways than unequal ones.
+    let (mine, whole) = (Tensor::full([3], rank as i64, (Kind::Int64, device)), Tensor::zeros([3 * size as i64], (Kind::Int64, device)));
+    comm.all_gather_parts(&mine, &whole, &vec![3; size])?;
+    let want = Tensor::arange(size as i64, (Kind::Int64, device)).repeat_interleave_self_int(3, 0, None);
+    expect("all-gather of equal parts", whole.equal(&want))?;
+    let nothing = Tensor::zeros([0], (Kind::Float, device));
+    comm.all_to_all(&nothing, &vec![0; size], &nothing, &vec![0; size])?;
+
+    // Longer than a bucket once, so that a sum in parts is seen.
+    for length in [1000, BUCKET as i64 + 1] {
+        let sum = Tensor::full([length], rank as f64 + 1.0, (Kind::Float, device));
+        comm.all_reduce_native(&sum)?;
+        expect("all-reduce", sum.equal(&Tensor::full([length], (size * (size + 1) / 2) as f64, (Kind::Float, device))))?;
+    }
 
     comm.barrier()
 }
@@ -63,18 +75,33 @@ pub fn run(comm: &dyn Communicator) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parallel::comm::{Solo, Threads};
+    use crate::parallel::comm::{Solo, Staged, Threads};
 
     #[test]
     fn a_single_process_conforms() {
-        run(&Solo).unwrap();
+        run(&Solo, Device::Cpu).unwrap();
     }
 
     #[test]
     fn threads_conform() {
         for size in [1, 2, 3, 8] {
             std::thread::scope(|scope| {
-                let ranks: Vec<_> = Threads::group(size).into_iter().map(|comm| scope.spawn(move || run(&comm))).collect();
+                let ranks: Vec<_> = Threads::group(size).into_iter().map(|comm| scope.spawn(move || run(&comm, Device::Cpu))).collect();
+                for rank in ranks {
+                    rank.join().unwrap().unwrap();
+                }
+            });
+        }
+    }
+
+    /// CPU tensors stand for those of a GPU: all of them are copied out and in.
+    #[test]
+    fn staged_ranks_conform() {
+        run(&Staged::over(Box::new(Solo), Device::Cpu), Device::Cpu).unwrap();
+        for size in [2, 3] {
+            std::thread::scope(|scope| {
+                let staged = |comm| run(&Staged::over(Box::new(comm), Device::Cpu), Device::Cpu);
+                let ranks: Vec<_> = Threads::group(size).into_iter().map(|comm| scope.spawn(move || staged(comm))).collect();
                 for rank in ranks {
                     rank.join().unwrap().unwrap();
                 }

@@ -2,18 +2,25 @@
 //! above it.
 
 mod mpi;
+pub mod nccl;
 mod solo;
+mod staged;
 mod threads;
 
 pub mod conformance;
 
 pub use mpi::{MpiComm, end_job};
+pub use nccl::NcclComm;
 pub use solo::Solo;
+pub use staged::Staged;
 pub use threads::Threads;
 
 use crate::error::Result;
 use crate::layout::Rank;
 use tch::{Device, Kind, Tensor};
+
+/// f32 values exchanged at a time: bounds the memory of a reduction to about twice this many, at no more messages than needed.
+pub const BUCKET: usize = 4 << 20;
 
 /// A fixed group of ranks. Every method but `rank`, `size` and `name` is a collective: all ranks call it, in one order.
 pub trait Communicator {

@@ -1,0 +1,179 @@
+//! What of the GPU path can be proven without a GPU: what is loaded and in which order, and what is said about it.
+
+use crate::launch::{Outcome, has_mpirun, mpirun, root, run};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// `ssdkd doctor` with these folders to find libraries in.
+fn doctor(libraries: &[&Path], environment: &[(&str, &str)]) -> Outcome {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
+    let paths: Vec<String> = libraries.iter().map(|path| path.display().to_string()).collect();
+    command.arg("doctor").env("LD_LIBRARY_PATH", paths.join(":")).envs(environment.iter().copied());
+    run(command, Duration::from_secs(120)).expect(0)
+}
+
+/// What `doctor` says about one subject.
+fn about(outcome: &Outcome, subject: &str) -> String {
+    let line = outcome.stdout.lines().find(|line| line.split(' ').next() == Some(subject));
+    line.unwrap_or_else(|| panic!("nothing about {subject} in:\n{}", outcome.stdout))[subject.len()..].trim().to_owned()
+}
+
+/// The file that SSDKD_TEST_NCCL names.
+fn nccl() -> Option<PathBuf> {
+    let file = std::env::var_os("SSDKD_TEST_NCCL").map(PathBuf::from);
+    if file.is_none() {
+        println!("skip: SSDKD_TEST_NCCL names no libnccl.so.2 (pip download nvidia-nccl-cu13==2.28.9)");
+    }
+    file
+}
+
+/// Version and unique id need neither a GPU nor a driver.
+#[test]
+fn nccl_is_loaded_and_makes_a_unique_id() {
+    let Some(file) = nccl() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    symlink(&file, folder.path().join("libnccl.so")).unwrap();
+    let said = about(&doctor(&[folder.path()], &[("SSDKD__DEVICE", "cpu")]), "NCCL");
+    assert!(said.starts_with("2.28.9 (") && said.ends_with("libnccl.so.2): makes a unique id"), "{said}");
+}
+
+/// The declarations that `src/parallel/comm/nccl.rs` holds its calls against, in the header of the wheel itself.
+#[test]
+fn the_header_declares_what_is_called() {
+    let Some(file) = nccl() else { return };
+    let header = file.canonicalize().unwrap().parent().unwrap().join("../include/nccl.h");
+    let Ok(text) = std::fs::read_to_string(&header) else {
+        println!("skip: no {}", header.display());
+        return;
+    };
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for declared in [
+        "ncclResult_t ncclGetVersion(int *version);",
+        "ncclResult_t ncclGetUniqueId(ncclUniqueId* uniqueId);",
+        "ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int nranks, ncclUniqueId commId, int rank, ncclConfig_t* config);",
+        "ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *asyncError);",
+        "ncclResult_t ncclCommFinalize(ncclComm_t comm);",
+        "ncclResult_t ncclCommDestroy(ncclComm_t comm);",
+        "ncclResult_t ncclCommAbort(ncclComm_t comm);",
+        "const char* ncclGetLastError(ncclComm_t comm);",
+        "const char* ncclGetErrorString(ncclResult_t result);",
+        "ncclResult_t ncclSend(const void* sendbuff, size_t count, ncclDataType_t datatype, int peer, ncclComm_t comm, cudaStream_t stream);",
+        "ncclResult_t ncclRecv(void* recvbuff, size_t count, ncclDataType_t datatype, int peer, ncclComm_t comm, cudaStream_t stream);",
+        "ncclResult_t ncclAllReduce(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t datatype, ncclRedOp_t op, \
+         ncclComm_t comm, cudaStream_t stream);",
+        "ncclResult_t ncclAllGather(const void* sendbuff, void* recvbuff, size_t sendcount, ncclDataType_t datatype, ncclComm_t comm, \
+         cudaStream_t stream);",
+        "ncclResult_t ncclBroadcast(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t datatype, int root, \
+         ncclComm_t comm, cudaStream_t stream);",
+        "ncclResult_t ncclGroupStart();",
+        "ncclResult_t ncclGroupEnd();",
+        "#define NCCL_UNIQUE_ID_BYTES 128",
+        "int blocking; int cgaClusterSize; int minCTAs; int maxCTAs; const char *netName; int splitShare; int trafficClass; \
+         const char *commName; int collnetEnable; int CTAPolicy; int shrinkShare; int nvlsCTAs; int nChannelsPerNetPeer; \
+         int nvlinkCentricSched; } ncclConfig_t;",
+        "0xcafebeef,",
+        "#define NCCL_CONFIG_UNDEF_INT INT_MIN",
+        "ncclUint8 = 1,",
+        "ncclFloat32 = 7,",
+        "ncclSum = 0,",
+        "ncclInProgress = 7,",
+    ] {
+        assert!(words.contains(declared), "{} does not declare: {declared}", header.display());
+    }
+}
+
+/// The name under which wheels and packages bring it is not one that it is found by.
+#[test]
+fn nccl_under_its_packaged_name_alone_is_told_apart_from_none() {
+    let Some(file) = nccl() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    symlink(&file, folder.path().join("libnccl.so.2")).unwrap();
+    let said = about(&doctor(&[folder.path()], &[]), "NCCL");
+    assert!(said.starts_with("only libnccl.so.2 is on the search path: link libnccl.so to it"), "{said}");
+}
+
+#[test]
+fn a_library_that_is_no_nccl_is_named_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    // Something that loads and has none of the symbols.
+    let Some(other) =
+        ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/libm.so.6", "/usr/lib/libm.so.6"].into_iter().find(|p| Path::new(p).exists())
+    else {
+        println!("skip: no libm.so.6 where it usually is");
+        return;
+    };
+    symlink(other, folder.path().join("libnccl.so")).unwrap();
+    let said = about(&doctor(&[folder.path()], &[]), "NCCL");
+    assert!(said.starts_with("it lacks ncclGetVersion"), "{said}");
+}
+
+/// A PyTorch with CUDA: its library opens, in the right order (asked about CUDA too early, libtorch would say that it has none), and
+/// what is missing is the driver.
+#[test]
+fn libtorchs_cuda_side_is_opened_before_anything_asks_about_cuda() {
+    let Some(python) = std::env::var_os("SSDKD_TEST_PYTHON") else {
+        println!("skip: SSDKD_TEST_PYTHON names no Python");
+        return;
+    };
+    let find = "import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec('torch').origin).parent / 'lib')";
+    let found = Command::new(python).args(["-c", find]).output().unwrap();
+    let lib = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
+    if !lib.join("libtorch_cuda.so").exists() {
+        println!("skip: the PyTorch of SSDKD_TEST_PYTHON has no CUDA side");
+        return;
+    }
+    if Path::new("/dev/nvidiactl").exists() {
+        println!("skip: this machine has a driver (launch/gpu_check.sh does more)");
+        return;
+    }
+    let outcome = doctor(&[&lib], &[("SSDKD__DEVICE", "cuda")]);
+    let said = about(&outcome, "CUDA");
+    assert!(said.starts_with("not here: libtorch finds no GPU or no NVIDIA driver (libcuda.so.1, which the driver brings"), "{said}");
+    let device = about(&outcome, "device");
+    assert!(device.starts_with("device: cuda is asked for, but libtorch finds no GPU"), "{device}");
+}
+
+/// A library that is found and cannot be opened is named with the linker's reason.
+#[test]
+fn a_broken_cuda_library_is_named_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("libtorch_cuda.so"), "no library").unwrap();
+    let said = about(&doctor(&[folder.path()], &[("SSDKD__DEVICE", "cuda")]), "CUDA");
+    assert!(said.contains("libtorch's CUDA side cannot be loaded (") && said.contains("libtorch_cuda.so"), "{said}");
+}
+
+/// Where there is no GPU, `auto` is the CPU, on one rank and on several.
+#[test]
+fn auto_is_the_cpu_without_a_gpu() {
+    if Path::new("/dev/nvidiactl").exists() {
+        println!("skip: this machine has a driver");
+        return;
+    }
+    assert_eq!(about(&doctor(&[], &[]), "device"), "the CPU");
+    if has_mpirun() {
+        let outcome = run(mpirun(2, &["doctor"]), Duration::from_secs(120)).expect(0);
+        assert_eq!(about(&outcome, "device"), "the CPU");
+    }
+}
+
+/// The GPU's check says what it does, and refuses a machine without one.
+#[test]
+fn the_gpu_check_refuses_a_machine_without_a_gpu() {
+    let script = |argument: &str| {
+        let mut command = Command::new(root().join("launch/gpu_check.sh"));
+        command.arg(argument);
+        run(command, Duration::from_secs(60))
+    };
+    let help = script("--help").expect(0).stdout;
+    assert!(help.contains("launch/gpu_check.sh [FOLDER]") && help.contains("step benchmark"), "{help}");
+    if Path::new("/dev/nvidiactl").exists() {
+        println!("skip: this machine has a driver");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("report");
+    script(out.to_str().unwrap()).expect(2).says(&["gpu_check: error: nvidia-smi lists no GPU here"]);
+    assert!(!out.exists());
+}
