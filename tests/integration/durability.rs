@@ -154,7 +154,7 @@ fn a_run_that_was_moved_ends_undisturbed() {
     let own = |data: &Path| {
         ["train", "--config", &text(&there.join("config.toml")), "--run-dir", &text(&there), "--data-dir", &text(data)].map(str::to_owned)
     };
-    launch(1, &own(&others), None).expect(2).says(&["data.dir: was \"sha256:", "it would be another run"]);
+    launch(1, &own(&others), None).expect(2).says(&["data.dir: was sha256:", "it would be another run"]);
     launch(1, &[&own(&data)[..], &["--until-round".into(), "3".into()]].concat(), None).expect(0).says(&["resumed at step"]);
     let config = std::fs::read_to_string(there.join("config.toml")).unwrap();
     assert!(config.contains("weights = \"inputs/teacher-") && !config.contains(&text(&here)), "{config}");
