@@ -584,7 +584,9 @@ fn arrays_of_a_throttled_sweep_follow_each_other() {
             |line: &str| Some(line.strip_prefix("job ")?.split_once(": ").map(|(id, rest)| (id.to_owned(), rest[..7].to_owned())).unwrap());
         said.lines().filter_map(array).collect::<Vec<_>>()
     };
-    let waits_for = |id: &str| cluster.slurm.job(&format!("{id}_0"), &scene.dir().join(format!("jobs/{id}_0.log"))).field("Dependency");
+    // An array of one task bears its job's number.
+    let task = |id: &str| cluster.slurm.job(id, &scene.dir().join(format!("jobs/{id}_0.log")));
+    let waits_for = |id: &str| task(id).field("Dependency");
     let arrays = submit();
     assert_eq!(arrays.iter().map(|(_, tasks)| tasks.as_str()).collect::<Vec<_>>(), ["3 tasks", "1 tasks"]);
     let (first, second) = (&arrays[0].0, &arrays[1].0);
@@ -596,7 +598,7 @@ fn arrays_of_a_throttled_sweep_follow_each_other() {
     assert!(waits_for(&again[0].0).starts_with(&format!("afterany:{first}")), "{}", waits_for(&again[0].0));
     assert!(!scene.trial(4).exists());
     drop(frozen);
-    let last = cluster.slurm.job(&format!("{}_0", again[0].0), &scene.dir().join(format!("jobs/{}_0.log", again[0].0)));
+    let last = task(&again[0].0);
     assert_eq!(last.ends(), "COMPLETED", "{}", last.log());
     assert_eq!(scene.count("done"), 4);
 }

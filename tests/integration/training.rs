@@ -133,7 +133,8 @@ fn a_synthesis_call_and_its_meta_step_are_pytorchs() {
     golden.equals("images", &samples.images_bchw, 1e-5);
     golden.equals("view_logits", &samples.view_logits, 1e-4);
     golden.equals("confidence", &Tensor::from_slice(&samples.confidence), 1e-4);
-    golden.equals("delta", &Tensor::from_slice(&samples.delta), 1e-4);
+    // A KL is quadratic in differences of logits: it is off by twice as much of itself as they are.
+    golden.equals("delta", &Tensor::from_slice(&samples.delta), 2e-4);
     let mut entries = Entries::default();
     local.average.save(&mut entries);
     golden.equals("average.mean", entries.read("mean").unwrap(), 1e-5);
