@@ -1,6 +1,7 @@
 //! One error type for the whole crate. Each variant carries what it is about (key, file, tensor, rank), a way out
 //! ([`Error::hint`]) and the exit code the process ends with ([`Error::exit_code`]).
 
+use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
 
 /// Result with the crate's [`Error`].
@@ -8,6 +9,25 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Exit code of a run that a signal has stopped behind a whole checkpoint (docs/exit-codes.md).
 pub const STOPPED: i32 = 75;
+
+unsafe extern "C" {
+    /// Frees what the C++ shim has allocated for its caller.
+    pub(crate) fn ssdkd_free(text: *mut c_char);
+}
+
+/// What a call of the C++ shim has returned: null, or its error's text, which is freed here.
+pub(crate) fn check_shim(during: &'static str, error: *mut c_char) -> Result<()> {
+    if error.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the shim returns a NUL-terminated string from strdup, owned by us.
+    let text = unsafe {
+        let text = CStr::from_ptr(error).to_string_lossy().into_owned();
+        ssdkd_free(error);
+        text
+    };
+    Err(Error::torch(during, &text))
+}
 
 /// One refused configuration value.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -49,8 +49,7 @@ impl Network<'_> {
         if facts.is_known() {
             return Ok(facts);
         }
-        let metadata = weights::says(self.weights)?;
-        Facts::of_metadata(|key| metadata.get(key).map(String::as_str)).ok_or_else(|| {
+        Facts::of_file(self.weights)?.ok_or_else(|| {
             let problem = format!("does not say of what size and normalisation its images are, nor does `{}`", dataset.name());
             Error::file(self.weights, problem).with_hint("name a data set of that size and normalisation with --dataset")
         })

@@ -17,7 +17,8 @@ pub fn complete(config: &mut Config) -> Result<()> {
     if own.is_known() {
         return check_channels(data.mean.len(), own.channels);
     }
-    let said = config.teacher.weights.as_deref().and_then(said_of).unwrap_or(own);
+    // A file that cannot be read is refused when it is loaded.
+    let said = config.teacher.weights.as_deref().and_then(|file| Facts::of_file(file).ok()?).unwrap_or(own);
     let fill = |value: &mut i64, said: i64| *value = if *value == 0 { said } else { *value };
     fill(&mut data.size, if said.size[0] == said.size[1] { said.size[0] } else { 0 });
     if data.mean.is_empty() {
@@ -55,15 +56,18 @@ fn widened(values: &[f32]) -> Vec<f64> {
     values.iter().map(|value| value.to_string().parse().unwrap_or(f64::from(*value))).collect()
 }
 
-/// What a weights file says of the images it is for; nothing where it cannot be read, which is refused when it is loaded.
-fn said_of(path: &Path) -> Option<Facts> {
-    let metadata = weights::says(path).ok()?;
-    Facts::of_metadata(|key| metadata.get(key).map(String::as_str))
-}
-
 impl Facts {
+    /// What a weights file says of the images it is for, where it does.
+    ///
+    /// # Errors
+    /// As [`weights::says`].
+    pub fn of_file(path: &Path) -> Result<Option<Self>> {
+        let metadata = weights::says(path)?;
+        Ok(Self::of_metadata(|key| metadata.get(key).map(String::as_str)))
+    }
+
     /// From what a weights file says of itself: [`Facts::metadata`] read back. Names of classes are not in it.
-    pub fn of_metadata<'a>(of: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+    fn of_metadata<'a>(of: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
         let whole = |key| of(key)?.parse::<i64>().ok().filter(|n| (1..=1_000_000).contains(n));
         let list = |key| of(key)?.split(' ').map(|word| word.parse::<f32>().ok().filter(|v| v.is_finite())).collect::<Option<Vec<_>>>();
         let (size, channels) = ([whole("height")?, whole("width")?], whole("channels")?);

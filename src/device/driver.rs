@@ -43,6 +43,11 @@ pub(super) fn names(count: usize) -> Vec<String> {
     (0..count).map(|index| uuid(index).unwrap_or_else(|| format!("GPU {index}"))).collect()
 }
 
+/// What a GPU is sold as; `None` without a driver.
+pub fn model(gpu: usize) -> Option<String> {
+    is_present().then(|| result::init().and_then(|()| result::device::get(gpu as i32)).and_then(result::device::get_name).ok())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

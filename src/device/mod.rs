@@ -10,7 +10,7 @@ mod load;
 pub mod stream;
 
 pub use binding::{Seat, Sight, launched_local_rank, seats};
-pub use driver::driver_version;
+pub use driver::{driver_version, model};
 pub use load::{CudaLibrary, gpu_count, load_cuda, mapped, open, prepare};
 pub use tch::Device;
 

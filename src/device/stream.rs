@@ -1,28 +1,14 @@
 //! Rust side of `stream.cpp`. Every call is an error where libtorch's CUDA side is not loaded.
 
-use crate::error::{Error, Result};
-use std::ffi::{CStr, c_char, c_int, c_void};
+use crate::error::{Result, check_shim as check};
+use std::ffi::{c_char, c_int, c_void};
 
 unsafe extern "C" {
-    fn ssdkd_free(text: *mut c_char);
     fn ssdkd_use_gpu(index: c_int) -> *mut c_char;
     fn ssdkd_stream(index: c_int, stream: *mut *mut c_void) -> *mut c_char;
     fn ssdkd_stream_is_done(index: c_int, done: *mut bool) -> *mut c_char;
     fn ssdkd_gpu_bytes(index: c_int, bytes: *mut i64) -> *mut c_char;
     fn ssdkd_numerics(deterministic: bool, tf32: bool) -> *mut c_char;
-}
-
-fn check(during: &'static str, error: *mut c_char) -> Result<()> {
-    if error.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the shim returns a NUL-terminated string from strdup, owned by us.
-    let text = unsafe {
-        let text = CStr::from_ptr(error).to_string_lossy().into_owned();
-        ssdkd_free(error);
-        text
-    };
-    Err(Error::torch(during, &text))
 }
 
 /// Makes a GPU the current one of this thread.

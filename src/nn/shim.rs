@@ -1,12 +1,12 @@
 //! Rust side of `shim.cpp`: libtorch calls that tch does not bind, and the fused batch-norm passes.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+pub(super) use crate::error::{check_shim as check, ssdkd_free};
 use std::ffi::{CStr, c_char};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
-    pub(super) fn ssdkd_free(text: *mut c_char);
     fn ssdkd_bind_gradient(parameter: *mut C_tensor, grad: *mut C_tensor) -> *mut c_char;
     fn ssdkd_allocated_bytes(bytes: *mut u64) -> *mut c_char;
     fn ssdkd_frozen_batch_norm(
@@ -52,19 +52,6 @@ unsafe extern "C" {
     fn ssdkd_cpu_capability(output: *mut *mut c_char) -> *mut c_char;
     fn ssdkd_torch_version(output: *mut *mut c_char) -> *mut c_char;
     fn ssdkd_torch_build(output: *mut *mut c_char) -> *mut c_char;
-}
-
-pub(super) fn check(during: &'static str, error: *mut c_char) -> Result<()> {
-    if error.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the shim returns a NUL-terminated string from strdup, owned by us.
-    let text = unsafe {
-        let text = CStr::from_ptr(error).to_string_lossy().into_owned();
-        ssdkd_free(error);
-        text
-    };
-    Err(Error::torch(during, &text))
 }
 
 /// A tensor the shim made with `new at::Tensor`.

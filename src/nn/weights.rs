@@ -21,11 +21,14 @@ pub struct WeightsFile {
 /// # Errors
 /// Names the file and what is wrong with it.
 pub fn read(path: &Path) -> Result<WeightsFile> {
-    let bytes = files::read(path)?;
-    if looks_like_safetensors(&bytes) {
-        return from_safetensors(&bytes).map_err(|problem| Error::file(path, problem).with_hint("copy or download the file again"));
+    from_bytes(&files::read(path)?, path)
+}
+
+fn from_bytes(bytes: &[u8], path: &Path) -> Result<WeightsFile> {
+    if looks_like_safetensors(bytes) {
+        return from_safetensors(bytes).map_err(|problem| Error::file(path, problem).with_hint("copy or download the file again"));
     }
-    let dict = pickle::read_torch_bytes(&bytes).and_then(pickle::state_dict).map_err(|e| Error::file(path, e.to_string()))?;
+    let dict = pickle::read_torch_bytes(bytes).and_then(pickle::state_dict).map_err(|e| Error::file(path, e.to_string()))?;
     let tensors = dict.into_iter().map(|(key, raw)| (key, from_raw(&raw))).collect();
     Ok(WeightsFile { tensors, metadata: HashMap::new() })
 }
@@ -118,7 +121,8 @@ pub const MANIFEST: &str = "ssdkd.json";
 /// # Errors
 /// A file that is not there, damaged, or of no known kind.
 pub fn says(path: &Path) -> Result<HashMap<String, String>> {
-    let Ok(extra) = pickle::read_extra(&files::read(path)?, MANIFEST) else { return Ok(read(path)?.metadata) };
+    let bytes = files::read(path)?;
+    let Ok(extra) = pickle::read_extra(&bytes, MANIFEST) else { return Ok(from_bytes(&bytes, path)?.metadata) };
     let Some(text) = extra else { return Ok(HashMap::new()) };
     let manifest: serde_json::Value =
         serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("its {MANIFEST} cannot be read: {e}")))?;

@@ -14,28 +14,18 @@ import os
 import sys
 import zipfile
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, "../../../launch/pytorch"))
+sys.path[:0] = [os.path.join(HERE, ".."), os.path.join(HERE, "../../../launch/pytorch")]
+from fill import fill  # noqa: E402
 from trace_teacher import save_teacher  # noqa: E402
 
 OUT = sys.argv[1] if len(sys.argv) > 1 else HERE
 GREY = {"mean": [0.286], "std": [0.353]}
-
-
-def fill(i, *shape):
-    """v(i, j) in [-1, 1), exact in f32."""
-    count = math.prod(shape)
-    z = (np.uint64(i << 32) + np.arange(count, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return torch.from_numpy(((z >> np.uint64(40)).astype(np.float64) - 2**23) / 2**23).reshape(shape)
 
 
 class Block(nn.Module):
