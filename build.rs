@@ -5,17 +5,20 @@ use std::path::{Path, PathBuf};
 const HEADER: &str = "src/nn/shim.h";
 
 fn main() {
-    const SOURCES: [&str; 5] =
-        ["src/nn/shim.cpp", "src/nn/winograd.cpp", "src/nn/observer.cpp", "src/nn/graph.cpp", "src/device/stream.cpp"];
-    for path in SOURCES.into_iter().chain([HEADER]) {
+    const WINOGRAD: &str = "src/nn/winograd.cpp";
+    const OTHERS: [&str; 4] = ["src/nn/shim.cpp", "src/nn/observer.cpp", "src/nn/graph.cpp", "src/device/stream.cpp"];
+    let sources: Vec<&str> = OTHERS.into_iter().chain([WINOGRAD, HEADER]).collect();
+    for path in &sources {
         println!("cargo:rerun-if-changed={path}");
     }
     let lib = PathBuf::from(std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's lib folder"));
     let include = lib.parent().expect("lib lies in libtorch's folder").join("include");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo names the folder"));
     let mut shim = cc::Build::new();
     shim.cpp(true)
         .std("c++17")
         .opt_level(3)
+        .debug(false)
         .warnings(false)
         // at::parallel_for is a header; without OpenMP it is a plain loop.
         .flag("-fopenmp")
@@ -24,8 +27,9 @@ fn main() {
         .define("NDEBUG", None)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(SOURCES);
-    compile(&shim, SOURCES.iter().chain(&[HEADER]), &include);
+        .file(WINOGRAD)
+        .file(in_one(&OTHERS, &out));
+    compile(&shim, &sources, &include, &out);
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
@@ -40,10 +44,18 @@ fn main() {
     println!("cargo:rustc-env=SSDKD_COMMIT={}", commit.as_deref().unwrap_or("unknown").trim());
 }
 
-/// Compiles what has changed since: every commit runs this program, and libtorch's headers take minutes.
-fn compile<'a>(shim: &cc::Build, sources: impl Iterator<Item = &'a &'a str>, include: &Path) {
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo names the folder"));
-    let text: Vec<String> = sources.map(|path| std::fs::read_to_string(path).expect("a source file")).collect();
+/// One file that includes all: libtorch's headers take most of a minute each time they are read.
+fn in_one(sources: &[&str], out: &Path) -> PathBuf {
+    let root = std::env::var("CARGO_MANIFEST_DIR").expect("cargo names the folder");
+    let all = out.join("ssdkd_shim.cpp");
+    let lines: String = sources.iter().map(|path| format!("#include \"{root}/{path}\"\n")).collect();
+    std::fs::write(&all, lines).expect("a file in cargo's folder");
+    all
+}
+
+/// Compiles only what has changed: every commit runs this program.
+fn compile(shim: &cc::Build, sources: &[&str], include: &Path, out: &Path) {
+    let text: Vec<String> = sources.iter().map(|path| std::fs::read_to_string(path).expect("a source file")).collect();
     let now = format!("{}\n{}\n{:?}", include.display(), text.join("\n"), std::fs::read_to_string("build.rs"));
     let (library, of) = (out.join("libssdkd_shim.a"), out.join("compiled-from"));
     if library.exists() && std::fs::read_to_string(&of).is_ok_and(|then| then == now) {
