@@ -1,7 +1,6 @@
 //! Arguments as typed. No logic.
 
-use crate::config::{DatasetName, DeviceName, ModelName, Precision};
-use crate::predict::MAX_CLASSES;
+use crate::config::{DatasetName, DeviceName, MAX_CLASSES, ModelName, Precision};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;

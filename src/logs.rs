@@ -5,6 +5,7 @@ mod trace;
 
 pub use trace::{end_trace, is_traced, join_traces, trace_is_open};
 
+use crate::error::Error;
 use crate::metrics::Timings;
 use crate::parallel::{end_job, host_name, launcher_columns};
 use std::fs::File;
@@ -47,6 +48,11 @@ pub fn start(trace: Option<&Path>) -> Timings {
     tracing_subscriber::registry().with(people).with(programs).with(times).with(trace).with(fault).init();
     std::panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
+        if let Some(error) = payload.downcast_ref::<Error>() {
+            let hint = error.hint().map_or_else(String::new, |hint| format!("\nhint: {hint}"));
+            let _ = writeln!(io::stderr(), "error: rank {rank} on {}: {error}{hint}", host_name());
+            end_job(error.exit_code())
+        }
         let cause = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
         let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
         let cause = cause.unwrap_or_default();

@@ -1,6 +1,6 @@
 //! A network applied to files: tensors, or pictures in a folder.
 
-use crate::config::{DatasetName, ModelName};
+use crate::config::{DatasetName, MAX_CLASSES, ModelName};
 use crate::data::{self, Facts, Normalise, read_picture, to_unit, write_labels};
 use crate::error::{Error, Result};
 use crate::files;
@@ -11,9 +11,6 @@ use crate::task::{self, Prediction, Task};
 use crate::teacher::Teacher;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
-
-/// Most classes a network may have: no data set has more, and a slip of the pen must not ask for all memory.
-pub const MAX_CLASSES: i64 = 1_000_000;
 
 /// Images per forward pass, at most.
 const BATCH: i64 = 128;

@@ -429,12 +429,16 @@ impl Headline {
     /// The value with its unit.
     pub fn text(&self) -> String {
         let (value, digits) = (self.value, self.digits());
-        if value == self.share { format!("{value:.digits$}") } else { format!("{value:.digits$} %") }
+        if self.is_per_cent() { format!("{value:.digits$} %") } else { format!("{value:.digits$}") }
     }
 
     /// Digits behind the point that tell values apart: shares have four, per cents two.
     pub fn digits(&self) -> usize {
-        if self.value == self.share { 4 } else { 2 }
+        if self.is_per_cent() { 2 } else { 4 }
+    }
+
+    fn is_per_cent(&self) -> bool {
+        self.axis.ends_with('%')
     }
 }
 

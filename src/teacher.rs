@@ -36,7 +36,21 @@ impl Teacher {
 
     /// Refused by methods that compare batch-norm statistics, if there are none.
     pub fn needs_batch_norm(&self, path: &Path) -> Result<()> {
-        if self.running.is_empty() { Err(models::no_batch_norm(path, "the method inverts their statistics")) } else { Ok(()) }
+        if !self.running.is_empty() {
+            return Ok(());
+        }
+        Err(Error::file(path, "no batch-norm layers; the method inverts their statistics").with_hint(
+            "torch.jit.freeze and exporters fold batch-norm into convolutions: trace before them; the methods dafl, zskt and dfad need none",
+        ))
+    }
+
+    /// Refused by methods that change images so that it sees something else in them, if no gradient reaches them.
+    pub fn needs_gradient(&self, path: &Path) -> Result<()> {
+        let Some(why) = self.network.gradient_fails() else { return Ok(()) };
+        Err(Error::file(path, format!("no gradient of its logits reaches the images: {why}")).with_hint(
+            "torch.no_grad and detach must not be in its forward pass; attention must not take its fast path when it is traced, as \
+             launch/pytorch/trace_teacher.py sees to (docs/teachers.md)",
+        ))
     }
 
     /// Refused by methods that look at features, if there are none.
@@ -45,7 +59,7 @@ impl Teacher {
             return Ok(());
         }
         let refused = Error::file(path, "says nothing of its features; the method's activation term looks at them");
-        Err(refused.with_hint("write it with launch/pytorch/trace_teacher.py (docs/teachers.md), or set inversion.activation_weight = 0"))
+        Err(refused.with_hint("write it with launch/pytorch/trace_teacher.py, naming a layer by --features where none is linear (docs/teachers.md), or set inversion.activation_weight = 0"))
     }
 
     /// Refused for images that are normalised otherwise than the file says.

@@ -10,12 +10,16 @@ or, where the module is at hand:
     save_teacher(module, "teacher.pt", input_shape=(3, 32, 32), mean=[...], std=[...])
 
 `mean` and `std` are the data set's in ssdkd: images arrive normalised by them. A module that was trained with other constants gets its own
-(`own_mean`, `own_std`); the program then goes from the ones to the others. docs/teachers.md has the rest.
+(`own_mean`, `own_std`); the program then goes from the ones to the others. The module itself stays as it is: a copy is traced.
+docs/teachers.md has the rest.
 """
 
 import argparse
+import contextlib
+import copy
 import importlib
 import json
+import math
 import os
 import platform
 import sys
@@ -63,64 +67,124 @@ def batch_norms(module):
     return [(name, layer) for name, layer in module.named_modules() if kept(layer)]
 
 
+def refuse(problem):
+    raise SystemExit(f"trace_teacher: error: {problem}")
+
+
+@contextlib.contextmanager
+def differentiable_attention():
+    """Without gradients attention takes a fast path, which has none: a trace would hold it."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
+def per_channel(name, values, channels):
+    """As many finite floats as there are channels, from a list, an array or a tensor."""
+    values = [float(value) for value in values]
+    if len(values) != channels or not all(math.isfinite(value) for value in values):
+        refuse(f"{name} {values}: one finite value for each of {channels} channels is needed")
+    if "std" in name and min(values) <= 0:
+        refuse(f"{name} {values}: values above 0 are needed")
+    return values
+
+
 def calls(module, images, of):
     """Names of those layers in the order in which a pass calls them."""
     order = []
     hooks = [layer.register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name, layer in of]
-    with torch.no_grad():
-        logits = module(images)
+    module(images)
     for hook in hooks:
         hook.remove()
-    return order, logits
+    return order
 
 
-def save_teacher(module, path, input_shape, mean, std, own_mean=None, own_std=None, features="auto"):
-    """Traces `module` in evaluation mode and writes it with its manifest.
+def save_teacher(module, path, input_shape, mean, std, own_mean=None, own_std=None, features="auto", resize=None):
+    """Traces a copy of `module` in evaluation mode and writes it with its manifest.
 
-    `features`: name of the layer whose input the features are; "auto" for the last linear layer; None for none.
+    `features`: name of the layer whose input the features are; "auto" for the last linear layer; None for none. `resize`: pixels to which
+    pictures' shorter side is brought before the middle is cut out; None for the images' own size.
     """
-    module = module.eval().requires_grad_(False)
+    channels, height, width = (int(side) for side in input_shape)
+    if height != width:
+        refuse(f"images of {height}x{width} pixels: ssdkd takes squares")
+    mean, std = per_channel("mean", mean, channels), per_channel("std", std, channels)
+    own_mean = mean if own_mean is None else per_channel("own mean", own_mean, channels)
+    own_std = std if own_std is None else per_channel("own std", own_std, channels)
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            refuse(f"`{name}` of the module holds NaN or infinite values")
     parameter = next(module.parameters(), torch.zeros(()))
     kind = {"dtype": parameter.dtype, "device": parameter.device}
     channel = lambda values: torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1, 1)
-    mean, std = list(mean), list(std)
-    own_mean, own_std = list(own_mean or mean), list(own_std or std)
     scale = channel(std) / channel(own_std)
     shift = (channel(mean) - channel(own_mean)) / channel(own_std)
-    images = torch.randn(4, *input_shape, **kind)
+    images, other = torch.randn(4, channels, height, width, **kind), torch.randn(3, channels, height, width, **kind)
 
-    linear = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    if features == "auto":
-        order, _ = calls(module, images, linear)
-        features = order[-1] if order else None
-    layers = dict(batch_norms(module))
-    order, logits = calls(module, images, layers.items())
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        raise SystemExit(f"the module returns {type(logits).__name__} {getattr(logits, 'shape', '')}; logits of shape [batch, classes] are needed")
-    if not order:
-        print("no batch-norm with running statistics: only the methods dafl, zskt and dfad take this teacher", file=sys.stderr)
+    with differentiable_attention(), torch.no_grad():
+        try:
+            logits, again = module(images), module(images)
+        except Exception as error:
+            refuse(f"the module fails on images {list(images.shape)}: {error}")
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+            found = f"{type(logits).__name__} {list(getattr(logits, 'shape', []))}"
+            refuse(f"the module returns {found}; logits of shape [batch, classes] are needed: wrap it in one that returns them")
+        if not logits.isfinite().all():
+            refuse("the module's logits are NaN or infinite")
+        if not torch.equal(logits, again):
+            refuse("the module gives other logits the second time: it draws random numbers, such as torch.nn.functional.dropout does without training=self.training")
+        linear = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+        if features == "auto":
+            order = calls(module, images, linear)
+            features = order[-1] if order else None
+        elif features is not None and features not in dict(module.named_modules()):
+            refuse(f"--features {features}: the module has no such layer")
+        layers = dict(batch_norms(module))
+        order = calls(module, images, layers.items())
+        if not order:
+            print("no batch-norm with running statistics: only the methods dafl, zskt and dfad take this teacher", file=sys.stderr)
 
-    teacher = Teacher(module, features, scale.to(**kind), shift.to(**kind)).eval()
-    with torch.no_grad():
+        teacher = Teacher(module, features, scale.to(**kind), shift.to(**kind)).eval()
         traced = torch.jit.trace(teacher, images, check_trace=False)
         # Other images, another batch: what the trace took for a constant shows.
-        other = torch.randn(3, *input_shape, **kind)
-        pairs = zip(traced(other), teacher(other))
-        if any(a.shape != b.shape or not torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs):
-            raise SystemExit("the trace gives other values than the module on another batch: does the module branch on its input, or name a batch size?")
-        width = teacher(other)[1].shape[-1]
+        expected = teacher(other)
+        try:
+            got = traced(other)
+        except Exception:
+            refuse("the trace does not take another number of images: the module names a batch size")
+        close = lambda a, b: a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+        if not all(close(a, b) for a, b in zip(got, expected)):
+            refuse("the trace gives other values than the module on another batch: does the module branch on its input, or name a batch size?")
     manifest = {
         "format": 1,
         "classes": logits.shape[1],
-        "input": list(input_shape),
+        "input": [channels, height, width],
         "mean": mean,
         "std": std,
-        "features": width,
+        "features": expected[1].shape[-1],
         "batch_norms": [{"name": name, "channels": layers[name].num_features} for name in order],
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
+    if resize is not None:
+        manifest["resize"] = int(resize)
     torch.jit.save(traced, path, _extra_files={MANIFEST: json.dumps(manifest, indent=1)})
     return manifest
+
+
+def plain_state_dict(path):
+    """The state_dict of a file, also where it lies under a name, without the prefix of DataParallel."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        refuse(f"--weights {path}: {error}")
+    for name in ("state_dict", "model"):
+        state = state.get(name, state)
+    prefix = "module."
+    return {key.removeprefix(prefix): value for key, value in state.items()} if all(key.startswith(prefix) for key in state) else state
 
 
 def main():
@@ -132,16 +196,24 @@ def main():
     for name in ("--mean", "--std", "--own-mean", "--own-std"):
         parser.add_argument(name, type=float, nargs="+", required="own" not in name)
     parser.add_argument("--features", default="auto", metavar="LAYER", help="layer whose input the features are; `none` for none")
+    parser.add_argument("--resize", type=int, metavar="PIXELS", help="what pictures' shorter side is brought to before the middle is cut out")
     parser.add_argument("--out", required=True, metavar="FILE.pt")
     args = parser.parse_args()
     sys.path.insert(0, os.getcwd())
-    package, function = args.module.split(":")
-    module = getattr(importlib.import_module(package), function)(**args.kwargs)
+    if not os.path.isdir(os.path.dirname(args.out) or "."):
+        refuse(f"--out {args.out}: there is no such folder")
+    package, colon, function = args.module.partition(":")
+    try:
+        module = getattr(importlib.import_module(package), function)(**args.kwargs)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        refuse(f"--module {args.module}: {error}" if colon else f"--module {args.module}: PACKAGE:FUNCTION is needed")
     if args.weights:
-        state = torch.load(args.weights, map_location="cpu", weights_only=True)
-        module.load_state_dict(state.get("state_dict", state.get("model", state)))
+        try:
+            module.load_state_dict(plain_state_dict(args.weights))
+        except RuntimeError as error:
+            refuse(f"--weights {args.weights}: " + "\n".join(str(error).splitlines()[:4]))
     features = None if args.features == "none" else args.features
-    manifest = save_teacher(module, args.out, args.input, args.mean, args.std, args.own_mean, args.own_std, features)
+    manifest = save_teacher(module, args.out, args.input, args.mean, args.std, args.own_mean, args.own_std, features, args.resize)
     print(f"{args.out}: {manifest['classes']} classes, {len(manifest['batch_norms'])} batch-norms, features of {manifest['features']} values")
 
 

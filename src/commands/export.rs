@@ -1,7 +1,7 @@
 //! `ssdkd export`.
 
 use crate::cli::{ExportArgs, ExportFormat};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::export::Subject;
 use crate::files;
 
@@ -9,6 +9,9 @@ use crate::files;
 pub fn run(args: &ExportArgs) -> Result<()> {
     let subject = Subject::of_run(&args.run_dir)?;
     files::check_target(&args.out)?;
+    if args.out.is_dir() {
+        return Err(Error::file(&args.out, "is a folder: name a file in it"));
+    }
     match args.to {
         ExportFormat::Safetensors => subject.safetensors(&args.out)?,
         ExportFormat::Torchscript => subject.torchscript(&args.out)?,

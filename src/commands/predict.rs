@@ -2,6 +2,7 @@
 
 use crate::cli::PredictArgs;
 use crate::config::DatasetName;
+use crate::data::Facts;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::nn::weights;
@@ -25,6 +26,10 @@ pub fn run(args: &PredictArgs) -> Result<()> {
 fn own_dataset(file: &Path) -> Result<DatasetName> {
     let metadata = weights::says(file)?;
     let Some(text) = metadata.get("dataset") else {
+        if Facts::of_file(file)?.is_some() {
+            // The program of somebody else's module says of what size and normalisation pictures are, and needs no data set for it.
+            return Ok(DatasetName::Folder);
+        }
         return Err(Error::refused("--dataset is needed for a folder of pictures: it gives their size and normalisation"));
     };
     DatasetName::ALL.into_iter().find(|name| name.name() == text).ok_or_else(|| {

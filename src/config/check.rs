@@ -1,6 +1,6 @@
 //! Values and combinations that are refused before anything runs, all found at once.
 
-use super::schema::{Config, DatasetName, ModelName};
+use super::schema::{Config, DatasetName, MAX_CLASSES, MAX_SIDE, ModelName};
 use crate::error::{Error, Finding, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -127,7 +127,7 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
         found.add("inversion.steps", format!("{steps}: {method} moves its generator once a round; use 1, and more train.rounds"));
     }
     found.within("inversion.statistics_momentum", c.inversion.statistics_momentum, 0.0, 0.999_999, "0 and 1 (exclusive)");
-    found.shift("inversion.view_shift", c.inversion.view_shift);
+    found.at_least("inversion.view_shift", c.inversion.view_shift, 0);
     found.not_negative("phi.gamma", c.phi.gamma);
     found.positive("phi.inverse_cap", c.phi.inverse_cap);
     found.at_least("replay.capacity", c.replay.capacity as i64, 1);
@@ -137,7 +137,7 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     found.at_least("distill.batch_size", c.distill.batch_size as i64, 1);
     found.positive("distill.temperature", c.distill.temperature);
     found.not_negative("distill.label_weight", c.distill.label_weight);
-    found.shift("distill.view_shift", c.distill.view_shift);
+    found.at_least("distill.view_shift", c.distill.view_shift, 0);
     found.at_most("distill.teacher_views", c.distill.teacher_views as i64, 256);
     if job == Job::Train && c.train.rounds <= c.train.warmup_rounds {
         let (rounds, warmup) = (c.train.rounds, c.train.warmup_rounds);
@@ -152,7 +152,7 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     found.at_least("teach.batch_size", c.teach.batch_size as i64, 1);
     found.positive("teach.lr", c.teach.lr);
     found.not_negative("teach.weight_decay", c.teach.weight_decay);
-    found.shift("teach.view_shift", c.teach.view_shift);
+    found.at_least("teach.view_shift", c.teach.view_shift, 0);
     found.at_least("teach.crop", c.teach.crop, 0);
     found.at_least("data.scene_size", c.data.scene_size, 32);
     found.at_most("data.scene_size", c.data.scene_size, 1024);
@@ -161,13 +161,13 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     }
     found.at_least("data.train_scenes", c.data.train_scenes as i64, 1);
     found.at_least("data.test_scenes", c.data.test_scenes as i64, 1);
-    found.within("data.classes", c.data.classes as f64, 0.0, 1e6, "0 and 1000000");
+    found.at_least("data.classes", c.data.classes, 0);
+    found.at_most("data.classes", c.data.classes, MAX_CLASSES);
     found.within("data.channels", c.data.channels as f64, 0.0, 64.0, "0 and 64");
-    found.within("data.size", c.data.size as f64, 0.0, 4096.0, "0 and 4096 pixels");
-    found.within("data.resize", c.data.resize as f64, 0.0, 4096.0, "0 and 4096 pixels");
-    if c.data.size % 4 != 0 {
-        found.add("data.size", format!("{} is no multiple of 4, as the generator needs it", c.data.size));
-    }
+    found.at_least("data.size", c.data.size, 0);
+    found.at_most("data.size", c.data.size, MAX_SIDE);
+    found.at_least("data.resize", c.data.resize, 0);
+    found.at_most("data.resize", c.data.resize, MAX_SIDE);
     if c.data.mean.len() != c.data.std.len() {
         found.add("data.mean", format!("{} values beside the {} of data.std", c.data.mean.len(), c.data.std.len()));
     }
@@ -271,12 +271,6 @@ impl Findings {
     fn at_most(&mut self, key: &str, value: i64, most: i64) {
         if value > most {
             self.add(key, format!("{value} is more than {most}"));
-        }
-    }
-
-    fn shift(&mut self, key: &str, value: i64) {
-        if !(0..=32).contains(&value) {
-            self.add(key, format!("{value} is not between 0 and 32 pixels"));
         }
     }
 }

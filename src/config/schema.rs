@@ -5,6 +5,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// Most classes a network may have: no data set has more, and a slip of the pen must not ask for all memory.
+pub const MAX_CLASSES: i64 = 1_000_000;
+/// Most pixels of an image's side, for the same reason.
+pub const MAX_SIDE: i64 = 4096;
+
 /// Configuration of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -55,7 +55,8 @@ fn entries(folder: &Path) -> Result<(Vec<String>, Vec<String>)> {
     let all = std::fs::read_dir(folder).map_err(|e| Error::open(folder, &e).with_hint(HINT))?;
     let mut names = Vec::new();
     for entry in all {
-        names.push(entry.map_err(|e| Error::io("read", folder, &e))?.file_name().to_string_lossy().into_owned());
+        let name = entry.map_err(|e| Error::io("read", folder, &e))?.file_name().into_string();
+        names.push(name.map_err(|name| Error::file(folder.join(name), "its name is not UTF-8: rename it"))?);
     }
     names.retain(|name| !name.starts_with('.'));
     names.sort();

@@ -2,7 +2,7 @@
 //! file says of itself, or in the folders of pictures.
 
 use super::{Facts, Fit, facts, source};
-use crate::config::{Config, DatasetName};
+use crate::config::{Config, DatasetName, MAX_CLASSES};
 use crate::error::{Error, Finding, Result};
 use crate::nn::weights;
 use std::path::Path;
@@ -15,10 +15,10 @@ pub fn complete(config: &mut Config) -> Result<()> {
     let (dataset, own) = (config.dataset, facts(config.dataset));
     let data = &mut config.data;
     if own.is_known() {
-        return check_channels(data.mean.len(), own.channels);
+        check_channels(data.mean.len(), own.channels)?;
+        return check_shifts(config, own.size[0].min(own.size[1]));
     }
-    // A file that cannot be read is refused when it is loaded.
-    let said = config.teacher.weights.as_deref().and_then(|file| Facts::of_file(file).ok()?).unwrap_or(own);
+    let said = config.teacher.weights.as_deref().map(Facts::of_file).transpose()?.flatten().unwrap_or(own);
     let fill = |value: &mut i64, said: i64| *value = if *value == 0 { said } else { *value };
     fill(&mut data.size, if said.size[0] == said.size[1] { said.size[0] } else { 0 });
     if data.mean.is_empty() {
@@ -41,7 +41,29 @@ pub fn complete(config: &mut Config) -> Result<()> {
     let problem =
         || format!("is not set: dataset = \"{}\" has none of its own, and no weights file of the teacher says it", dataset.name());
     let findings: Vec<Finding> = missing.iter().filter(|(_, missing)| *missing).map(|(key, _)| Finding::new(*key, problem())).collect();
-    if findings.is_empty() { check_channels(data.mean.len(), data.channels) } else { Err(Error::Config(findings)) }
+    if !findings.is_empty() {
+        return Err(Error::Config(findings));
+    }
+    if dataset == DatasetName::Folder && ![1, 3].contains(&data.channels) {
+        let problem = format!("{} of them, but pictures have 1 (grey) or 3 (RGB): data.mean has a value for each", data.channels);
+        return Err(Error::config("data.channels", problem));
+    }
+    check_channels(data.mean.len(), data.channels)?;
+    let side = data.size;
+    check_shifts(config, side)
+}
+
+/// A shift by as much as an image is wide leaves nothing of it.
+fn check_shifts(config: &Config, side: i64) -> Result<()> {
+    let shifts = [
+        ("inversion.view_shift", config.inversion.view_shift),
+        ("distill.view_shift", config.distill.view_shift),
+        ("teach.view_shift", config.teach.view_shift),
+    ];
+    match shifts.into_iter().find(|&(_, shift)| shift >= side) {
+        Some((key, shift)) => Err(Error::config(key, format!("{shift} pixels shift images of {side} pixels out of sight"))),
+        None => Ok(()),
+    }
 }
 
 fn check_channels(values: usize, channels: i64) -> Result<()> {
@@ -68,7 +90,7 @@ impl Facts {
 
     /// From what a weights file says of itself: [`Facts::metadata`] read back. Names of classes are not in it.
     fn of_metadata<'a>(of: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
-        let whole = |key| of(key)?.parse::<i64>().ok().filter(|n| (1..=1_000_000).contains(n));
+        let whole = |key| of(key)?.parse::<i64>().ok().filter(|n| (1..=MAX_CLASSES).contains(n));
         let list = |key| of(key)?.split(' ').map(|word| word.parse::<f32>().ok().filter(|v| v.is_finite())).collect::<Option<Vec<_>>>();
         let (size, channels) = ([whole("height")?, whole("width")?], whole("channels")?);
         let (mean, std) = (list("mean")?, list("std")?);

@@ -327,6 +327,9 @@ mod tests {
         let mut config = Config { dataset: DatasetName::None, ..Config::default() };
         let text = complete(&mut config.clone()).unwrap_err().to_string();
         assert!(["data.size", "data.mean", "data.classes"].iter().all(|key| text.contains(&format!("{key}: is not set"))), "{text}");
+        let nowhere =
+            Config { teacher: crate::config::Teacher { weights: Some("/nowhere.pt".into()), ..config.teacher.clone() }, ..config.clone() };
+        assert_eq!(complete(&mut nowhere.clone()).unwrap_err().to_string(), "/nowhere.pt: no such file");
         config.teacher.weights = Some(path);
         config.data.classes = 7;
         complete(&mut config).unwrap();
@@ -334,6 +337,9 @@ mod tests {
         assert_eq!(config.data.mean, [0.5071, 0.4867, 0.4408], "as written, not as the nearest f32");
         let completed = facts_of(&config);
         assert_eq!((completed.mean, completed.std, completed.size), (facts.mean, facts.std, facts.size));
+        config.distill.view_shift = 32;
+        let text = complete(&mut config.clone()).unwrap_err().to_string();
+        assert_eq!(text, "distill.view_shift: 32 pixels shift images of 32 pixels out of sight");
         config.data.mean.pop();
         assert!(complete(&mut config).unwrap_err().to_string().contains("data.mean: 2 values for images of 3 channels"));
     }

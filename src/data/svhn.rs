@@ -44,7 +44,8 @@ impl DatasetSource for Svhn {
             found.ok_or_else(|| Error::file(&path, format!("holds no numeric array `{wanted}`; `X` and `y` expected")))
         };
         let (images, labels) = (array("X")?, array("y")?);
-        let (Some(pixels), &[32, 32, 3, n]) = (images.unsigned_bytes(), &images.dims[..]) else {
+        let shape = images.dims.split_last().filter(|(_, image)| **image == IMAGE);
+        let (Some(pixels), Some((&n, _))) = (images.unsigned_bytes(), shape) else {
             let [h, w, c] = IMAGE;
             return Err(Error::file(&path, format!("`X` is {:?}; [{h}, {w}, {c}, images] of uint8 expected", images.dims)));
         };

@@ -4,14 +4,13 @@
 pub mod onnx;
 mod pytorch;
 
-use crate::config::ModelName;
+use crate::config::{MAX_CLASSES, MAX_SIDE, ModelName};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::models::{self, Network, Shape};
 use crate::nn::graph::Traced;
 use crate::nn::weights::{self, WeightsFile};
 use crate::nn::{Pass, State};
-use crate::predict::MAX_CLASSES;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -33,8 +32,6 @@ struct Built {
 
 /// Images of a recorded pass: more than one, so that nothing is taken for a constant that is not.
 const TRACED: i64 = 2;
-/// Most pixels of a side that a weights file may ask for.
-const MAX_SIDE: i64 = 8192;
 
 impl Subject {
     /// What a finished run has made: its student, or the teacher that `teach` trained.
@@ -42,6 +39,9 @@ impl Subject {
     /// # Errors
     /// A folder that holds neither, or a damaged file.
     pub fn of_run(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(Error::file(folder, "there is no such folder of a run"));
+        }
         let made = ["student.safetensors", "teacher.safetensors"].map(|name| folder.join(name)).into_iter().find(|path| path.is_file());
         let Some(path) = made else {
             return Err(Error::file(folder, "holds neither student.safetensors nor teacher.safetensors")
@@ -55,18 +55,31 @@ impl Subject {
         Ok(Self { file: weights::read(path)?, path: path.into() })
     }
 
+    /// Refuses to write over the file that is exported.
+    fn spared_by(&self, out: &Path) -> Result<()> {
+        match (out.canonicalize(), self.path.canonicalize()) {
+            (Ok(out), Ok(own)) if out == own => {
+                Err(Error::file(&self.path, "is the run's own result, which is exported: name another file with --out"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// One file of tensors.
     pub fn safetensors(&self, out: &Path) -> Result<()> {
+        self.spared_by(out)?;
         weights::write(out, &self.file.tensors, &self.metadata())
     }
 
     /// A TorchScript module: any number of images in, logits out.
     pub fn torchscript(&self, out: &Path) -> Result<()> {
+        self.spared_by(out)?;
         files::write(out, &self.built()?.traced()?.0.bytes()?)
     }
 
     /// An ONNX model: any number of images in, logits out.
     pub fn onnx(&self, out: &Path) -> Result<()> {
+        self.spared_by(out)?;
         let built = self.built()?;
         let (traced, logits) = built.traced()?;
         let image = [built.shape.channels, built.size[0], built.size[1]];

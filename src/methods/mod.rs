@@ -146,6 +146,9 @@ impl Method {
     /// # Errors
     /// Names `path`, the teacher's file, and the way out.
     pub fn check_teacher(&self, config: &Config, teacher: &Teacher, path: &Path) -> Result<()> {
+        if self.recipe.is_some() {
+            teacher.needs_gradient(path)?;
+        }
         if self.needs_features(config) {
             teacher.needs_features(path)?;
         }

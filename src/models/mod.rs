@@ -67,6 +67,11 @@ pub trait Network {
         true
     }
 
+    /// Why no gradient of its logits reaches the images, where none does.
+    fn gradient_fails(&self) -> Option<&str> {
+        None
+    }
+
     /// Mean and standard deviation per channel that its images are normalised by, where it says so itself.
     fn normalisation(&self) -> Option<(&[f32], &[f32])> {
         None
@@ -114,18 +119,12 @@ pub fn load(name: ModelName, path: &Path, shape: Shape, size: [i64; 2], device: 
     // Said before a single one of their tensors is missed.
     let layers = network.blueprint().batch_norm_channels().len();
     if layers > 0 && !file.tensors.iter().any(|(key, _)| key.ends_with("running_mean")) {
-        return Err(no_batch_norm(path, &format!("{} has {layers}", name.name())));
+        return Err(Error::file(path, format!("no batch-norm layers; {} has {layers}", name.name())).with_hint(
+            "is this file of another architecture, or was batch-norm folded into its convolutions? `ssdkd inspect FILE` lists what it holds",
+        ));
     }
     let state = State::from_state_dict(network.blueprint(), &file.tensors, path, device)?;
     Ok((network, state))
-}
-
-/// A file without batch-norm where there must be some; `why` there must.
-pub fn no_batch_norm(path: &Path, why: &str) -> Error {
-    Error::file(path, format!("no batch-norm layers; {why}")).with_hint(
-        "is this file of another architecture? `ssdkd inspect FILE` lists what it holds; a teacher needs batch-norm, whose statistics \
-         the method inverts: torch.jit.freeze and exporters fold it into convolutions, so trace before them; dafl, zskt and dfad need none",
-    )
 }
 
 /// Builds a network of this crate by name.

@@ -4,78 +4,30 @@
 use super::{Network, Output, Shape};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::nn::weights::MANIFEST;
-use crate::nn::{BatchNormCall, Blueprint, Embedding, InputStatistics, Pass, Scope, State, observe_batch_norms, pickle};
-use serde::Deserialize;
+use crate::nn::{
+    BatchNormCall, Blueprint, Embedding, InputStatistics, Manifest, Pass, SCRIPT, Scope, State, count_layer_values, observe_batch_norms,
+    produced,
+};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{CModule, Device, IValue, Kind, Tensor, jit};
 
-/// The manifests this reads.
-const FORMAT: u32 = 1;
 /// Rows of the passes on trial: a program that has one of them built in fails at the other. From the second run of a program on,
 /// an optimising executor would hide its operators.
 const TRIAL_ROWS: [i64; 3] = [2, 2, 3];
 /// Outputs of a program with a manifest: first logits and features, then so many of each batch-norm.
 const PER_BATCH_NORM: usize = 4;
 
-const SCRIPT: &str = "write it with launch/pytorch/trace_teacher.py (docs/teachers.md)";
-
-/// What trace_teacher.py says of its program.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Manifest {
-    format: u32,
-    /// Classes k.
-    pub classes: i64,
-    /// Channels, height and width of an image.
-    pub input: [i64; 3],
-    /// Mean per channel by which images are normalised.
-    pub mean: Vec<f32>,
-    /// Standard deviation per channel.
-    pub std: Vec<f32>,
-    /// Values of an image's features; 0 without.
-    pub features: i64,
-    batch_norms: Vec<Layer>,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-struct Layer {
-    name: String,
-    channels: i64,
-}
-
-impl Manifest {
-    /// The manifest inside a TorchScript file, if it has one.
-    ///
-    /// # Errors
-    /// Another kind of file, a damaged one, or a manifest of another format.
-    pub fn of(bytes: &[u8], path: &Path) -> Result<Option<Self>> {
-        if pickle::is_onnx(bytes) {
-            let why =
-                "is an ONNX model: its exporters fold batch-norm into convolutions, so that the statistics which methods invert are gone";
-            return Err(Error::file(path, why).with_hint(format!("take the PyTorch module that it was exported from: {SCRIPT}")));
-        }
-        let foreign = |e: pickle::PickleError| Error::file(path, e.to_string());
-        let hint = format!("a state_dict needs the name of its network as teacher.model; any other module: {SCRIPT}");
-        let Some(text) = pickle::read_extra(bytes, MANIFEST).map_err(|e| foreign(e).with_hint(hint))? else { return Ok(None) };
-        let refuse = |why: String| Error::file(path, format!("its {MANIFEST} {why}")).with_hint(format!("{SCRIPT} of this version"));
-        let manifest: Self = serde_json::from_slice(&text).map_err(|e| refuse(format!("cannot be read: {e}")))?;
-        if manifest.format != FORMAT {
-            return Err(refuse(format!("is of format {}; {FORMAT} is needed", manifest.format)));
-        }
-        Ok(Some(manifest))
+/// Refuses images that a program with this manifest was not made for.
+fn check_images(manifest: &Manifest, shape: Shape, [height, width]: [i64; 2]) -> Result<(), String> {
+    let [c, h, w] = manifest.input;
+    if manifest.classes != shape.classes {
+        return Err(format!("has {} classes; {} are needed", manifest.classes, shape.classes));
     }
-
-    fn check(&self, shape: Shape, [height, width]: [i64; 2]) -> Result<(), String> {
-        let [c, h, w] = self.input;
-        if self.classes != shape.classes {
-            return Err(format!("has {} classes; {} are needed", self.classes, shape.classes));
-        }
-        if self.input != [shape.channels, height, width] {
-            return Err(format!("was made for images of {c}×{h}×{w}; {}×{height}×{width} are needed", shape.channels));
-        }
-        Ok(())
+    if manifest.input != [shape.channels, height, width] {
+        return Err(format!("was made for images of {c}×{h}×{w}; {}×{height}×{width} are needed", shape.channels));
     }
+    Ok(())
 }
 
 /// What a pass gave.
@@ -92,6 +44,10 @@ pub(super) struct TorchScript {
     /// Element type of its weights: images are brought to it.
     kind: Kind,
     running: Vec<(Tensor, Tensor)>,
+    /// Values that its convolutions and linear layers give of an image.
+    values_per_image: u64,
+    /// Why no gradient of the logits reaches the images, where none does.
+    gradient_fails: Option<String>,
 }
 
 impl TorchScript {
@@ -105,7 +61,7 @@ impl TorchScript {
         let manifest = Manifest::of(&bytes, path)?;
         let refuse = |why: String| Error::file(path, why);
         if let Some(manifest) = &manifest {
-            manifest.check(shape, size).map_err(|why| refuse(why).with_hint("is it the teacher of another data set?"))?;
+            check_images(manifest, shape, size).map_err(|why| refuse(why).with_hint("is it the teacher of another data set?"))?;
         }
         let unreadable = |e: tch::TchError| refuse(format!("libtorch cannot load it: {}", reason(&e)));
         let mut module = CModule::load_data_on_device(&mut bytes.as_slice(), device).map_err(unreadable)?;
@@ -117,25 +73,22 @@ impl TorchScript {
         }
         let kind = parameters.first().map_or(Kind::Float, |(_, parameter)| parameter.kind());
         let blueprint = Scope::default().blueprint();
-        let mut script = Self { module, path: path.into(), blueprint, manifest, kind, running: Vec::new() };
-        script.running = script.trial([shape.channels, size[0], size[1]], shape.classes, device)?;
+        let mut script =
+            Self { module, path: path.into(), blueprint, manifest, kind, running: Vec::new(), values_per_image: 0, gradient_fails: None };
+        let image = [shape.channels, size[0], size[1]];
+        script.running = script.trial(image, shape.classes, device)?;
+        let (passed, values) = count_layer_values(|| tch::no_grad(|| script.see(&trial_images(1, image, device), false)))?;
+        (script.values_per_image, script.gradient_fails) = (passed.map(|_| values)?, script.gradient_trial(image, device).err());
         Ok(script)
     }
 
     /// Running statistics of its batch-norms, in the order in which it calls them.
-    fn trial(&self, [c, h, w]: [i64; 3], classes: i64, device: Device) -> Result<Vec<(Tensor, Tensor)>> {
+    fn trial(&self, image: [i64; 3], classes: i64, device: Device) -> Result<Vec<(Tensor, Tensor)>> {
         let refuse = |why: String, way_out: &str| Err(Error::file(&self.path, why).with_hint(way_out));
         let mut passes: Vec<Seen> = Vec::new();
         for rows in TRIAL_ROWS {
-            let count = rows * c * h * w;
-            let images = (Tensor::arange(count, (Kind::Float, device)) * 0.7).sin().view([rows, c, h, w]);
-            let seen = match tch::no_grad(|| self.see(&images, true)) {
-                Ok(seen) => seen,
-                Err(why) => {
-                    let way_out = "images arrive as float [batch, channels, height, width] of the data set; a trace must not hold a batch size or a device";
-                    return refuse(format!("fails on images {:?}: {why}", images.size()), way_out);
-                }
-            };
+            let images = trial_images(rows, image, device);
+            let seen = tch::no_grad(|| self.see(&images, true))?;
             if seen.output.logits.size() != [rows, classes] {
                 let size = seen.output.logits.size();
                 return refuse(
@@ -147,6 +100,11 @@ impl TorchScript {
                 let why = "normalises by the batch in a batch-norm: it was traced, or is fixed, in training mode".to_owned();
                 return refuse(why, "call module.eval() before tracing, or use launch/pytorch/trace_teacher.py");
             }
+            for (index, BatchNormCall { running: (mean, var), .. }) in seen.batch_norms.iter().enumerate() {
+                check_finite(&self.path, &format!("running_mean of batch-norm {index}"), mean)?;
+                check_finite(&self.path, &format!("running_var of batch-norm {index}"), var)?;
+            }
+            check_finite(&self.path, "logits", &seen.output.logits)?;
             passes.push(seen);
         }
         let [first, again, more] = [&passes[0], &passes[1], &passes[2]];
@@ -161,10 +119,6 @@ impl TorchScript {
             return refuse(why, "trace_teacher.py sees those that are modules; torch.jit.trace or torch.jit.script without it keep all");
         }
         let running: Vec<(Tensor, Tensor)> = passes.swap_remove(0).batch_norms.into_iter().map(|call| call.running).collect();
-        for (index, (mean, var)) in running.iter().enumerate() {
-            check_finite(&self.path, &format!("running_mean of batch-norm {index}"), mean)?;
-            check_finite(&self.path, &format!("running_var of batch-norm {index}"), var)?;
-        }
         let channels = |i: usize| running[i].0.numel() as i64;
         if let Some((i, layer)) =
             self.manifest.iter().flat_map(|m| m.batch_norms.iter().enumerate()).find(|&(i, l)| channels(i) != l.channels)
@@ -175,30 +129,46 @@ impl TorchScript {
         Ok(running)
     }
 
+    /// A pass back to the images.
+    fn gradient_trial(&self, image: [i64; 3], device: Device) -> Result<(), String> {
+        let images = trial_images(TRIAL_ROWS[0], image, device).set_requires_grad(true);
+        let logits = self.see(&images, false).map_err(|e| e.to_string())?.output.logits;
+        Tensor::f_run_backward(&[logits.sum(Kind::Float)], &[images], false, false).map_err(|e| reason(&e)).map(drop)
+    }
+
     /// One pass; with `observe` all batch-norms are seen with the embedding of every image, whatever the program says itself.
-    fn see(&self, images_bchw: &Tensor, observe: bool) -> Result<Seen, String> {
+    fn see(&self, images_bchw: &Tensor, observe: bool) -> Result<Seen> {
         // Of this thread, so said before every pass: an optimised program would call other operators from its second run on, and its
         // bits would depend on how often it ran.
-        jit::f_set_graph_executor_optimize(false).map_err(|e| reason(&e))?;
+        jit::f_set_graph_executor_optimize(false).map_err(|e| Error::torch("running a TorchScript program", &e))?;
         let run = || self.module.forward_is(&[IValue::Tensor(images_bchw.to_kind(self.kind))]);
-        let (value, batch_norms) = if observe { observe_batch_norms(true, run).map_err(|e| e.to_string())? } else { (run(), Vec::new()) };
-        let (output, said) = self.outputs(value.map_err(|e| reason(&e))?)?;
+        let (value, batch_norms) = if observe { observe_batch_norms(true, run)? } else { (run(), Vec::new()) };
+        let fails = |e: tch::TchError| {
+            let way_out =
+                "images arrive as float [batch, channels, height, width] of the data set; a trace must not hold a batch size or a device";
+            Error::file(&self.path, format!("fails on images {:?}: {}", images_bchw.size(), reason(&e))).with_hint(way_out)
+        };
+        let (output, said) = self.outputs(value.map_err(fails)?)?;
         Ok(Seen { output, batch_norms: if observe { batch_norms } else { said } })
     }
 
     /// Logits, features, and what a program with a manifest says of its batch-norms.
-    fn outputs(&self, value: IValue) -> Result<(Output, Vec<BatchNormCall>), String> {
+    fn outputs(&self, value: IValue) -> Result<(Output, Vec<BatchNormCall>)> {
+        let refuse = |why: String, way_out: &str| Err(Error::file(&self.path, why).with_hint(way_out));
         let parts = match (value, &self.manifest) {
             (IValue::Tensor(logits), None) => vec![logits],
             (IValue::Tuple(parts), Some(_)) => parts.into_iter().filter_map(|part| Tensor::try_from(part).ok()).collect(),
-            _ => return Err(format!("it does not return logits alone, as one tensor; {SCRIPT}")),
+            _ => {
+                let why = "does not return logits alone, as one tensor".to_owned();
+                return refuse(why, "wrap the module in one that returns its logits, and write that (docs/teachers.md)");
+            }
         };
         let mut parts = parts.into_iter().map(|part| part.to_kind(Kind::Float));
         let (logits, features_bd) = (parts.next().unwrap_or_default(), parts.next());
         let layers: Vec<Tensor> = parts.collect();
         let wanted = self.manifest.as_ref().map_or(0, |manifest| PER_BATCH_NORM * manifest.batch_norms.len());
         if layers.len() != wanted {
-            return Err(format!("it returns {} tensors of its batch-norms; by its manifest {wanted} are needed", layers.len()));
+            return refuse(format!("returns {} tensors of its batch-norms; by its manifest {wanted} are needed", layers.len()), SCRIPT);
         }
         let no_features = || Tensor::zeros([logits.size()[0], 0], (Kind::Float, logits.device()));
         let features_bd = features_bd.filter(|_| self.has_features()).unwrap_or_else(no_features);
@@ -217,12 +187,16 @@ impl Network for TorchScript {
     fn forward(&self, _: &State, images_bchw: &Tensor, pass: &mut Pass) -> Output {
         let embeds = pass.embeds(Embedding::BatchNorms);
         let observes = embeds || pass.is_tapped() && self.manifest.is_none();
-        // The trial has shown that it takes such images: what fails now is the machine, or a program that changes its ways.
-        let seen = self.see(images_bchw, observes).unwrap_or_else(|why| panic!("{}: {why}", self.path.display()));
-        if observes {
-            let (calls, wanted) = (seen.batch_norms.len(), self.running.len());
-            assert_eq!(calls, wanted, "{}: {calls} of its {wanted} batch-norms were seen in a pass", self.path.display());
+        let seen = self.see(images_bchw, observes).unwrap_or_else(|error| give_up(error));
+        let (calls, wanted) = (seen.batch_norms.len(), self.running.len());
+        if observes && calls != wanted {
+            let why = format!("calls {calls} batch-norms in this pass; on trial it called {wanted}");
+            give_up(
+                Error::file(&self.path, why)
+                    .with_hint("control flow that depends on the images must not change which batch-norms are called"),
+            );
         }
+        produced(self.values_per_image * images_bchw.size()[0] as u64);
         for (index, call) in seen.batch_norms.into_iter().enumerate() {
             call.embedding_bf.filter(|_| embeds).into_iter().for_each(|part| pass.push_embedding(part));
             pass.record(index, call.statistics);
@@ -246,9 +220,23 @@ impl Network for TorchScript {
         self.manifest.as_ref().is_some_and(|manifest| manifest.features > 0)
     }
 
+    fn gradient_fails(&self) -> Option<&str> {
+        self.gradient_fails.as_deref()
+    }
+
     fn normalisation(&self) -> Option<(&[f32], &[f32])> {
         self.manifest.as_ref().map(|manifest| (manifest.mean.as_slice(), manifest.std.as_slice()))
     }
+}
+
+/// The trial has shown that a program takes such images: what fails later is the program changing its ways, amid a training step, where
+/// no rank waits for word of it. Unwinds with the error, which ends the job (`logs::start`).
+fn give_up(error: Error) -> ! {
+    std::panic::panic_any(error.after_start())
+}
+
+fn trial_images(rows: i64, [c, h, w]: [i64; 3], device: Device) -> Tensor {
+    (Tensor::arange(rows * c * h * w, (Kind::Float, device)) * 0.7).sin().view([rows, c, h, w])
 }
 
 fn check_finite(path: &Path, name: &str, tensor: &Tensor) -> Result<()> {

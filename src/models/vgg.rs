@@ -45,8 +45,8 @@ impl Network for Vgg11 {
             for (conv, bn) in layers {
                 x = bn.forward(state, &conv.forward(state, &x), pass, Activation::Relu);
             }
-            // The fourth pooling exists for 64-pixel images only, as in the published network; narrow ones have nothing left for it.
-            if b < 3 || (b == 3 && height == 64 && x.size()[3] > 1) {
+            // The published network has the fourth pooling for 64-pixel images and not for 32; narrow ones have nothing left for it.
+            if b < 3 || (b == 3 && height >= 64 && x.size()[3] > 1) {
                 x = max_pool(&x, 2, 2, 0);
             }
         }

@@ -15,6 +15,11 @@ pub(super) fn computed(output_bc: &Tensor, weight: &Tensor) {
     VALUES.with(|count| count.set(count.get() + output_bc.numel() as u64));
 }
 
+/// Layers that are not this crate's have given so many values in a pass.
+pub fn produced(values: u64) {
+    VALUES.with(|count| count.set(count.get() + values));
+}
+
 /// What `body` gives, and the multiply-accumulates of the convolutions and linear layers of its forward passes on this thread. A
 /// convolution of an up-sampled map counts as what it is equal to, nine per input channel and output value.
 pub fn multiplications<T>(body: impl FnOnce() -> T) -> (T, u64) {

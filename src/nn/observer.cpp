@@ -1,4 +1,5 @@
-// What goes into the batch-norms of a program that is not ours, seen by a record-function callback of this thread.
+// What goes into the batch-norms of a program that is not ours, and how much its layers give, seen by record-function callbacks of this
+// thread.
 
 #include "shim.h"
 
@@ -47,9 +48,45 @@ std::unique_ptr<at::ObserverContext> see(const at::RecordFunction& function) {
   return nullptr;
 }
 
+struct Counter {
+  at::CallbackHandle handle;
+  uint64_t values;
+};
+
+thread_local Counter* counting = nullptr;
+
+std::unique_ptr<at::ObserverContext> before_output(const at::RecordFunction&) { return nullptr; }
+
+// Every convolution comes to the first, every product of matrices to one of the others.
+void count_output(const at::RecordFunction& function, at::ObserverContext*) {
+  const auto is = [&](const char* name) { return std::strcmp(function.name(), name) == 0; };
+  if (!counting || !(is("aten::_convolution") || is("aten::addmm") || is("aten::mm") || is("aten::bmm"))) return;
+  const auto& outputs = function.outputs();
+  if (!outputs.empty() && outputs.back().isTensor()) counting->values += outputs.back().toTensor().numel();
+}
+
 }  // namespace
 
 extern "C" {
+
+// Counts the values that this thread's convolutions and products of matrices give until ssdkd_counter_stop, which says them.
+char* ssdkd_counter_start(Counter** out) {
+  return guarded([&] {
+    auto* counter = new Counter{0, 0};
+    const auto callback = at::RecordFunctionCallback(before_output, count_output).needsOutputs(true);
+    counter->handle = at::addThreadLocalCallback(at::RecordFunctionCallback(callback).scopes({at::RecordScope::FUNCTION}));
+    counting = counter;
+    *out = counter;
+  });
+}
+
+uint64_t ssdkd_counter_stop(Counter* counter) {
+  at::removeCallback(counter->handle);
+  counting = nullptr;
+  const uint64_t values = counter->values;
+  delete counter;
+  return values;
+}
 
 // Observes this thread's batch-norms until ssdkd_observer_stop; with `embed` also the mean of every input over (h, w).
 char* ssdkd_observer_start(bool embed, Observer** out) {

@@ -1,4 +1,4 @@
-//! Rust side of `observer.cpp`: the batch-norms of a program that is not ours.
+//! Rust side of `observer.cpp`: the batch-norms of a program that is not ours, and how much its layers give.
 
 use super::InputStatistics;
 use super::shim::{adopt, check};
@@ -12,6 +12,8 @@ unsafe extern "C" {
     fn ssdkd_observer_calls(observer: *mut c_void) -> u64;
     fn ssdkd_observer_call(observer: *mut c_void, index: u64, outputs: *mut *mut C_tensor, trains: *mut bool) -> *mut c_char;
     fn ssdkd_observer_stop(observer: *mut c_void);
+    fn ssdkd_counter_start(out: *mut *mut c_void) -> *mut c_char;
+    fn ssdkd_counter_stop(counter: *mut c_void) -> u64;
 }
 
 /// A call of `aten::batch_norm` with running statistics.
@@ -59,4 +61,17 @@ pub fn observe_batch_norms<T>(embed: bool, body: impl FnOnce() -> T) -> Result<(
         Ok(BatchNormCall { statistics, running, embedding_bf: embed.then(|| adopt(out[4])), trains })
     };
     Ok((value, (0..count).map(call).collect::<Result<_>>()?))
+}
+
+/// Runs `body` and says how many values the convolutions and the products of matrices gave that this thread computed in it.
+///
+/// # Errors
+/// libtorch's, which are not expected.
+pub fn count_layer_values<T>(body: impl FnOnce() -> T) -> Result<(T, u64)> {
+    let mut counter = std::ptr::null_mut();
+    // SAFETY: the output is a counter that is given back below.
+    check("counting values", unsafe { ssdkd_counter_start(&mut counter) })?;
+    let value = body();
+    // SAFETY: the counter is live, and given back once.
+    Ok((value, unsafe { ssdkd_counter_stop(counter) }))
 }

@@ -1,5 +1,6 @@
 //! Weights files: safetensors in and out, PyTorch's `.pth`/`.pt` in.
 
+use super::Manifest;
 use super::pickle::{self, Dtype};
 use crate::error::{Error, Result};
 use crate::files;
@@ -112,9 +113,6 @@ pub fn bytes_of(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
-/// Manifest inside a TorchScript program of `launch/pytorch/trace_teacher.py`.
-pub const MANIFEST: &str = "ssdkd.json";
-
 /// What a file says of itself: a safetensors file's metadata, or a traced teacher's manifest under the same names. Nothing where a file
 /// of another kind holds none.
 ///
@@ -122,22 +120,10 @@ pub const MANIFEST: &str = "ssdkd.json";
 /// A file that is not there, damaged, or of no known kind.
 pub fn says(path: &Path) -> Result<HashMap<String, String>> {
     let bytes = files::read(path)?;
-    let Ok(extra) = pickle::read_extra(&bytes, MANIFEST) else { return Ok(from_bytes(&bytes, path)?.metadata) };
-    let Some(text) = extra else { return Ok(HashMap::new()) };
-    let manifest: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("its {MANIFEST} cannot be read: {e}")))?;
-    let words = |values: &serde_json::Value| values.as_array().map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
-    let single = |value: &serde_json::Value| value.as_i64().map(|value| value.to_string());
-    let input = &manifest["input"];
-    let said = [
-        ("classes", single(&manifest["classes"])),
-        ("channels", single(&input[0])),
-        ("height", single(&input[1])),
-        ("width", single(&input[2])),
-        ("mean", words(&manifest["mean"])),
-        ("std", words(&manifest["std"])),
-    ];
-    Ok(said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect())
+    if Manifest::is_asked_of(&bytes) {
+        return Ok(Manifest::of(&bytes, path)?.map_or_else(HashMap::new, |manifest| manifest.says()));
+    }
+    Ok(from_bytes(&bytes, path)?.metadata)
 }
 
 /// Tensors as safetensors, with free text beside them.

@@ -6,7 +6,7 @@ use crate::launch::{has_mpirun, root, small_fashion_mnist, ssdkd, ssdkd_on, tiny
 use ssdkd::config::ModelName;
 use ssdkd::losses::{StatisticsAverage, cross_entropy};
 use ssdkd::models::{self, Shape};
-use ssdkd::nn::{Blueprint, Pass, State, weights};
+use ssdkd::nn::{Blueprint, Pass, State, layer_values, weights};
 use ssdkd::teacher::Teacher;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -60,12 +60,15 @@ struct Said {
 }
 
 fn ask(teacher: &Teacher, rows: i64) -> Said {
-    let images = (fill_f64(1_000_000, &[rows, 1, 32, 32]) * 2.0).to_kind(Kind::Float).set_requires_grad(true);
+    ask_on(teacher, rows, Device::Cpu)
+}
+
+fn ask_on(teacher: &Teacher, rows: i64, device: Device) -> Said {
+    let images = (fill_f64(1_000_000, &[rows, 1, 32, 32]) * 2.0).to_kind(Kind::Float).to_device(device).set_requires_grad(true);
     let mut pass = Pass::tapped();
     let output = teacher.watch(&images, &mut pass);
-    let statistics_loss =
-        teacher.statistics_gap(&pass.into_taps(), &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), Device::Cpu));
-    let labels = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(10);
+    let statistics_loss = teacher.statistics_gap(&pass.into_taps(), &StatisticsAverage::new(0.0, teacher.batch_norm_channels(), device));
+    let labels = Tensor::arange(rows, (Kind::Int64, device)).remainder(10);
     (&statistics_loss + cross_entropy(&output.logits, &labels).mean(Kind::Float)).backward();
     let mut pass = Pass::eval().embedding(teacher.parts().0.embedding().0);
     tch::no_grad(|| teacher.watch(&images.detach(), &mut pass));
@@ -130,6 +133,44 @@ fn a_program_equals_pytorch() {
     }
 }
 
+/// The same on a GPU, where there is one.
+#[test]
+fn a_program_on_a_gpu_equals_itself_on_the_cpu() {
+    if !tch::Cuda::is_available() {
+        println!("skip: no GPU");
+        return;
+    }
+    for file in ["small-manifest.pt", "small-scripted.pt", "wrn16_1-manifest.pt", "wrn16_1-scripted.pt"] {
+        let gpu = Device::Cuda(0);
+        let there = Teacher::load(ModelName::Torchscript, &golden(file), SHAPE, SIZE, gpu).unwrap();
+        let (got, want) = (ask_on(&there, 7, gpu), ask(&program(&golden(file)), 7));
+        close(&format!("{file} logits"), &got.logits, &want.logits);
+        close(&format!("{file} statistics loss"), &got.statistics_loss, &want.statistics_loss);
+        close(&format!("{file} gradient"), &got.gradient, &want.gradient);
+    }
+}
+
+/// With eleven bits for a number, and statistics of them.
+#[test]
+fn a_program_in_half_precision_computes_in_it() {
+    let goldens = weights::read(&golden("goldens.safetensors")).unwrap().tensors;
+    let want = |part: &str| goldens.iter().find(|(key, _)| *key == format!("small.{part}")).unwrap().1.to_kind(Kind::Float);
+    let said = ask(&program(&golden("small-half.pt")), 5);
+    for (got, want) in [(said.logits, want("logits")), (said.statistics_loss.view([1]), want("loss")), (said.gradient, want("gradient"))] {
+        let share = ((&got - &want).abs().max() / want.abs().max()).double_value(&[]);
+        assert!(got.kind() == Kind::Float && share > 1e-6 && share < 2e-2, "off by {share:e}");
+    }
+}
+
+/// What a program's layers give is counted as that of the built-in networks is: a run's memory is estimated by it.
+#[test]
+fn a_programs_values_are_counted() {
+    let of = |teacher: &Teacher| layer_values(|| drop(teacher.head_shape(1, SIZE)));
+    let want = of(&built_in());
+    assert!(want > 0);
+    assert_eq!([of(&program(&golden("wrn16_1-manifest.pt"))), of(&program(&golden("wrn16_1-scripted.pt")))], [want; 2]);
+}
+
 /// Images normalised by the data set's constants reach a module as its own constants would have made them.
 #[test]
 fn a_teacher_with_constants_of_its_own_gets_its_own_images() {
@@ -147,6 +188,10 @@ fn what_a_method_needs_is_asked_for() {
     );
     let featureless = |file: &str| program(&golden(file)).needs_features(Path::new(file)).is_err();
     assert!(!featureless("group_norm-manifest.pt") && featureless("group_norm-traced.pt"));
+    let frozen = program(&golden("small-detached.pt")).needs_gradient(Path::new("small-detached.pt")).unwrap_err();
+    assert!(frozen.to_string().starts_with("small-detached.pt: no gradient of its logits reaches the images: "), "{frozen}");
+    assert!(frozen.hint().unwrap().contains("torch.no_grad and detach") && frozen.exit_code() == 2);
+    program(&golden("attention-manifest.pt")).needs_gradient(Path::new("attention-manifest.pt")).unwrap();
 }
 
 /// Programs that do not fit: file, classes, channels, size, what is said and the way out.
@@ -163,7 +208,8 @@ fn programs_that_do_not_fit_are_refused_with_the_way_out() {
     let (shape, size, seven) = (SHAPE, SIZE, Shape { classes: 7, ..SHAPE });
     let rgb = Shape { channels: 3, ..SHAPE };
     let state_dict = root().join("tests/golden/pickle/plain.pth");
-    let cases: [(PathBuf, Shape, [i64; 2], &str, &str); 10] = [
+    let cases: [(PathBuf, Shape, [i64; 2], &str, &str); 11] = [
+        (golden("small-nan.pt"), shape, size, "running_var of batch-norm 1`: holds NaN", "its training went wrong"),
         (onnx, shape, size, "is an ONNX model: its exporters fold batch-norm into convolutions", "take the PyTorch module"),
         (cut, shape, size, "is truncated", "trace_teacher.py"),
         (state_dict, shape, size, "this is no TorchScript program: it looks like a file of torch.save", "teacher.model"),
@@ -215,10 +261,20 @@ fn runs_take_programs_as_teachers() {
 
     ssdkd(&arguments("cmi", "small-manifest.pt", &["method=cmi", "inversion.contrastive_negatives=8"])).expect(0);
     let dafl = ["method=dafl", "inversion.steps=1"];
-    ssdkd(&arguments("dafl", "group_norm-manifest.pt", &dafl)).expect(0);
+    ssdkd(&arguments("group", "group_norm-manifest.pt", &dafl)).expect(0);
     ssdkd(&arguments("no", "group_norm-traced.pt", &dafl)).expect(2).says(&["says nothing of its features", "trace_teacher.py"]);
+    ssdkd(&arguments("no", "small-detached.pt", &dafl[..1])).expect(2).says(&["no gradient of its logits reaches the images"]);
+    // A program that changes its ways amid a run ends it, and is what is named.
+    let changed = ssdkd(&arguments("changed", "small-watched.pt", &[])).expect(1);
+    changed.says(&["small-watched.pt: calls 4 batch-norms in this pass; on trial it called 3", "depends on the images"]);
+    assert!(!changed.stderr.contains("fault of ssdkd"), "{}", changed.stderr);
+    // A vision transformer, by the methods that need no batch-norm.
+    for method in ["dafl", "zskt", "dfad"] {
+        let sets = [&format!("method={method}"), "inversion.steps=1", "train.warmup_rounds=0"];
+        ssdkd(&arguments(method, "attention-manifest.pt", &sets)).expect(0);
+    }
     let disagree = ["method=dfad", "inversion.steps=1", "train.warmup_rounds=0"];
-    ssdkd(&arguments("dfad", "group_norm-traced.pt", &disagree)).expect(0);
+    ssdkd(&arguments("traced", "group_norm-traced.pt", &disagree)).expect(0);
     ssdkd(&arguments("no", "small-folded.pt", &[])).expect(2).says(&["no batch-norm layers; the method inverts", "torch.jit.freeze"]);
     ssdkd(&arguments("no", "small-scripted.pt", &["student.model=torchscript"])).expect(2).says(&["student.model: torchscript"]);
 }

@@ -179,11 +179,18 @@ type Archive<'s> = ZipArchive<Cursor<&'s [u8]>>;
 
 fn open_zip(bytes: &[u8]) -> Result<Archive<'_>> {
     ZipArchive::new(Cursor::new(bytes)).map_err(|error| match error {
+        _ if is_exported(bytes) => PickleError::Exported,
         ZipError::InvalidArchive(problem) => {
             PickleError::Truncated(format!("it starts as a zip archive but has no whole directory ({problem})"))
         }
         other => PickleError::Damaged(other.to_string()),
     })
+}
+
+/// Whether an archive is one of `torch.export.save`: it says so in an entry of this name.
+fn is_exported(bytes: &[u8]) -> bool {
+    const ENTRY: &[u8] = b"/archive_format";
+    bytes.windows(ENTRY.len()).any(|part| part == ENTRY)
 }
 
 /// Folder, with its slash, in which `data.pkl` lies: `torch.save` names it after the file, or `archive`. Empty if the archive
@@ -197,6 +204,7 @@ fn archive_root(archive: &Archive<'_>) -> Result<String> {
     let roots = names.iter().filter_map(|name| name.strip_suffix("data.pkl"));
     match roots.filter(|root| root.is_empty() || root.find('/') == Some(root.len() - 1)).min_by_key(|root| root.len()) {
         Some(root) => Ok((*root).to_owned()),
+        None if names.iter().any(|name| name.ends_with("/archive_format")) => Err(PickleError::Exported),
         None => {
             let first = names.first().map_or(String::new(), |name| format!("; its first entry is `{}`", shortened(name)));
             Err(PickleError::NotTorch(format!("it is a zip archive without `data.pkl`{first}")))

@@ -28,6 +28,13 @@ pub enum PickleError {
     )]
     TorchScript,
 
+    /// An archive of `torch.export.save`.
+    #[error(
+        "this is a program of torch.export; take the module that it was exported from: its weights by torch.save(module.state_dict(), PATH), \
+         or all of it as TorchScript (docs/teachers.md)"
+    )]
+    Exported,
+
     /// Another file where a TorchScript program is needed. Holds what it looks like.
     #[error("this is no TorchScript program: it looks like {0}")]
     NotTorchScript(String),

@@ -79,6 +79,42 @@ class Small(nn.Module):
         return self.head(self.norm3(x.mean([2, 3]).view(self.rows, 8)))
 
 
+class Watched(nn.Module):
+    """Changes no logit, but calls its last batch-norm twice on bright images."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Small()
+
+    def forward(self, x):
+        logits = self.net(x)
+        if bool((x.mean() > 0.3).item()):
+            logits = logits + 0 * self.net.norm3(torch.zeros(2, 8)).sum()
+        return logits
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Small()
+
+    def forward(self, x):
+        return self.net(x.detach())
+
+
+class Attention(nn.Module):
+    """A vision transformer of one block, without batch-norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(1, 16, 8, 8), nn.LayerNorm(16)
+        self.attention, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 10)
+
+    def forward(self, x):
+        tokens = self.norm(self.patches(x).flatten(2).transpose(1, 2))
+        return self.head((tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]).mean(1))
+
+
 def filled(module, first=0):
     """The fill of tests/integration/networks.rs, in eighths."""
     state = module.state_dict()
@@ -165,6 +201,15 @@ def main():
     write("group_norm-traced.pt", lambda out: torch.jit.save(torch.jit.trace(small(**group), images), out))
     write("small-train_mode.pt", lambda out: torch.jit.save(torch.jit.trace(small().train(), images, check_trace=False), out))
     write("small-two_rows.pt", lambda out: torch.jit.save(torch.jit.trace(small(rows=2), images), out))
+
+    scripted = lambda module: lambda out: torch.jit.save(torch.jit.script(module), out)
+    write("small-half.pt", scripted(small().half()))
+    write("small-watched.pt", scripted(filled(Watched())))
+    write("small-detached.pt", scripted(filled(Detached())))
+    broken = small()
+    broken.norm2.running_var[0] = math.nan
+    write("small-nan.pt", scripted(broken))
+    write("attention-manifest.pt", lambda out: save_teacher(filled(Attention()), out, shape, **GREY))
 
     goldens = {}
     for name, module, rows in [("wrn16_1", wrn(), 3), ("small", small(), 5)]:
