@@ -2,7 +2,7 @@
 # Everything `cargo build` needs, installed once: system packages and libtorch 2.11.0. Safe to run again at any time.
 #
 #   launch/setup.sh            what building and running need
-#   launch/setup.sh --tests    what the tests need as well (Slurm, a browser to look at the report)
+#   launch/setup.sh --tests    what the tests need as well (Slurm, a browser to look at the report, onnxruntime)
 #   launch/setup.sh --gpu      the CUDA side of libtorch, even where no GPU is seen (login nodes, containers)
 #   launch/setup.sh --cpu      without that side, even where a GPU is seen
 #   launch/setup.sh --cuda 12.6   libtorch for CUDA 12.6, for NVIDIA drivers older than 580; 13 is what is taken otherwise
@@ -98,6 +98,17 @@ install_browser() {
 }
 if [ $with_tests = yes ] && ! has_browser && ! install_browser; then
     say "no browser here, and no chromium to be had from apt: the test that looks at the report will be skipped"
+fi
+
+# onnxruntime is what exported networks are held against: never fatal either.
+if [ $with_tests = yes ] && [ ! -e .test-python/ready ]; then
+    say "installing onnxruntime for the tests"
+    if python3 -m pip --version >/dev/null 2>&1 && PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet \
+        --disable-pip-version-check --only-binary=:all: --target .test-python --upgrade onnxruntime==1.23.2 onnx==1.20.0 numpy; then
+        touch .test-python/ready
+    else
+        say "no onnxruntime to be had by pip for $(python3 --version): the test that runs exported networks in it will be skipped"
+    fi
 fi
 
 # ---- Rust ------------------------------------------------------------------------------------------------------------

@@ -9,4 +9,6 @@ rustup_first
 cargo fmt --check
 # One profile for all: libtorch's C++ bindings are then compiled once.
 cargo clippy --release --locked --all-targets -- -D warnings
+# onnxruntime, where setup could install it for this Python; a Python of the user's own brings its own.
+[ -n "${SSDKD_TEST_PYTHON:-}" ] || export PYTHONPATH="$PWD/.test-python${PYTHONPATH:+:$PYTHONPATH}"
 cargo test --release --locked -- --show-output

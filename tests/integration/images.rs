@@ -87,6 +87,9 @@ fn without_data_a_run_tells_the_agreement_and_the_same_on_any_number_of_ranks() 
     assert!(events.windows(17).any(|part| part == b"student_agreement"));
 }
 
+/// Fewer of them, where they are larger.
+const LARGE: [&str; 5] = ["inversion.batch_size=4", "inversion.steps=1", "replay.capacity=8", "distill.batch_size=4", "train.rounds=2"];
+
 /// The sizes of Tiny-ImageNet and of ImageNet; their generators have four stages and five.
 #[test]
 fn images_of_64_and_224_pixels_are_made_and_learned_from() {
@@ -95,7 +98,7 @@ fn images_of_64_and_224_pixels_are_made_and_learned_from() {
     for side in [64, 224] {
         let run = folder.path().join(side.to_string()).display().to_string();
         let size = format!("data.size={side}");
-        let sets = [&SHORT[..], &[&teacher, &size, "eval.fresh_images=8", "train.rounds=2", "student.model=vgg11"]].concat();
+        let sets = [&SHORT[..], &LARGE, &[&teacher, &size, "eval.fresh_images=8", "student.model=vgg11"]].concat();
         ssdkd(&words(&["train", "--config", "configs/none/wrn16_2-wrn16_1.toml", "--run-dir", &run], &sets)).expect(0);
         let agreement = json(&Path::new(&run).join("report.json"))["student"]["agreement"].as_f64().unwrap();
         assert_eq!(agreement, (agreement * 8.0).round() / 8.0, "a share of 8 images of {side} pixels");

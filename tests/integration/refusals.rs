@@ -517,7 +517,7 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 68] = [
+const RANGES: [(&str, &str, &str); 69] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
