@@ -238,16 +238,16 @@ impl RunFolder {
     }
 
     /// Keeps a file that the run starts from, under a name with its contents' hash and in place of another of this role; gives its place
-    /// below the folder. On one disk that takes no room: a second name of the same file.
+    /// below the folder. A copy, since whoever writes over the original in place would change a second name of it too.
     fn keep(&self, role: &str, path: &Path) -> Result<PathBuf> {
         let contents = files::read(path)?;
         let kind = path.extension().map_or(String::new(), |extension| format!(".{}", extension.to_string_lossy()));
-        let place = Path::new(INPUTS).join(format!("{role}-{}{kind}", &files::sha256(&contents)[..12]));
+        let wanted = files::sha256(&contents);
+        let place = Path::new(INPUTS).join(format!("{role}-{}{kind}", &wanted[..12]));
         let target = self.path.join(&place);
-        if !target.exists() {
+        if files::hash(Some(&target)).ok() != Some(wanted) {
             files::create_folder(&self.path.join(INPUTS))?;
-            let linked = fs::canonicalize(path).and_then(|source| fs::hard_link(source, &target));
-            linked.or_else(|_| files::write(&target, &contents))?;
+            files::write(&target, &contents)?;
         }
         for other in kept(&self.path, role).into_iter().filter(|other| *other != target) {
             fs::remove_file(&other).map_err(|e| Error::io("remove", &other, &e))?;
@@ -388,6 +388,22 @@ mod tests {
         assert_eq!(left, ["config.toml"], "nothing is added to it either");
         fs::write(folder.path().join("state.json"), "{}").unwrap();
         RunFolder::hold(folder.path(), false).unwrap();
+    }
+
+    #[test]
+    fn what_a_run_keeps_is_its_own_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, original) = (RunFolder::hold(&folder.path().join("run"), false).unwrap(), folder.path().join("t.safetensors"));
+        fs::write(&original, "weights").unwrap();
+        let place = run.path().join(run.keep("teacher", &original).unwrap());
+        let kept = || fs::read_to_string(&place).unwrap();
+        fs::write(&original, "another").unwrap();
+        assert_eq!(kept(), "weights");
+        // A copy that is damaged is made anew.
+        fs::write(&original, "weights").unwrap();
+        fs::write(&place, "damaged").unwrap();
+        run.keep("teacher", &original).unwrap();
+        assert_eq!(kept(), "weights");
     }
 
     /// `date -u -d @N +%Y%m%d-%H%M%S`.
