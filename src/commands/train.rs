@@ -101,7 +101,7 @@ fn start(
     let status = Status { state: State::Running, cause: None, identity: run.plan.identity.clone(), ..status.unwrap_or_default() };
     run.moved_before = status.moved;
     timings.resume(status.seconds);
-    let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone()))?;
+    let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone(), &world))?;
     let resumed = keeper.resume(&mut run, &world)?;
     let outcome = to_the_end(&mut run, &world, &mut keeper, &folder, timings, resumed, args.until_round);
     let end = outcome.or_else(|error| fail(error, &world, &mut keeper, &folder))?;

@@ -1,6 +1,6 @@
 //! Looks after a run between steps: checkpoints when they are due, and a stop when a signal has come.
 
-use super::machine::machine;
+use super::machine::{change, machines};
 use super::state::Run;
 use crate::checkpoint::{Checkpoints, Manifest, Position};
 use crate::config::{self, Config, OnFailure, StopSignal};
@@ -35,6 +35,7 @@ pub struct Keeper {
     folder: PathBuf,
     status: Status,
     timings: Timings,
+    machines: String,
     stop: Arc<AtomicBool>,
     steps_since: u64,
     saved: Instant,
@@ -46,8 +47,9 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// For a run folder. The signal handlers set a flag and nothing else.
-    pub fn new(folder: &Path, rule: &config::Checkpoint, status: Status, timings: Timings) -> Result<Self> {
+    /// For a run folder. The signal handlers set a flag and nothing else. A collective.
+    pub fn new(folder: &Path, rule: &config::Checkpoint, status: Status, timings: Timings, world: &World) -> Result<Self> {
+        let machines = machines(world)?;
         let stop = Arc::new(AtomicBool::new(false));
         for signal in &rule.signals {
             let number = match signal {
@@ -64,6 +66,7 @@ impl Keeper {
             folder: folder.into(),
             status,
             timings,
+            machines,
             stop,
             steps_since: 0,
             saved: Instant::now(),
@@ -133,7 +136,7 @@ impl Keeper {
             return Ok(0);
         }
         let logical = world.layout().logical_ranks();
-        let manifest = Manifest::new(position, logical, run.plan.identity.clone(), version(), machine(world));
+        let manifest = Manifest::new(position, logical, run.plan.identity.clone(), version(), self.machines.clone());
         let bytes = self.checkpoints.save(world, run.contents(world), manifest)?;
         self.on_disk = Some(position);
         Ok(bytes)
@@ -179,12 +182,9 @@ impl Keeper {
         same_run(&loaded.manifest.identity, &run.plan.identity)?;
         world.agree(run.restore(&loaded))?;
         self.on_disk = Some(loaded.manifest.position);
-        let (was, is) = (loaded.manifest.machine, machine(world));
-        let (was, is) = (format!("{was}, ssdkd {}", loaded.manifest.version), format!("{is}, ssdkd {}", version()));
-        if was != is && world.leads() {
-            tracing::warn!(
-                "this run was computed on [{was}], it goes on on [{is}]: its last bits may differ from those of an undisturbed run"
-            );
+        let (was, is) = ([&*loaded.manifest.machine, &*loaded.manifest.version], [&*self.machines, &*version()]);
+        if let Some(text) = change(was, is).filter(|_| world.leads()) {
+            tracing::warn!("{text}");
         }
         Ok(true)
     }
