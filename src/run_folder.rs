@@ -1,6 +1,6 @@
 //! A run's folder on (shared) disk: what lies where, who holds it, how the run stands.
 
-use crate::config::{Config, Job};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::layout::Rank;
@@ -86,7 +86,9 @@ impl Status {
     /// Reads a run folder's status.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("state.json");
-        serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()))
+        let way_out = "remove it: the run goes on from its checkpoints, under another name and with its seconds counted anew; or start \
+                       over with --fresh";
+        serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()).with_hint(way_out))
     }
 
     /// Replaces it.
@@ -142,28 +144,12 @@ pub struct Inputs {
     pub backbone: Option<PathBuf>,
 }
 
-impl Inputs {
-    /// As a configuration names them.
-    pub fn of(config: &Config) -> Self {
-        Self { teacher: config.teacher.weights.clone(), backbone: config.student.backbone.clone() }
-    }
-
-    /// Into a configuration; a teacher in training starts from the backbone.
-    pub fn put_into(self, config: &mut Config, job: Job) {
-        (config.teacher.weights, config.student.backbone) = (self.teacher, self.backbone);
-        if job == Job::Teach {
-            config.teach.backbone.clone_from(&config.student.backbone);
-        }
-    }
-
-    /// The same; instead of a file that is not there any more, the one that the run in `folder` has kept.
-    pub fn found(self, folder: &Path) -> Self {
-        let found = |named: Option<PathBuf>, role: &str| match named {
-            Some(path) if !path.exists() => kept(folder, role).pop().or(Some(path)),
-            named => named,
-        };
-        Self { teacher: found(self.teacher, "teacher"), backbone: found(self.backbone, "backbone") }
-    }
+/// The file that a key names; instead of one that is not there any more, the one that the run in `folder` has kept in this role.
+pub fn found(folder: &Path, role: &str, key: &str, named: Option<PathBuf>) -> Option<PathBuf> {
+    let named = named?;
+    let Some(own) = kept(folder, role).pop().filter(|_| !named.exists()) else { return Some(named) };
+    tracing::warn!("{key}: {}: no such file: the run goes on with its own copy, {}", named.display(), own.display());
+    Some(own)
 }
 
 /// What the run in a folder keeps for a role.

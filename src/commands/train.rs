@@ -14,10 +14,10 @@ use crate::models::Shape;
 use crate::parallel::{World, set_threads};
 use crate::replay::{Augmentation, RealData};
 use crate::report;
-use crate::run_folder::{Inputs, RunFolder, State, Status};
+use crate::run_folder::{RunFolder, State, Status, found};
 use crate::teacher::Teacher;
 use crate::train::{End, Keeper, Outlet, Run, announce, fail, same_run, train as run_all};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Trains a student.
 pub fn train(args: &RunArgs, timings: Timings) -> Result<Outcome> {
@@ -71,12 +71,21 @@ fn start(
     config.parallel.logical_ranks.get_or_insert(known.unwrap_or(launch.ranks()));
     let device = launch.take_device(config.device, config.parallel.share_gpu, timeout_s)?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
-    let found = |config: &Config| launch.from_leader(|| Ok(Inputs::of(config).found(&args.run_dir)));
+    let found = |role, key, named: &Option<PathBuf>| {
+        launch.from_leader(|| Ok(if args.fresh { named.clone() } else { found(&args.run_dir, role, key, named.clone()) }))
+    };
     // The teacher's file first: it may say what the images are.
-    config.teacher.weights = found(&config)?.teacher;
+    config.teacher.weights = found("teacher", "teacher.weights", &config.teacher.weights)?;
     let (method, real) = launch.agree(data::complete(&mut config).and_then(|()| method(&mut config)))?;
-    found(&config)?.put_into(&mut config, job);
-    let hashes = || Ok([files::hash(method.teacher_weights(&config)?)?, files::hash(config.student.backbone.as_deref())?]);
+    config.student.backbone = found("backbone", job.backbone_key(), &config.student.backbone)?;
+    if job == Job::Teach {
+        config.teach.backbone.clone_from(&config.student.backbone);
+    }
+    let hash = |key, file| files::hash(file).map_err(|e| e.with_hint(format!("{key} names it: name another with --set {key}=FILE")));
+    let hashes = || {
+        let teacher = hash("teacher.weights", method.teacher_weights(&config)?)?;
+        Ok([teacher, hash(job.backbone_key(), config.student.backbone.as_deref())?])
+    };
     let [teacher_hash, backbone_hash] = launch.agree(hashes())?;
     let plan = launch.agree(Plan::new(&config, job, launch.ranks(), &teacher_hash, &backbone_hash))?;
     let world = launch.into_world(plan.layout, config.parallel.reduce, device);
@@ -90,7 +99,7 @@ fn start(
     // What the folder holds is read by one rank: a shared disk may show it to the others at another moment.
     let status = world.from_leader(|| known_status(folder.path()))?;
     if let Some(status) = status.as_ref().filter(|status| !status.identity.is_empty()) {
-        same_run(&status.identity, &run.plan.identity)?;
+        same_run(&status.identity, &run.plan, &run.config)?;
     }
     if status.as_ref().is_some_and(|s| s.state == State::Finished) {
         if world.leads() {

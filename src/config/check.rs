@@ -49,6 +49,14 @@ impl Job {
         }
     }
 
+    /// Key of the weights that the network in training starts from.
+    pub fn backbone_key(self) -> &'static str {
+        match self {
+            Self::Train => "student.backbone",
+            Self::Teach => "teach.backbone",
+        }
+    }
+
     /// Key of its name.
     fn trained_key(self) -> &'static str {
         match self {
