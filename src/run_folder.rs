@@ -91,6 +91,11 @@ impl Status {
         serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()).with_hint(way_out))
     }
 
+    /// The same, where there is one.
+    pub fn known(folder: &Path) -> Result<Option<Self>> {
+        if folder.join("state.json").exists() { Self::read(folder).map(Some) } else { Ok(None) }
+    }
+
     /// Replaces it.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::refused(e.to_string()))?;
@@ -144,10 +149,11 @@ pub struct Inputs {
     pub backbone: Option<PathBuf>,
 }
 
-/// The file that a key names; instead of one that is not there any more, the one that the run in `folder` has kept in this role.
-pub fn found(folder: &Path, role: &str, key: &str, named: Option<PathBuf>) -> Option<PathBuf> {
+/// The file that a key names; instead of one that is not there any more, the one that an old run's folder has kept in this role.
+pub fn found(old_run: Option<&Path>, role: &str, key: &str, named: Option<PathBuf>) -> Option<PathBuf> {
     let named = named?;
-    let Some(own) = kept(folder, role).pop().filter(|_| !named.exists()) else { return Some(named) };
+    let own = old_run.filter(|_| !named.exists()).and_then(|folder| kept(folder, role).pop());
+    let Some(own) = own else { return Some(named) };
     tracing::warn!("{key}: {}: no such file: the run goes on with its own copy, {}", named.display(), own.display());
     Some(own)
 }
@@ -402,6 +408,15 @@ mod tests {
         }
         let ids = [(); 3].map(|()| new_run_id());
         assert!(ids.iter().all(|id| id.len() == 24) && ids[0] != ids[1] && ids[1] != ids[2], "{ids:?}");
+    }
+
+    #[test]
+    fn a_damaged_state_says_the_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Status::known(folder.path()).unwrap(), None);
+        fs::write(folder.path().join("state.json"), "{").unwrap();
+        let error = Status::known(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("state.json: EOF") && error.hint().unwrap().starts_with("remove it: "), "{error}");
     }
 
     #[test]

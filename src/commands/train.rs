@@ -17,7 +17,7 @@ use crate::report;
 use crate::run_folder::{RunFolder, State, Status, found};
 use crate::teacher::Teacher;
 use crate::train::{End, Keeper, Outlet, Run, announce, fail, same_run, train as run_all};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Trains a student.
 pub fn train(args: &RunArgs, timings: Timings) -> Result<Outcome> {
@@ -71,9 +71,8 @@ fn start(
     config.parallel.logical_ranks.get_or_insert(known.unwrap_or(launch.ranks()));
     let device = launch.take_device(config.device, config.parallel.share_gpu, timeout_s)?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
-    let found = |role, key, named: &Option<PathBuf>| {
-        launch.from_leader(|| Ok(if args.fresh { named.clone() } else { found(&args.run_dir, role, key, named.clone()) }))
-    };
+    let old_run = (!args.fresh).then_some(&*args.run_dir);
+    let found = |role, key, named: &Option<PathBuf>| launch.from_leader(|| Ok(found(old_run, role, key, named.clone())));
     // The teacher's file first: it may say what the images are.
     config.teacher.weights = found("teacher", "teacher.weights", &config.teacher.weights)?;
     let (method, real) = launch.agree(data::complete(&mut config).and_then(|()| method(&mut config)))?;
@@ -81,12 +80,8 @@ fn start(
     if job == Job::Teach {
         config.teach.backbone.clone_from(&config.student.backbone);
     }
-    let hash = |key, file| files::hash(file).map_err(|e| e.with_hint(format!("{key} names it: name another with --set {key}=FILE")));
-    let hashes = || {
-        let teacher = hash("teacher.weights", method.teacher_weights(&config)?)?;
-        Ok([teacher, hash(job.backbone_key(), config.student.backbone.as_deref())?])
-    };
-    let [teacher_hash, backbone_hash] = launch.agree(hashes())?;
+    let teacher_hash = launch.agree(method.teacher_weights(&config).and_then(|file| files::hash_named("teacher.weights", file)))?;
+    let backbone_hash = launch.agree(files::hash_named(job.backbone_key(), config.student.backbone.as_deref()))?;
     let plan = launch.agree(Plan::new(&config, job, launch.ranks(), &teacher_hash, &backbone_hash))?;
     let world = launch.into_world(plan.layout, config.parallel.reduce, device);
     let teacher = world.agree(teacher(&config, method, &world))?;
@@ -97,7 +92,7 @@ fn start(
     drop(watchdog);
     let _watchdog = world.agree(world.watch(folder.path(), timeout_s))?;
     // What the folder holds is read by one rank: a shared disk may show it to the others at another moment.
-    let status = world.from_leader(|| known_status(folder.path()))?;
+    let status = world.from_leader(|| Status::known(folder.path()))?;
     if let Some(status) = status.as_ref().filter(|status| !status.identity.is_empty()) {
         same_run(&status.identity, &run.plan, &run.config)?;
     }
@@ -148,10 +143,6 @@ fn to_the_end(
         Ok(end)
     };
     compute().map_err(Error::after_start)
-}
-
-fn known_status(folder: &Path) -> Result<Option<Status>> {
-    if folder.join("state.json").exists() { Status::read(folder).map(Some) } else { Ok(None) }
 }
 
 fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teacher>> {

@@ -158,13 +158,22 @@ fn a_run_that_was_moved_ends_undisturbed() {
     std::fs::remove_file(place("teacher.safetensors")).unwrap();
     std::fs::remove_dir_all(&here).unwrap();
 
-    launch(1, &own(&there, &others, "3"), None).expect(2).says(&["data.dir: was sha256:", "it would be another run"]);
+    launch(1, &own(&there, &others, "3"), None).expect(2).says(&[
+        "data.dir: was sha256:",
+        &text(&others),
+        "it would be another run (--data-dir DIR ",
+    ]);
     launch(1, &own(&there, &data, "3"), None).expect(0).says(&["resumed at step"]);
     let config = std::fs::read_to_string(there.join("config.toml")).unwrap();
     assert!(config.contains("weights = \"inputs/teacher-") && !config.contains(&text(&here)), "{config}");
+    let bare = copy(&there, &place("bare"));
+    std::fs::remove_dir_all(bare.join("inputs")).unwrap();
+    launch(1, &own(&bare, &data, "3"), None).expect(2).says(&["no such file", "teacher.weights names it: name another with --set"]);
     let (from, to) = (text(&here), text(&there));
     let last = launch(1, &replaced(&first, &from, &to), None);
-    assert!(last.stderr.contains("resumed at step"), "{}", last.stderr);
+    for part in ["resumed at step", "teacher.safetensors: no such file: the run goes on with its own copy"] {
+        assert!(last.stderr.contains(part), "{}", last.stderr);
+    }
     ends_undisturbed(&there, last);
 }
 
@@ -581,7 +590,7 @@ fn a_folder_is_never_written_over() {
     // What may differ does, M comes from the checkpoint when it is left out, and --fresh starts over.
     let data = folder.path().join("moved");
     copy(&reference().data, &data);
-    let free = ["parallel.timeout_s=9", "parallel.reduce=native", "checkpoint.keep=3", "checkpoint.pack=rank"];
+    let free = ["device=cpu", "parallel.timeout_s=9", "parallel.reduce=native", "checkpoint.keep=3", "checkpoint.pack=rank"];
     // The demo's file names M; a copy of it without that line is what a user has who never did.
     let (shipped, config) = (root().join("configs/fashion_mnist"), folder.path().join("demo.toml"));
     let text = std::fs::read_to_string(shipped.join("demo.toml")).unwrap();

@@ -65,7 +65,9 @@ fn no_rank_waits_for_one_that_died() {
 fn a_damaged_tarball_is_not_installed() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    ["install.sh", "env.sh"].iter().for_each(|name| drop(std::fs::copy(root().join("launch/offline").join(name), at(name)).unwrap()));
+    for name in ["install.sh", "env.sh"] {
+        std::fs::copy(root().join("launch/offline").join(name), at(name)).unwrap();
+    }
     std::fs::write(at("Cargo.toml"), "[package]\nname = \"small\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[lib]\npath = \"lib.rs\"\n")
         .unwrap();
     std::fs::write(at("Cargo.lock"), "version = 4\n\n[[package]]\nname = \"small\"\nversion = \"0.1.0\"\n").unwrap();
@@ -121,7 +123,12 @@ fn a_libtorch_that_cannot_be_replaced_is_kept() {
     std::fs::write(at(".libtorch/mine"), "").unwrap();
     std::fs::create_dir(at("wheels")).unwrap();
     let mut command = Command::new(at("launch/setup.sh"));
-    command.arg("--cpu").current_dir(at("launch")).env("SSDKD_WHEELS", "../wheels").env_remove("LIBTORCH").env_remove("LIBTORCH_USE_PYTORCH");
+    command
+        .arg("--cpu")
+        .current_dir(at("launch"))
+        .env("SSDKD_WHEELS", "../wheels")
+        .env_remove("LIBTORCH")
+        .env_remove("LIBTORCH_USE_PYTORCH");
     let out = run(command, Duration::from_secs(60)).expect(1);
     assert!(out.stderr.contains("pip could not install libtorch from SSDKD_WHEELS=") && out.stderr.contains("launch/../wheels"), "{out:?}");
     assert!(!out.stdout.contains("to download") && at(".libtorch/mine").exists(), "{out:?}");
