@@ -25,6 +25,14 @@ rustup_first() {
     [ ! -d "$bin" ] || export PATH="$bin:$PATH"
 }
 
+# absolute_wheels: takes a folder in SSDKD_WHEELS from where the user stands; the script has left that for the checkout.
+absolute_wheels() {
+    case ${SSDKD_WHEELS:-} in
+        '' | *://* | /*) ;;
+        *) export SSDKD_WHEELS=$OLDPWD/$SSDKD_WHEELS ;;
+    esac
+}
+
 # pip_wheels COMMAND [OPTION ...]: pip's install or download of wheels for any x86_64 Linux; only their C++ part is used.
 # SSDKD_WHEELS, where set, is where they come from instead of pip's own index: the address of another index, or a folder of wheels.
 pip_wheels() {

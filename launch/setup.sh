@@ -14,6 +14,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
 . launch/common.sh
 rustup_first
+absolute_wheels
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
@@ -37,7 +38,7 @@ has_libclang() {
 }
 packages=()
 has c++ || packages+=(g++)
-has clang && has_libclang || packages+=(clang libclang-dev)
+has_libclang || packages+=(clang libclang-dev)
 has mpicc && has mpirun || packages+=(libopenmpi-dev openmpi-bin)
 has readelf || packages+=(binutils)
 if [ -z "${LIBTORCH:-}${LIBTORCH_USE_PYTORCH:-}" ]; then
@@ -151,14 +152,22 @@ else
     wheel_lists $with_gpu "$flavour" || exit 1
     stamp=$(cat "${lists[@]}" | sha256sum | cut -c1-16)
     if [ ! -e ".libtorch/ready-$stamp" ]; then
-        say "installing libtorch 2.11.0 (0.5 GB to download, more with a GPU)"
-        rm -rf .libtorch
-        pip_wheels install --no-compile "${rules[@]+"${rules[@]}"}" --target .libtorch "${lists[@]/#/--requirement=}" ||
-            die "pip could not install libtorch (see above)"
+        case ${SSDKD_WHEELS:-} in
+            '') source= size=" (0.5 GB to download, more with a GPU)" ;;
+            *://*) source=" from SSDKD_WHEELS=$SSDKD_WHEELS" size=" (0.5 GB to download, more with a GPU)" ;;
+            *) source=" from SSDKD_WHEELS=$SSDKD_WHEELS" size= ;;
+        esac
+        say "installing libtorch 2.11.0$source$size"
+        # Beside the one that is there, which stays if this fails.
+        rm -rf .libtorch.new
+        pip_wheels install --no-compile "${rules[@]+"${rules[@]}"}" --target .libtorch.new "${lists[@]/#/--requirement=}" ||
+            die "pip could not install libtorch$source (see above)"
         # cudarc looks for libnccl.so, the wheel brings libnccl.so.2 only.
-        nccl=.libtorch/nvidia/nccl/lib/libnccl.so.2
-        [ ! -e $nccl ] || ln -sf "../../nvidia/nccl/lib/libnccl.so.2" .libtorch/torch/lib/libnccl.so
-        touch ".libtorch/ready-$stamp"
+        nccl=.libtorch.new/nvidia/nccl/lib/libnccl.so.2
+        [ ! -e $nccl ] || ln -sf "../../nvidia/nccl/lib/libnccl.so.2" .libtorch.new/torch/lib/libnccl.so
+        touch ".libtorch.new/ready-$stamp"
+        rm -rf .libtorch
+        mv .libtorch.new .libtorch
     fi
     libtorch="2.11.0 in .libtorch"
 fi

@@ -94,6 +94,11 @@ pub fn hash(file: Option<&Path>) -> Result<String> {
     file.map_or_else(|| Ok(String::new()), |path| Ok(sha256(&read(path)?)))
 }
 
+/// The same of a file that a configuration key names, which a refusal then says.
+pub fn hash_named(key: &str, file: Option<&Path>) -> Result<String> {
+    hash(file).map_err(|e| e.with_hint(format!("{key} names it: name another with --set {key}=FILE")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! A run's folder on (shared) disk: what lies where, who holds it, how the run stands.
 
-use crate::config::{Config, Job};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::layout::Rank;
@@ -86,7 +86,14 @@ impl Status {
     /// Reads a run folder's status.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("state.json");
-        serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()))
+        let way_out = "remove it: the run goes on from its checkpoints, under another name and with its seconds counted anew; or start \
+                       over with --fresh";
+        serde_json::from_slice(&files::read(&path)?).map_err(|e| Error::file(&path, e.to_string()).with_hint(way_out))
+    }
+
+    /// The same, where there is one.
+    pub fn known(folder: &Path) -> Result<Option<Self>> {
+        if folder.join("state.json").exists() { Self::read(folder).map(Some) } else { Ok(None) }
     }
 
     /// Replaces it.
@@ -142,28 +149,13 @@ pub struct Inputs {
     pub backbone: Option<PathBuf>,
 }
 
-impl Inputs {
-    /// As a configuration names them.
-    pub fn of(config: &Config) -> Self {
-        Self { teacher: config.teacher.weights.clone(), backbone: config.student.backbone.clone() }
-    }
-
-    /// Into a configuration; a teacher in training starts from the backbone.
-    pub fn put_into(self, config: &mut Config, job: Job) {
-        (config.teacher.weights, config.student.backbone) = (self.teacher, self.backbone);
-        if job == Job::Teach {
-            config.teach.backbone.clone_from(&config.student.backbone);
-        }
-    }
-
-    /// The same; instead of a file that is not there any more, the one that the run in `folder` has kept.
-    pub fn found(self, folder: &Path) -> Self {
-        let found = |named: Option<PathBuf>, role: &str| match named {
-            Some(path) if !path.exists() => kept(folder, role).pop().or(Some(path)),
-            named => named,
-        };
-        Self { teacher: found(self.teacher, "teacher"), backbone: found(self.backbone, "backbone") }
-    }
+/// The file that a key names; instead of one that is not there any more, the one that an old run's folder has kept in this role.
+pub fn found(old_run: Option<&Path>, role: &str, key: &str, named: Option<PathBuf>) -> Option<PathBuf> {
+    let named = named?;
+    let own = old_run.filter(|_| !named.exists()).and_then(|folder| kept(folder, role).pop());
+    let Some(own) = own else { return Some(named) };
+    tracing::warn!("{key}: {}: no such file: the run goes on with its own copy, {}", named.display(), own.display());
+    Some(own)
 }
 
 /// What the run in a folder keeps for a role.
@@ -238,16 +230,16 @@ impl RunFolder {
     }
 
     /// Keeps a file that the run starts from, under a name with its contents' hash and in place of another of this role; gives its place
-    /// below the folder. On one disk that takes no room: a second name of the same file.
+    /// below the folder. A copy, since whoever writes over the original in place would change a second name of it too.
     fn keep(&self, role: &str, path: &Path) -> Result<PathBuf> {
         let contents = files::read(path)?;
         let kind = path.extension().map_or(String::new(), |extension| format!(".{}", extension.to_string_lossy()));
-        let place = Path::new(INPUTS).join(format!("{role}-{}{kind}", &files::sha256(&contents)[..12]));
+        let wanted = files::sha256(&contents);
+        let place = Path::new(INPUTS).join(format!("{role}-{}{kind}", &wanted[..12]));
         let target = self.path.join(&place);
-        if !target.exists() {
+        if files::hash(Some(&target)).ok() != Some(wanted) {
             files::create_folder(&self.path.join(INPUTS))?;
-            let linked = fs::canonicalize(path).and_then(|source| fs::hard_link(source, &target));
-            linked.or_else(|_| files::write(&target, &contents))?;
+            files::write(&target, &contents)?;
         }
         for other in kept(&self.path, role).into_iter().filter(|other| *other != target) {
             fs::remove_file(&other).map_err(|e| Error::io("remove", &other, &e))?;
@@ -390,6 +382,22 @@ mod tests {
         RunFolder::hold(folder.path(), false).unwrap();
     }
 
+    #[test]
+    fn what_a_run_keeps_is_its_own_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, original) = (RunFolder::hold(&folder.path().join("run"), false).unwrap(), folder.path().join("t.safetensors"));
+        fs::write(&original, "weights").unwrap();
+        let place = run.path().join(run.keep("teacher", &original).unwrap());
+        let kept = || fs::read_to_string(&place).unwrap();
+        fs::write(&original, "another").unwrap();
+        assert_eq!(kept(), "weights");
+        // A copy that is damaged is made anew.
+        fs::write(&original, "weights").unwrap();
+        fs::write(&place, "damaged").unwrap();
+        run.keep("teacher", &original).unwrap();
+        assert_eq!(kept(), "weights");
+    }
+
     /// `date -u -d @N +%Y%m%d-%H%M%S`.
     #[test]
     fn a_run_is_named_by_when_it_began() {
@@ -400,6 +408,15 @@ mod tests {
         }
         let ids = [(); 3].map(|()| new_run_id());
         assert!(ids.iter().all(|id| id.len() == 24) && ids[0] != ids[1] && ids[1] != ids[2], "{ids:?}");
+    }
+
+    #[test]
+    fn a_damaged_state_says_the_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Status::known(folder.path()).unwrap(), None);
+        fs::write(folder.path().join("state.json"), "{").unwrap();
+        let error = Status::known(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("state.json: EOF") && error.hint().unwrap().starts_with("remove it: "), "{error}");
     }
 
     #[test]

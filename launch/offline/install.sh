@@ -4,19 +4,17 @@
 # unless they were packed.
 #   ./install.sh          verify checksums, install libtorch from the wheels here, build target/release/ssdkd
 #   ./install.sh --check  verify checksums, and that cargo finds every crate in this folder; build nothing
+#   . ./env.sh            what later builds here need of the environment
 set -euo pipefail
 cd "$(dirname "$0")"
 [ -r SHA256SUMS ] || { echo "install: error: no SHA256SUMS here: run the install.sh of an unpacked tarball" >&2; exit 2; }
 echo "install: verifying $(wc -l <SHA256SUMS) files"
 sha256sum --check --quiet --strict SHA256SUMS || { echo "install: error: files are damaged or missing (above): copy and unpack anew" >&2; exit 1; }
-# With a home of its own for cargo, a Rust that lies in the user's home is not taken instead.
-[ ! -d rust ] || export PATH="$PWD/rust/bin:$PATH" CARGO_HOME="$PWD/.cargo-home"
 if ls wheels/libclang-*.whl >/dev/null 2>&1; then
     python3 -m pip install --quiet --no-index --no-deps --upgrade --find-links wheels --target .libclang libclang
-    # The wheel has the library without the compiler's own headers: gcc's serve.
-    export LIBCLANG_PATH=$PWD/.libclang/clang/native BINDGEN_EXTRA_CLANG_ARGS="-I$(gcc -print-file-name=include) ${BINDGEN_EXTRA_CLANG_ARGS:-}"
 fi
-export CARGO_NET_OFFLINE=true
+# shellcheck source=launch/offline/env.sh
+. ./env.sh
 if [ "${1:-}" = --check ]; then
     cargo metadata --offline --locked --format-version 1 >/dev/null
     echo "install: checksums are right, and every crate is here"
@@ -28,4 +26,4 @@ options=(--cuda "$flavour")
 if [ "$gpu" = no ]; then options=(--cpu); fi
 SSDKD_WHEELS=$PWD/wheels launch/setup.sh "${options[@]}"
 cargo build --release --offline --locked
-echo "install: done: target/release/ssdkd"
+echo "install: done: target/release/ssdkd (before building again: . ./env.sh)"

@@ -6,11 +6,10 @@
 # --libclang  the wheel `libclang`, for sites without one
 # There: unpack it anywhere and run install.sh in it. Root is not needed.
 set -euo pipefail
-out=$(realpath -m "${1:?$(sed -n '2,7s/^# \{0,1\}//p' "$0")}"); shift
-cd "$(dirname "$0")/../.."
-# shellcheck source=launch/common.sh
-. launch/common.sh
-rustup_first
+usage() { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+die() { printf 'pack: error: %s\n' "$*" >&2; exit 1; }
+case ${1:-} in '' | -*) usage ;; esac
+out=$(realpath -m "$1"); shift
 with_gpu=no with_rust=no with_libclang=no flavour=13
 while [ $# -gt 0 ]; do
     case $1 in
@@ -18,10 +17,23 @@ while [ $# -gt 0 ]; do
         --cuda) flavour=${2:-} with_gpu=yes; shift ;;
         --rust) with_rust=yes ;;
         --libclang) with_libclang=yes ;;
-        *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+        *) usage ;;
     esac
     shift || true
 done
+# usage reads this file by the name it was called with: only now.
+cd "$(dirname "$0")/../.."
+# shellcheck source=launch/common.sh
+. launch/common.sh
+rustup_first
+absolute_wheels
+if [ $with_rust = yes ]; then
+    rust=$(rustc --print sysroot)
+    [ "$rust" != /usr ] || die "--rust: this Rust is the distribution's, spread over /usr: take one of rustup's, or leave --rust out"
+fi
+# Files are packed as they lie here: the commit alone would name others.
+commit=$(git rev-parse --short=12 HEAD)
+[ -z "$(git status --porcelain --untracked-files=no)" ] || commit=$commit-dirty
 wheel_lists $with_gpu "$flavour" || exit 1
 mkdir -p "$(dirname "$out")"
 stage=$(mktemp -d "$out.XXXXXX")
@@ -30,9 +42,9 @@ top=$stage/ssdkd-offline
 mkdir -p "$top/wheels"
 
 git ls-files -z | tar --null --files-from=- --create | tar --extract --directory "$top"
-cp launch/offline/install.sh "$top/install.sh"
+cp launch/offline/install.sh launch/offline/env.sh "$top"
 # The commit that `ssdkd --version` and every report name: git's own folder stays here.
-git rev-parse --short=12 HEAD >"$top/COMMIT"
+echo "$commit" >"$top/COMMIT"
 # cargo prints the settings that make it use the vendored crates; their folder is relative to the file's parent.
 (cd "$top" && cargo vendor --locked vendor 2>"$stage/log") >"$stage/sources.toml" ||
     { cat "$stage/log" >&2; exit 1; }
@@ -42,7 +54,7 @@ echo "$with_gpu $flavour" >"$top/wheels/flavour"
 if [ $with_libclang = yes ]; then pip_wheels download --no-deps --dest "$top/wheels" libclang; fi
 if [ $with_rust = yes ]; then
     mkdir "$top/rust"
-    tar --create --directory "$(rustc --print sysroot)" --exclude=share/doc bin lib libexec | tar --extract --directory "$top/rust"
+    tar --create --directory "$rust" --exclude=share/doc bin lib libexec | tar --extract --directory "$top/rust"
 fi
 (cd "$top" && find . -type f ! -name SHA256SUMS -print0 | sort -z | xargs -0 sha256sum >SHA256SUMS)
 tar --create --gzip --file "$out.part" --directory "$stage" ssdkd-offline

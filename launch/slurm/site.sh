@@ -8,7 +8,7 @@
 # export SBATCH_ACCOUNT=project
 # export SBATCH_QOS=normal
 # export SBATCH_TIMELIMIT=04:00:00
-# With --set device=cuda: one rank only (sbatch --nodes=1 --ntasks=1), since ranks cannot exchange tensors of GPUs yet.
+# Ranks compute on GPUs where they see any: as many GPUs as ranks on a node.
 # export SBATCH_GPUS_PER_NODE=1
 # How long before the time limit the run is told to save and stop: longer than a step and a checkpoint (docs/slurm.md). Slurm may
 # send it up to a minute early. With mpirun the batch script must get it (B:), with srun the ranks.

@@ -22,7 +22,7 @@ pub struct Manifest {
     pub format: u32,
     /// ssdkd that wrote it.
     pub version: String,
-    /// Device, instruction set and threads it was computed with.
+    /// Device, instruction set, threads and libtorch it was computed with: each kind that its ranks had.
     pub machine: String,
     /// Where in the run it was taken.
     pub position: Position,

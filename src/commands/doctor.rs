@@ -9,7 +9,7 @@ use crate::device::{self, Device};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::nn::shim;
-use crate::parallel::{MpiComm, check_sum, comm::conformance, comm::nccl, cuda_flavour, driver, driver_verdict, host_name};
+use crate::parallel::{MpiComm, check_sum, comm::conformance, comm::nccl, host_name};
 use std::process::Command;
 
 /// Prints one line a subject.
@@ -51,7 +51,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         Ok((sent, ring)) => line("sums", &format!("every bit as defined; {sent} bytes sent a rank, a ring all-reduce sends {ring}")),
         Err(error) => line("sums", &error.to_string()),
     }
-    line("driver", &driver_verdict(driver().as_deref(), cuda_flavour()));
+    line("driver", &device::driver_verdict(device::driver().as_deref(), device::cuda_flavour()));
     line("CUDA", &cuda());
     line("NCCL", &nccl());
     match &taken {

@@ -14,10 +14,10 @@ use crate::models::Shape;
 use crate::parallel::{World, set_threads};
 use crate::replay::{Augmentation, RealData};
 use crate::report;
-use crate::run_folder::{Inputs, RunFolder, State, Status};
+use crate::run_folder::{RunFolder, State, Status, found};
 use crate::teacher::Teacher;
 use crate::train::{End, Keeper, Outlet, Run, announce, fail, same_run, train as run_all};
-use std::path::Path;
+use std::path::PathBuf;
 
 /// Trains a student.
 pub fn train(args: &RunArgs, timings: Timings) -> Result<Outcome> {
@@ -71,13 +71,17 @@ fn start(
     config.parallel.logical_ranks.get_or_insert(known.unwrap_or(launch.ranks()));
     let device = launch.take_device(config.device, config.parallel.share_gpu, timeout_s)?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
-    let found = |config: &Config| launch.from_leader(|| Ok(Inputs::of(config).found(&args.run_dir)));
+    let old_run = (!args.fresh).then_some(&*args.run_dir);
+    let found = |role, key, named: &Option<PathBuf>| launch.from_leader(|| Ok(found(old_run, role, key, named.clone())));
     // The teacher's file first: it may say what the images are.
-    config.teacher.weights = found(&config)?.teacher;
+    config.teacher.weights = found("teacher", "teacher.weights", &config.teacher.weights)?;
     let (method, real) = launch.agree(data::complete(&mut config).and_then(|()| method(&mut config)))?;
-    found(&config)?.put_into(&mut config, job);
-    let hashes = || Ok([files::hash(method.teacher_weights(&config)?)?, files::hash(config.student.backbone.as_deref())?]);
-    let [teacher_hash, backbone_hash] = launch.agree(hashes())?;
+    config.student.backbone = found("backbone", job.backbone_key(), &config.student.backbone)?;
+    if job == Job::Teach {
+        config.teach.backbone.clone_from(&config.student.backbone);
+    }
+    let teacher_hash = launch.agree(method.teacher_weights(&config).and_then(|file| files::hash_named("teacher.weights", file)))?;
+    let backbone_hash = launch.agree(files::hash_named(job.backbone_key(), config.student.backbone.as_deref()))?;
     let plan = launch.agree(Plan::new(&config, job, launch.ranks(), &teacher_hash, &backbone_hash))?;
     let world = launch.into_world(plan.layout, config.parallel.reduce, device);
     let teacher = world.agree(teacher(&config, method, &world))?;
@@ -88,9 +92,9 @@ fn start(
     drop(watchdog);
     let _watchdog = world.agree(world.watch(folder.path(), timeout_s))?;
     // What the folder holds is read by one rank: a shared disk may show it to the others at another moment.
-    let status = world.from_leader(|| known_status(folder.path()))?;
+    let status = world.from_leader(|| Status::known(folder.path()))?;
     if let Some(status) = status.as_ref().filter(|status| !status.identity.is_empty()) {
-        same_run(&status.identity, &run.plan.identity)?;
+        same_run(&status.identity, &run.plan, &run.config)?;
     }
     if status.as_ref().is_some_and(|s| s.state == State::Finished) {
         if world.leads() {
@@ -101,7 +105,7 @@ fn start(
     let status = Status { state: State::Running, cause: None, identity: run.plan.identity.clone(), ..status.unwrap_or_default() };
     run.moved_before = status.moved;
     timings.resume(status.seconds);
-    let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone()))?;
+    let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone(), &world))?;
     let resumed = keeper.resume(&mut run, &world)?;
     let outcome = to_the_end(&mut run, &world, &mut keeper, &folder, timings, resumed, args.until_round);
     let end = outcome.or_else(|error| fail(error, &world, &mut keeper, &folder))?;
@@ -139,10 +143,6 @@ fn to_the_end(
         Ok(end)
     };
     compute().map_err(Error::after_start)
-}
-
-fn known_status(folder: &Path) -> Result<Option<Status>> {
-    if folder.join("state.json").exists() { Status::read(folder).map(Some) } else { Ok(None) }
 }
 
 fn teacher(config: &Config, method: Method, world: &World) -> Result<Option<Teacher>> {

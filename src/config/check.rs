@@ -49,6 +49,14 @@ impl Job {
         }
     }
 
+    /// Key of the weights that the network in training starts from.
+    pub fn backbone_key(self) -> &'static str {
+        match self {
+            Self::Train => "student.backbone",
+            Self::Teach => "teach.backbone",
+        }
+    }
+
     /// Key of its name.
     fn trained_key(self) -> &'static str {
         match self {
@@ -80,6 +88,9 @@ impl DatasetName {
     }
 }
 
+/// Characters of the longest tag: one that fits a column and every tracker.
+const LONGEST_TAG: usize = 64;
+
 /// Checks everything that needs no data, teacher or launch.
 ///
 /// # Errors
@@ -90,6 +101,12 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     if !ModelName::BUILT_IN.contains(&job.trained(c)) {
         let (key, name, legal) = (job.trained_key(), job.trained(c).name(), ModelName::BUILT_IN.map(ModelName::name).join(", "));
         found.add(key, format!("{name} networks teach, but are not trained here: use one of {legal}"));
+    }
+    for tag in &c.tags {
+        let length = tag.chars().count();
+        if tag.trim().is_empty() || length > LONGEST_TAG {
+            found.add("tags", format!("\"{tag}\" has {length} characters: use 1 to {LONGEST_TAG} a tag, as in tags=[\"a\", \"b\"]"));
+        }
     }
     found.positive("student.lr", c.student.lr);
     match job {

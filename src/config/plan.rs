@@ -114,14 +114,14 @@ fn warnings(config: &Config, job: Job, logical: usize, images_per_round: usize) 
 /// Keys that say where files lie; what is in them counts.
 const PLACES: [&str; 4] = ["data.dir", "teacher.weights", "student.backbone", "teach.backbone"];
 
-/// Keys that may differ at a resume: what the run is found by, where things lie, how the launch is cut and adds up, what is saved.
+/// Keys that may differ at a resume: what the run is found by, where things lie, how and on what the launch computes, what is saved.
 pub fn is_free(key: &str) -> bool {
     let free_section = ["parallel.", "checkpoint."].iter().any(|section| key.starts_with(section));
-    key == "tags" || PLACES.contains(&key) || (free_section && key != "parallel.logical_ranks")
+    ["tags", "device"].contains(&key) || PLACES.contains(&key) || (free_section && key != "parallel.logical_ranks")
 }
 
 /// Keys that change what is shown, when a run gives up, and how fast it is.
-const SILENT: [&str; 4] = ["train.picture_every_rounds", "train.max_nonfinite_steps", "eval.batch_size", "device"];
+const SILENT: [&str; 3] = ["train.picture_every_rounds", "train.max_nonfinite_steps", "eval.batch_size"];
 
 /// Every key with its value, as text.
 pub fn values(config: &Config) -> BTreeMap<String, String> {
@@ -193,6 +193,7 @@ mod tests {
 
     const FREE: &Changes = &[
         ("tags", &|c| c.tags = vec!["new".into()]),
+        ("device", &|c| c.device = DeviceName::Cpu),
         ("data.dir", &|c| c.data.dir = Some("/elsewhere".into())),
         ("teacher.weights", &|c| c.teacher.weights = Some("/elsewhere".into())),
         ("student.backbone", &|c| c.student.backbone = Some("/elsewhere".into())),
@@ -205,7 +206,6 @@ mod tests {
         ("train.picture_every_rounds", &|c| c.train.picture_every_rounds = 3),
         ("train.max_nonfinite_steps", &|c| c.train.max_nonfinite_steps = 3),
         ("eval.batch_size", &|c| c.eval.batch_size = 3),
-        ("device", &|c| c.device = DeviceName::Cpu),
     ];
     const OF_TRAIN: &Changes = &[
         ("method", &|c| c.method = MethodName::FastMeta),

@@ -23,7 +23,8 @@ pub struct Config {
     pub dataset: DatasetName,
     /// Where tensors live. `auto`: on GPUs where there are some, one rank each (docs/gpu.md).
     pub device: DeviceName,
-    /// Words to find the run by, in `report.json`, in a sweep's table and in trackers (docs/tracking.md). They change no number.
+    /// Words to find the run by, in `report.json`, in a sweep's table and in trackers (docs/tracking.md), of 1 to 64 characters each. They
+    /// change no number.
     pub tags: Vec<String>,
     /// Files of the data set.
     pub data: Data,

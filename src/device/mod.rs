@@ -1,6 +1,6 @@
 //! CUDA at run time: one binary serves machines with and without it.
 //!
-//! The binary links libtorch's CPU side only. [`load`] opens the CUDA side and says what became of it, [`driver`] asks the NVIDIA driver
+//! The binary links libtorch's CPU side only. [`load`] opens the CUDA side and says what became of it, [`mod@driver`] asks the NVIDIA driver
 //! which GPUs there are, [`binding`] gives each rank one (pure), [`stream`] holds the few libtorch calls that need a GPU. What ranks
 //! have to agree on is done in `parallel`.
 
@@ -10,7 +10,7 @@ mod load;
 pub mod stream;
 
 pub use binding::{Seat, Sight, launched_local_rank, seats};
-pub use driver::{driver_version, model};
+pub use driver::{cuda_flavour, driver, driver_verdict, driver_version, model};
 pub use load::{CudaLibrary, gpu_count, load_cuda, mapped, open, prepare};
 pub use tch::Device;
 

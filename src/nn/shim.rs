@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 pub(super) use crate::error::{check_shim as check, ssdkd_free};
+use crate::files;
 use std::ffi::{CStr, c_char};
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -165,9 +166,14 @@ pub fn torch_version() -> String {
     text_of(ssdkd_torch_version)
 }
 
-/// How libtorch says it was built: compilers, libraries and their versions, switches.
-pub fn torch_build() -> String {
-    text_of(ssdkd_torch_build)
+/// A few digits that differ between builds of libtorch, and not between machines: what it says of itself without the instruction set.
+pub fn torch_build_mark() -> String {
+    build_mark(&text_of(ssdkd_torch_build))
+}
+
+fn build_mark(said: &str) -> String {
+    let of_the_build: String = said.lines().filter(|line| !line.contains("CPU capability")).collect();
+    files::sha256(of_the_build.as_bytes())[..8].into()
 }
 
 fn text_of(ask: unsafe extern "C" fn(*mut *mut c_char) -> *mut c_char) -> String {
@@ -315,5 +321,14 @@ mod tests {
                 close(&format!("gradient of {what} at slope {slope}"), &got.grad(), &want.grad());
             }
         }
+    }
+
+    #[test]
+    fn the_mark_is_the_builds_and_not_the_machines() {
+        let said = "PyTorch built with:\n  - GCC 13.3\n  - CPU capability usage: AVX2\n  - Build settings: USE_CUDA=1\n";
+        assert_eq!(build_mark(said), build_mark(&said.replace("AVX2", "AVX512")));
+        assert_ne!(build_mark(said), build_mark(&said.replace("GCC 13.3", "GCC 11.2")));
+        let own = text_of(ssdkd_torch_build);
+        assert!(own.contains("CPU capability") && own.contains("Build settings"), "{own}");
     }
 }

@@ -1,8 +1,11 @@
-//! What a host has that a job depends on: versions, network, driver; and which host of a job is unlike the others.
+//! What a host has that a job depends on: versions, network; and which host of a job is unlike the others.
 //!
 //! What is asked of the operating system is read here, what it means is decided by functions of text.
 
-use super::world::host_name;
+use super::comm::all_gather_varied;
+use super::world::{World, host_name};
+use crate::device;
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,7 +16,7 @@ use std::net::Ipv4Addr;
 pub struct Host {
     /// Its name.
     pub name: String,
-    /// Subject and version, in one order on all hosts.
+    /// Subject and version, in one order on all hosts; none of a host whose answer cannot be read.
     pub versions: Vec<(String, String)>,
     /// What its ranks exchange messages through, as far as it can be seen.
     pub networks: BTreeSet<String>,
@@ -23,15 +26,27 @@ impl Host {
     /// This one, with the versions that only the caller knows. Networks are those in use at this moment.
     pub fn here(known: &[(&str, String)]) -> Self {
         let kernel = read("/proc/sys/kernel/osrelease").trim().to_owned();
-        let driver = driver().unwrap_or_else(|| "none".into());
+        let driver = device::driver().unwrap_or_else(|| "none".into());
         let mut versions: Vec<(String, String)> = known.iter().map(|(subject, version)| ((*subject).to_owned(), version.clone())).collect();
         versions.extend([("kernel".into(), kernel), ("NVIDIA driver".into(), driver)]);
         Self { name: host_name(), versions, networks: networks() }
     }
 }
 
+/// The hosts of a job, each as its own ranks see it. A collective.
+pub fn hosts(world: &World, here: &Host) -> Result<Vec<Host>> {
+    let mine = serde_json::to_vec(here).map_err(|e| Error::refused(e.to_string()));
+    let texts = all_gather_varied(world.comm(), &world.agree(mine)?)?;
+    Ok(merged(texts.iter().zip(world.hosts()).map(|(text, name)| answer(text, name)).collect()))
+}
+
+/// What a rank of another ssdkd says may not be understood; its host is then there without versions.
+fn answer(text: &[u8], name: &str) -> Host {
+    serde_json::from_slice(text).unwrap_or_else(|_| Host { name: name.into(), versions: Vec::new(), networks: BTreeSet::new() })
+}
+
 /// Hosts with what all their ranks see; ranks of one host that see other versions make it appear twice.
-pub fn merged(ranks: Vec<Host>) -> Vec<Host> {
+fn merged(ranks: Vec<Host>) -> Vec<Host> {
     let mut hosts: Vec<Host> = Vec::new();
     for rank in ranks {
         match hosts.iter_mut().find(|host| host.name == rank.name && host.versions == rank.versions) {
@@ -42,76 +57,34 @@ pub fn merged(ranks: Vec<Host>) -> Vec<Host> {
     hosts
 }
 
-/// A line for every host and subject whose version is not the one that most hosts have (of equally many: the first host's).
+/// A line for every host and subject whose version is not the one that most hosts have. Where no version is most hosts', a line for the
+/// subject says who has which.
 pub fn unlike(hosts: &[Host]) -> Vec<String> {
-    let mut lines = Vec::new();
-    let Some(first) = hosts.first() else { return lines };
-    for (subject, firsts) in &first.versions {
-        let version = |host: &Host| host.versions.iter().find(|(s, _)| s == subject).map_or_else(String::new, |(_, v)| v.clone());
-        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-        hosts.iter().for_each(|host| *counts.entry(version(host)).or_default() += 1);
-        let most = counts.values().max().copied().unwrap_or(0);
-        let usual = if counts[firsts] == most { firsts } else { counts.iter().find(|(_, n)| **n == most).map_or(firsts, |(v, _)| v) };
-        let odd = hosts.iter().filter(|host| version(host) != *usual);
-        lines.extend(odd.map(|host| format!("{}: {subject} is {}, {usual} on most hosts", host.name, version(host))));
+    let (readable, silent): (Vec<&Host>, Vec<&Host>) = hosts.iter().partition(|host| !host.versions.is_empty());
+    let mut lines: Vec<String> = silent.iter().map(|host| format!("{}: its answer cannot be read", host.name)).collect();
+    for (subject, _) in readable.first().map_or(&[][..], |host| &host.versions) {
+        let mut having: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for host in &readable {
+            let version = host.versions.iter().find(|(s, _)| s == subject).map_or("unknown", |(_, v)| v);
+            having.entry(version).or_default().push(&host.name);
+        }
+        match having.iter().find(|(_, names)| 2 * names.len() > readable.len()) {
+            Some((usual, _)) => {
+                let odd = having.iter().filter(|(version, _)| *version != usual);
+                let all = odd.flat_map(|(version, names)| names.iter().map(move |name| (name, version)));
+                lines.extend(all.map(|(name, version)| format!("{name}: {subject} is {version}, {usual} on most hosts")));
+            }
+            None => {
+                let all: Vec<String> = having.iter().map(|(version, names)| format!("{version} on {}", names.join(", "))).collect();
+                lines.push(format!("{subject} is {}", all.join("; ")));
+            }
+        }
     }
     lines
 }
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
-}
-
-/// Version of this host's NVIDIA driver, where there is one.
-pub fn driver() -> Option<String> {
-    driver_of(&read("/proc/driver/nvidia/version"))
-}
-
-fn driver_of(text: &str) -> Option<String> {
-    let is_version =
-        |word: &&str| word.contains('.') && word.split('.').all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_digit()));
-    text.lines().find(|line| line.starts_with("NVRM"))?.split_whitespace().find(is_version).map(str::to_owned)
-}
-
-/// CUDA's major version that the libtorch of this process was built for; none for a libtorch without CUDA. Its CPU side, too, is
-/// linked against the CUDA runtime of its flavour.
-pub fn cuda_flavour() -> Option<u32> {
-    cuda_of(&read("/proc/self/maps"))
-}
-
-fn cuda_of(maps: &str) -> Option<u32> {
-    let after = maps.split("/libcudart.so.").nth(1)?;
-    after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// Oldest major version of the driver that a major version of CUDA runs with (NVIDIA's table of CUDA compatibility).
-fn oldest_driver(cuda: u32) -> Option<u32> {
-    match cuda {
-        12 => Some(525),
-        13 => Some(580),
-        _ => None,
-    }
-}
-
-/// What a driver and a flavour of libtorch are to each other, and the way out where they do not fit.
-pub fn driver_verdict(driver: Option<&str>, cuda: Option<u32>) -> String {
-    let (Some(driver), Some(cuda)) = (driver, cuda) else {
-        return match (driver, cuda.and_then(|cuda| Some((cuda, oldest_driver(cuda)?)))) {
-            (Some(driver), _) => format!("{driver}; this libtorch has no CUDA side to need it"),
-            (None, Some((cuda, oldest))) => format!("none on this host; libtorch's CUDA {cuda} would need {oldest} or newer"),
-            (None, None) => "none on this host".into(),
-        };
-    };
-    let major = driver.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    match (major, oldest_driver(cuda)) {
-        (Some(major), Some(oldest)) if major >= oldest => format!("{driver}: serves libtorch's CUDA {cuda}, which needs {oldest} or newer"),
-        (Some(major), Some(oldest)) if oldest_driver(12).is_some_and(|twelve| cuda > 12 && major >= twelve) => format!(
-            "{driver} is too old: libtorch's CUDA {cuda} needs {oldest} or newer. Update it, or take the flavour it serves: \
-             launch/setup.sh --cuda 12.6"
-        ),
-        (Some(_), Some(oldest)) => format!("{driver} is too old: libtorch's CUDA {cuda} needs {oldest} or newer. Update it"),
-        _ => format!("{driver}; what CUDA {cuda} needs is not known here"),
-    }
 }
 
 /// Variables that choose a network for MPI, its libraries, or NCCL.
@@ -203,8 +176,10 @@ mod tests {
         assert!(unlike(&alike).is_empty() && unlike(&[]).is_empty());
         let three = [host("a", "6.8", "580.65"), host("b", "6.1", "580.65"), host("c", "6.1", "570.12")];
         assert_eq!(unlike(&three), ["a: kernel is 6.8, 6.1 on most hosts", "c: NVIDIA driver is 570.12, 580.65 on most hosts"]);
-        // As many with the one as with the other: the first host's counts.
-        assert_eq!(unlike(&[host("a", "6.8", "x"), host("b", "6.1", "x")]), ["b: kernel is 6.1, 6.8 on most hosts"]);
+        // As many with the one as with the other.
+        assert_eq!(unlike(&[host("a", "6.8", "x"), host("b", "6.1", "x")]), ["kernel is 6.1 on b; 6.8 on a"]);
+        let silent = answer(b"another ssdkd's", "d");
+        assert_eq!(unlike(&[silent, host("a", "6.8", "x")]), ["d: its answer cannot be read"]);
     }
 
     #[test]
@@ -214,46 +189,6 @@ mod tests {
         let hosts = merged(vec![host("a", "6.1", "x"), second, host("b", "6.1", "x"), host("a", "6.2", "x")]);
         assert_eq!(hosts.iter().map(|h| h.name.as_str()).collect::<Vec<_>>(), ["a", "b", "a"]);
         assert_eq!(hosts[0].networks.iter().map(String::as_str).collect::<Vec<_>>(), ["TCP on a", "pml ob1"]);
-    }
-
-    /// The two forms of the kernel module's line, proprietary and open.
-    #[test]
-    fn a_drivers_version_is_read_from_the_kernel_modules_line() {
-        let closed =
-            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.124.06  Wed Feb 26 02:26:09 UTC 2025\nGCC version:  gcc version 12.2.0\n";
-        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs-builder@U22)\n";
-        assert_eq!(
-            (driver_of(closed).as_deref(), driver_of(open).as_deref(), driver_of("")),
-            (Some("570.124.06"), Some("580.65.06"), None)
-        );
-    }
-
-    #[test]
-    fn a_flavour_is_read_from_the_runtime_that_is_loaded() {
-        assert_eq!(cuda_of("7f0 r-xp 00000000 fd:00 1  /x/nvidia/cu13/lib/libcudart.so.13\n7f1 /x/libc10.so"), Some(13));
-        assert_eq!(cuda_of("7f0 /x/cuda_runtime/lib/libcudart.so.12"), Some(12));
-        assert_eq!(cuda_of("7f1 /x/libc10.so"), None);
-    }
-
-    #[test]
-    fn a_driver_is_compared_with_the_flavour() {
-        for (driver, cuda, says) in [
-            (Some("580.65.06"), Some(13), "580.65.06: serves libtorch's CUDA 13, which needs 580 or newer"),
-            (
-                Some("579.99"),
-                Some(13),
-                "579.99 is too old: libtorch's CUDA 13 needs 580 or newer. Update it, or take the flavour it serves: launch/setup.sh --cuda 12.6",
-            ),
-            (Some("470.10"), Some(13), "470.10 is too old: libtorch's CUDA 13 needs 580 or newer. Update it"),
-            (Some("560.28.03"), Some(12), "560.28.03: serves libtorch's CUDA 12, which needs 525 or newer"),
-            (Some("470.10"), Some(12), "470.10 is too old: libtorch's CUDA 12 needs 525 or newer. Update it"),
-            (Some("600.1"), Some(14), "600.1; what CUDA 14 needs is not known here"),
-            (Some("600.1"), None, "600.1; this libtorch has no CUDA side to need it"),
-            (None, Some(13), "none on this host; libtorch's CUDA 13 would need 580 or newer"),
-            (None, None, "none on this host"),
-        ] {
-            assert_eq!(driver_verdict(driver, cuda), says);
-        }
     }
 
     #[test]

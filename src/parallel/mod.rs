@@ -14,7 +14,7 @@ mod world;
 pub(crate) mod test_ranks;
 
 pub use comm::{BUCKET, Communicator, MpiComm, end_job};
-pub use host::{Host, cuda_flavour, driver, driver_verdict, merged, unlike};
+pub use host::{Host, hosts, unlike};
 pub use meter::Meter;
 pub use pairs::{PairSpeed, pair_speeds, slow};
 pub use reduce::{TreeSum, check_sum};

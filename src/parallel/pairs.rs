@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::layout::Rank;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A pair's speed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,18 +48,18 @@ fn pairs(hosts: &[String]) -> Vec<[usize; 2]> {
     pairs
 }
 
-/// Measures pairs of the ranks of the job; every swap is checked. A collective.
+/// Measures pairs of the ranks of the job with tensors on a device; every swap is checked. A collective.
 ///
 /// # Errors
 /// A rank received other bytes than its partner sent.
-pub fn pair_speeds(world: &World) -> Result<Vec<PairSpeed>> {
+pub fn pair_speeds(world: &World, device: Device) -> Result<Vec<PairSpeed>> {
     let (comm, me) = (world.comm(), world.rank().0);
     let (mut mine, mut wrong) = (Vec::new(), None);
     for pair in pairs(world.hosts()) {
         let partner = pair.contains(&me).then(|| pair[usize::from(pair[0] == me)]);
         world.barrier()?;
-        let (small, small_is_right) = swap(comm, partner, 8, 100)?;
-        let (large, large_is_right) = swap(comm, partner, 4 << 20, 5)?;
+        let (small, small_is_right) = swap(comm, partner, device, 8, 100)?;
+        let (large, large_is_right) = swap(comm, partner, device, 4 << 20, 5)?;
         if let (Some(partner), false) = (partner, small_is_right && large_is_right) {
             wrong.get_or_insert(partner);
         }
@@ -80,9 +80,9 @@ pub fn pair_speeds(world: &World) -> Result<Vec<PairSpeed>> {
 
 /// Median seconds of a swap of so many bytes with the partner, after one that is not counted, and whether the partner's bytes came.
 /// Ranks without a partner have nothing to wait for. A collective.
-fn swap(comm: &dyn Communicator, partner: Option<usize>, bytes: i64, times: usize) -> Result<(f64, bool)> {
-    let filled = |rank: usize| Tensor::full([bytes], (rank % 251) as i64 + 1, (Kind::Uint8, tch::Device::Cpu));
-    let (send, receive) = (filled(comm.rank().0), Tensor::zeros([bytes], (Kind::Uint8, tch::Device::Cpu)));
+fn swap(comm: &dyn Communicator, partner: Option<usize>, device: Device, bytes: i64, times: usize) -> Result<(f64, bool)> {
+    let filled = |rank: usize| Tensor::full([bytes], (rank % 251) as i64 + 1, (Kind::Uint8, device));
+    let (send, receive) = (filled(comm.rank().0), Tensor::zeros([bytes], (Kind::Uint8, device)));
     let mut seconds = Vec::with_capacity(times);
     for turn in 0..=times {
         let began = Instant::now();
@@ -118,8 +118,8 @@ mod tests {
 
     #[test]
     fn every_rank_has_the_same_speeds_of_all_pairs() {
-        assert!(on_each_rank(1, 1, |world| pair_speeds(world).unwrap())[0].is_empty());
-        let all = on_each_rank(3, 3, |world| pair_speeds(world).unwrap());
+        assert!(on_each_rank(1, 1, |world| pair_speeds(world, Device::Cpu).unwrap())[0].is_empty());
+        let all = on_each_rank(3, 3, |world| pair_speeds(world, Device::Cpu).unwrap());
         assert!(all[1] == all[0] && all[2] == all[0]);
         assert_eq!(all[0].iter().map(|pair| pair.ranks).collect::<Vec<_>>(), [[0, 1], [0, 2], [1, 2]]);
         assert!(all[0].iter().all(|pair| pair.latency_us > 0.0 && pair.gigabytes_per_s > 0.0 && pair.is_local()));

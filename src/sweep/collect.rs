@@ -70,7 +70,7 @@ fn row(folder: &SweepFolder, trial: &Trial, standing: &Standing) -> Result<Vec<(
         values("report", &report, &mut row);
         // The one list that is worth a column.
         let tags: Vec<&str> = report["tags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        row.extend((!tags.is_empty()).then(|| ("report.tags".to_owned(), text(tags.join(" ")))));
+        row.extend((!tags.is_empty()).then(|| ("report.tags".to_owned(), text(tags.join(",")))));
     }
     Ok(row)
 }

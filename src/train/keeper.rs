@@ -1,9 +1,9 @@
 //! Looks after a run between steps: checkpoints when they are due, and a stop when a signal has come.
 
-use super::machine::machine;
+use super::machine::{change, machines};
 use super::state::Run;
 use crate::checkpoint::{Checkpoints, Manifest, Position};
-use crate::config::{self, Config, OnFailure, StopSignal};
+use crate::config::{self, Config, Job, OnFailure, Plan, StopSignal};
 use crate::error::{Error, Finding, Result};
 use crate::files;
 use crate::layout::LogicalRank;
@@ -35,6 +35,7 @@ pub struct Keeper {
     folder: PathBuf,
     status: Status,
     timings: Timings,
+    machines: String,
     stop: Arc<AtomicBool>,
     steps_since: u64,
     saved: Instant,
@@ -46,8 +47,9 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// For a run folder. The signal handlers set a flag and nothing else.
-    pub fn new(folder: &Path, rule: &config::Checkpoint, status: Status, timings: Timings) -> Result<Self> {
+    /// For a run folder. The signal handlers set a flag and nothing else. A collective.
+    pub fn new(folder: &Path, rule: &config::Checkpoint, status: Status, timings: Timings, world: &World) -> Result<Self> {
+        let machines = machines(world)?;
         let stop = Arc::new(AtomicBool::new(false));
         for signal in &rule.signals {
             let number = match signal {
@@ -64,6 +66,7 @@ impl Keeper {
             folder: folder.into(),
             status,
             timings,
+            machines,
             stop,
             steps_since: 0,
             saved: Instant::now(),
@@ -133,7 +136,7 @@ impl Keeper {
             return Ok(0);
         }
         let logical = world.layout().logical_ranks();
-        let manifest = Manifest::new(position, logical, run.plan.identity.clone(), version(), machine(world));
+        let manifest = Manifest::new(position, logical, run.plan.identity.clone(), version(), self.machines.clone());
         let bytes = self.checkpoints.save(world, run.contents(world), manifest)?;
         self.on_disk = Some(position);
         Ok(bytes)
@@ -176,15 +179,12 @@ impl Keeper {
             // Seconds are written with a checkpoint and never without one.
             return if self.status.seconds.total == 0.0 { Ok(false) } else { Err(checkpoints_gone(&self.folder, steps)) };
         };
-        same_run(&loaded.manifest.identity, &run.plan.identity)?;
+        same_run(&loaded.manifest.identity, &run.plan, &run.config)?;
         world.agree(run.restore(&loaded))?;
         self.on_disk = Some(loaded.manifest.position);
-        let (was, is) = (loaded.manifest.machine, machine(world));
-        let (was, is) = (format!("{was}, ssdkd {}", loaded.manifest.version), format!("{is}, ssdkd {}", version()));
-        if was != is && world.leads() {
-            tracing::warn!(
-                "this run was computed on [{was}], it goes on on [{is}]: its last bits may differ from those of an undisturbed run"
-            );
+        let (was, is) = ([&*loaded.manifest.machine, &*loaded.manifest.version], [&*self.machines, &*version()]);
+        if let Some(text) = change(was, is).filter(|_| world.leads()) {
+            tracing::warn!("{text}");
         }
         Ok(true)
     }
@@ -199,21 +199,62 @@ fn checkpoints_gone(folder: &Path, steps: u64) -> Error {
 /// Whether a folder's run has the values of this one.
 ///
 /// # Errors
-/// Every key that differs. All ranks have the same values, and so the same error.
-pub fn same_run(then: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Result<()> {
+/// Every key that differs, with the place that was looked at. All ranks have the same values, and so the same error.
+pub fn same_run(then: &BTreeMap<String, String>, plan: &Plan, config: &Config) -> Result<()> {
+    let now = &plan.identity;
     let keys: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
     let defaults = config::values(&Config::default());
     let shown = |value: Option<&String>| value.map_or("nothing".to_owned(), String::clone);
     let findings: Vec<_> = keys
         .into_iter()
-        // The contents of a place that the run did not look at.
-        .filter(|key| then.contains_key(*key) || !config::is_free(key))
+        // Of a free key, contents count, where both looked at them.
+        .filter(|key| !config::is_free(key) || (then.contains_key(*key) && now.contains_key(*key)))
         // A key that is newer than the run: it had what is the default now.
         .filter(|key| then.get(*key).or_else(|| defaults.get(*key)) != now.get(*key))
         .map(|key| {
             let (was, is) = (shown(then.get(key)), shown(now.get(key)));
-            Finding::new(key.as_str(), format!("was {was} when this run began, is {is} now: it would be another run"))
+            let (place, way_out) = place(key, plan.job, config);
+            Finding::new(key.as_str(), format!("was {was} when this run began, is {is} now{place}: it would be another run{way_out}"))
         })
         .collect();
     if findings.is_empty() { Ok(()) } else { Err(Error::AnotherRun(findings)) }
+}
+
+/// What a key that counts by contents was read from, and how to name another place.
+fn place(key: &str, job: Job, config: &Config) -> (String, String) {
+    let (path, option) = match key {
+        "data.dir" => (&config.data.dir, "--data-dir DIR".to_owned()),
+        "teacher.weights" => (&config.teacher.weights, "--set teacher.weights=FILE".to_owned()),
+        "student.backbone" => (&config.student.backbone, format!("--set {}=FILE", job.backbone_key())),
+        _ => return Default::default(),
+    };
+    let place = path.as_ref().map_or(String::new(), |path| format!(" in {}", path.display()));
+    (place, format!(" ({option} names the run's own)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_that_differ_are_named_with_their_place() {
+        let mut config = Config::default();
+        (config.teacher.weights, config.data.dir) = (Some("/d/t.pth".into()), Some("/data".into()));
+        let plan = |teacher, data: &str| {
+            let mut plan = Plan::new(&config, Job::Train, 1, teacher, "").unwrap();
+            plan.identity.insert("data.dir".into(), data.into());
+            plan
+        };
+        let text = same_run(&plan("a", "x").identity, &plan("b", "y"), &config).unwrap_err().to_string();
+        for part in [
+            "data.dir: was x when this run began, is y now in /data: it would be another run (--data-dir DIR names the run's own)",
+            "teacher.weights: was sha256:a when this run began, is sha256:b now in /d/t.pth: it would be another run (--set teacher.weights=FILE",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        // Runs of before, whose identity held the device.
+        let mut then = plan("a", "x").identity;
+        then.insert("device".into(), "\"cuda\"".into());
+        same_run(&then, &plan("a", "x"), &config).unwrap();
+    }
 }

@@ -137,7 +137,7 @@ mod tests {
             }
         });
         run.insert(born).unwrap();
-        (run, Keeper::new(folder, &rule, Status::new(), Timings::new().0).unwrap())
+        (run, Keeper::new(folder, &rule, Status::new(), Timings::new().0, world).unwrap())
     }
 
     /// Two images, so that a run has a test split.

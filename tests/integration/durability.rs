@@ -130,7 +130,7 @@ fn a_rank_that_dies_costs_only_the_steps_since_the_last_checkpoint() {
 }
 
 /// A folder that was copied to another machine holds what it needs but the data: the teacher's file is found in it, by its own
-/// configuration and by the first command. Other data are refused.
+/// configuration and by the first command, whatever has become of the original. Other data are refused.
 #[test]
 fn a_run_that_was_moved_ends_undisturbed() {
     if !has_mpirun() {
@@ -147,20 +147,33 @@ fn a_run_that_was_moved_ends_undisturbed() {
     let (here, there, data, others) = (place("here"), place("there"), images("data", 100), images("others", 99));
     let first = with(&arguments(&reference().data, &here, &[]), &[&format!("teacher.weights={}", text(&place("teacher.safetensors")))]);
     launch(1, &[&first[..], &["--until-round".into(), "2".into()]].concat(), None).expect(0);
+    // In place: another name of the same file would change with it.
+    std::fs::write(place("teacher.safetensors"), "another").unwrap();
+    let own = |run: &Path, data: &Path, until: &str| {
+        let (config, run, data) = (text(&run.join("config.toml")), text(run), text(data));
+        ["train", "--config", &config, "--run-dir", &run, "--data-dir", &data, "--until-round", until].map(str::to_owned)
+    };
+    launch(1, &own(&here, &data, "2"), None).expect(0).says(&["resumed at step"]);
     assert!(Command::new("cp").arg("-r").args([&here, &there]).status().unwrap().success());
     std::fs::remove_file(place("teacher.safetensors")).unwrap();
     std::fs::remove_dir_all(&here).unwrap();
 
-    let own = |data: &Path| {
-        ["train", "--config", &text(&there.join("config.toml")), "--run-dir", &text(&there), "--data-dir", &text(data)].map(str::to_owned)
-    };
-    launch(1, &own(&others), None).expect(2).says(&["data.dir: was sha256:", "it would be another run"]);
-    launch(1, &[&own(&data)[..], &["--until-round".into(), "3".into()]].concat(), None).expect(0).says(&["resumed at step"]);
+    launch(1, &own(&there, &others, "3"), None).expect(2).says(&[
+        "data.dir: was sha256:",
+        &text(&others),
+        "it would be another run (--data-dir DIR ",
+    ]);
+    launch(1, &own(&there, &data, "3"), None).expect(0).says(&["resumed at step"]);
     let config = std::fs::read_to_string(there.join("config.toml")).unwrap();
     assert!(config.contains("weights = \"inputs/teacher-") && !config.contains(&text(&here)), "{config}");
+    let bare = copy(&there, &place("bare"));
+    std::fs::remove_dir_all(bare.join("inputs")).unwrap();
+    launch(1, &own(&bare, &data, "3"), None).expect(2).says(&["no such file", "teacher.weights names it: name another with --set"]);
     let (from, to) = (text(&here), text(&there));
     let last = launch(1, &replaced(&first, &from, &to), None);
-    assert!(last.stderr.contains("resumed at step"), "{}", last.stderr);
+    for part in ["resumed at step", "teacher.safetensors: no such file: the run goes on with its own copy"] {
+        assert!(last.stderr.contains(part), "{}", last.stderr);
+    }
     ends_undisturbed(&there, last);
 }
 
@@ -577,7 +590,7 @@ fn a_folder_is_never_written_over() {
     // What may differ does, M comes from the checkpoint when it is left out, and --fresh starts over.
     let data = folder.path().join("moved");
     copy(&reference().data, &data);
-    let free = ["parallel.timeout_s=9", "parallel.reduce=native", "checkpoint.keep=3", "checkpoint.pack=rank"];
+    let free = ["device=cpu", "parallel.timeout_s=9", "parallel.reduce=native", "checkpoint.keep=3", "checkpoint.pack=rank"];
     // The demo's file names M; a copy of it without that line is what a user has who never did.
     let (shipped, config) = (root().join("configs/fashion_mnist"), folder.path().join("demo.toml"));
     let text = std::fs::read_to_string(shipped.join("demo.toml")).unwrap();
@@ -590,6 +603,11 @@ fn a_folder_is_never_written_over() {
     let other = copy(&stopped, &folder.path().join("threads"));
     let out = ssdkd(&arguments(&reference().data, &other, &["parallel.threads=2"])).expect(0);
     out.says(&["this run was computed on [CPU, ", " 1 threads, libtorch ", ", it goes on on [CPU, ", " 2 threads, libtorch ", "ssdkd "]);
+    // Another instruction set as well.
+    let other = copy(&stopped, &folder.path().join("instructions"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
+    command.args(arguments(&reference().data, &other, &[])).env("ATEN_CPU_CAPABILITY", "default");
+    run(command, DEADLINE).expect(0).says(&["this run was computed on [CPU, ", ", it goes on on [CPU, DEFAULT, 1 threads"]);
     let last = ssdkd(&moved);
     assert!(last.stderr.contains("resumed at step 1") && !last.stderr.contains("was computed on"), "{}", last.stderr);
     ends_undisturbed(&stopped, last);

@@ -240,7 +240,12 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             "generator.stages: 6 up-samplings: 32 pixels cannot be halved at each of them",
             "at most 5 are possible",
         ),
-        sets("no such teacher file", &["teacher.weights=/nowhere/t.pth"], "/nowhere/t.pth: no such file", "no such file"),
+        sets(
+            "no such teacher file",
+            &["teacher.weights=/nowhere/t.pth"],
+            "/nowhere/t.pth: no such file",
+            "name another with --set teacher.weights=FILE",
+        ),
         sets("teacher of another architecture", &["teacher.model=wrn40_2"], "teacher.safetensors: tensor `block1.layer.2.…missing", KIND),
         sets("teacher with a tensor too few", &[&weights_of("short.safetensors")], "short.safetensors: tensor `fc.bias`: missing", KIND),
         sets(

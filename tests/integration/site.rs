@@ -1,6 +1,7 @@
 //! What a site needs: `ssdkd doctor --comm`, and the scripts of launch/offline.
 
 use crate::launch::{has_mpirun, mpirun, root, run, ssdkd, ssdkd_on};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,11 +26,14 @@ fn pairs_networks_and_versions_are_shown() {
             assert!(latency > 0.0 && latency < 1e6 && bandwidth > 0.001 && bandwidth < 1000.0, "{out}");
         }
         let hosts = lines(&out, "host").into_iter().find(|line| line.contains(" · ")).unwrap_or_default();
-        for part in ["ssdkd 0.", "MPI ", "libtorch 2.11.0", "kernels ", "kernel ", "NVIDIA driver "] {
+        for part in ["cores ", "ssdkd 0.", "MPI ", "libtorch 2.11.0 (", "kernels ", "kernel ", "NVIDIA driver ", "NCCL "] {
             assert!(hosts.contains(part), "{part} is not in {out}");
         }
         assert_eq!((lines(&out, "network").len(), lines(&out, "differs").len()), (1, 1), "{out}");
-        assert!(out.contains("differs   one host: nothing to compare") && out.contains("NCCL      no pairs"), "{out}");
+        assert!(
+            out.contains("differs   one host: nothing to compare") && out.contains("NCCL      no pairs: ranks are on the CPU"),
+            "{out}"
+        );
         assert!(
             lines(&out, "driver").len() == 1 && out.contains(&format!("{ranks} (MPI): every operation gives the right answer")),
             "{out}"
@@ -61,7 +65,9 @@ fn no_rank_waits_for_one_that_died() {
 fn a_damaged_tarball_is_not_installed() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    std::fs::copy(root().join("launch/offline/install.sh"), at("install.sh")).unwrap();
+    for name in ["install.sh", "env.sh"] {
+        std::fs::copy(root().join("launch/offline").join(name), at(name)).unwrap();
+    }
     std::fs::write(at("Cargo.toml"), "[package]\nname = \"small\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[lib]\npath = \"lib.rs\"\n")
         .unwrap();
     std::fs::write(at("Cargo.lock"), "version = 4\n\n[[package]]\nname = \"small\"\nversion = \"0.1.0\"\n").unwrap();
@@ -78,4 +84,52 @@ fn a_damaged_tarball_is_not_installed() {
     std::fs::write(at("lib.rs"), "//").unwrap();
     let out = install().expect(1);
     assert!(out.stdout.contains("./lib.rs: FAILED") && out.stderr.contains("files are damaged or missing"), "{out:?}");
+}
+
+/// What `pack.sh` cannot pack it says before it packs anything.
+#[test]
+fn a_tarball_is_packed_only_as_it_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.tar.gz").display().to_string();
+    // A distribution's Rust: its compiler names the system's own folder.
+    std::fs::create_dir(folder.path().join("bin")).unwrap();
+    let rustc = folder.path().join("bin/rustc");
+    std::fs::write(&rustc, "#!/bin/sh\necho /usr\n").unwrap();
+    std::fs::set_permissions(&rustc, PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().join("bin").display(), std::env::var("PATH").unwrap());
+    let pack = |arguments: &[&str]| {
+        let mut command = Command::new(root().join("launch/offline/pack.sh"));
+        command.args(arguments).env("PATH", &path).env("CARGO_HOME", folder.path());
+        run(command, Duration::from_secs(60))
+    };
+    for arguments in [&[][..], &["--gpu"], &[&file, "--nothing"]] {
+        let lines = pack(arguments).expect(2).stderr;
+        assert!(lines.lines().count() == 6 && lines.contains("pack.sh FILE.tar.gz [--gpu]"), "{arguments:?}: {lines}");
+    }
+    assert!(pack(&[&file, "--rust"]).expect(1).stderr.contains("this Rust is the distribution's"));
+    assert!(pack(&[&file, "--cuda", "11"]).expect(1).stderr.contains("no flavour for CUDA 11"));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["bin"]);
+}
+
+/// A folder of wheels, as seen from where the user stands, that has none: the libtorch that is there stays.
+#[test]
+fn a_libtorch_that_cannot_be_replaced_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let copied = Command::new("cp").arg("-r").arg(root().join("launch")).arg(root().join("Cargo.toml")).arg(folder.path()).status();
+    assert!(copied.unwrap().success());
+    std::fs::create_dir(at(".libtorch")).unwrap();
+    std::fs::write(at(".libtorch/mine"), "").unwrap();
+    std::fs::create_dir(at("wheels")).unwrap();
+    let mut command = Command::new(at("launch/setup.sh"));
+    command
+        .arg("--cpu")
+        .current_dir(at("launch"))
+        .env("SSDKD_WHEELS", "../wheels")
+        .env_remove("LIBTORCH")
+        .env_remove("LIBTORCH_USE_PYTORCH");
+    let out = run(command, Duration::from_secs(60)).expect(1);
+    assert!(out.stderr.contains("pip could not install libtorch from SSDKD_WHEELS=") && out.stderr.contains("launch/../wheels"), "{out:?}");
+    assert!(!out.stdout.contains("to download") && at(".libtorch/mine").exists(), "{out:?}");
 }

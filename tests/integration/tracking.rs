@@ -130,5 +130,9 @@ fn a_run_keeps_its_id_and_has_its_tags() {
     assert_eq!((&starts[0]["tags"], &starts[1]["tags"]), (&"first".into(), &"baseline, two words".into()));
     start(&["--until-round", "1", "--fresh"]);
     assert_ne!(id(), first);
-    ssdkd(&["config", "check", "--config", "configs/fashion_mnist/demo.toml", "--set", "tags=word"]).expect(2).says(&["tags: "]);
+    let refused = |tags: &str| ssdkd(&["config", "check", "--config", "configs/fashion_mnist/demo.toml", "--set", tags]).expect(2);
+    refused("tags=word").says(&["tags: "]);
+    for tag in [" ", &"x".repeat(65)] {
+        refused(&format!("tags=[\"{tag}\"]")).says(&["tags: \"", "use 1 to 64 a tag, as in tags=[\"a\", \"b\"]"]);
+    }
 }

@@ -8,7 +8,7 @@
 //! come. After an error the communicator is aborted and this rank reports it, which ends the job.
 
 use super::Communicator;
-use crate::device::stream;
+use crate::device::{self, stream};
 use crate::error::{Error, Result};
 use crate::layout::Rank;
 use cudarc::nccl::{result, sys};
@@ -46,7 +46,9 @@ impl Found {
                 Some("only libnccl.so.2 is on the search path: link libnccl.so to it beside libtorch (launch/setup.sh does)".into())
             }
             Self::Missing => Some("not here: with a GPU, launch/setup.sh installs it".into()),
-            Self::Unfit(why) => Some(format!("{why}: torch 2.11.0 goes with nvidia-nccl-cu13 2.28.9")),
+            Self::Unfit(why) => {
+                Some(format!("{why}: 2.28 or newer is needed, the package nvidia-nccl-cu{}", device::cuda_flavour().unwrap_or(13)))
+            }
         }
     }
 }
@@ -60,7 +62,7 @@ pub fn version_text(version: i32) -> String {
 pub fn found() -> Found {
     // SAFETY: opens a library whose initialisers have no preconditions.
     if !unsafe { sys::is_culib_present() } {
-        return if crate::device::open("libnccl.so.2").is_ok() { Found::Misnamed } else { Found::Missing };
+        return if device::open("libnccl.so.2").is_ok() { Found::Misnamed } else { Found::Missing };
     }
     // A symbol that the loaded version lacks would panic at its first use.
     const NEEDED: [&[u8]; 14] = [
