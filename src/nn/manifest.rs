@@ -3,7 +3,6 @@
 use super::pickle;
 use crate::error::{Error, Result};
 use serde::Deserialize;
-use std::collections::HashMap;
 use std::path::Path;
 
 /// The file in the archive.
@@ -88,7 +87,7 @@ impl Manifest {
     }
 
     /// The same under the names that a safetensors file has them under.
-    pub fn says(&self) -> HashMap<String, String> {
+    pub fn says(&self) -> Vec<(String, String)> {
         let words = |values: &[f32]| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let [channels, height, width] = self.input;
         let numbers = [("classes", self.classes), ("channels", channels), ("height", height), ("width", width)];

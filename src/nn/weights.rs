@@ -121,7 +121,7 @@ pub fn bytes_of(tensor: &Tensor) -> Vec<u8> {
 pub fn says(path: &Path) -> Result<HashMap<String, String>> {
     let bytes = files::read(path)?;
     if Manifest::is_asked_of(&bytes) {
-        return Ok(Manifest::of(&bytes, path)?.map_or_else(HashMap::new, |manifest| manifest.says()));
+        return Ok(Manifest::of(&bytes, path)?.map_or_else(Vec::new, |manifest| manifest.says()).into_iter().collect());
     }
     Ok(from_bytes(&bytes, path)?.metadata)
 }
