@@ -270,7 +270,7 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             "teacher without batch-norm",
             &["teacher.model=vgg11", &weights_of("plain.safetensors")],
             "plain.safetensors: no batch-norm layers; vgg11 has 8",
-            "a teacher needs batch-norm, whose statistics the method inverts",
+            "is this file of another architecture, or was batch-norm folded into its convolutions? `ssdkd inspect FILE` lists what it holds",
         ),
         sets(
             "teacher with NaN",
@@ -522,7 +522,7 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 69] = [
+const RANGES: [(&str, &str, &str); 70] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
@@ -583,6 +583,7 @@ const RANGES: [(&str, &str, &str); 69] = [
     ("data.size", "-4", "-4 is below 0"),
     ("data.size", "4097", "4097 is more than 4096"),
     ("data.resize", "-1", "-1 is below 0"),
+    ("data.resize", "4097", "4097 is more than 4096"),
     ("data.mean", "[0.5]", "1 values beside the 0 of data.std"),
     ("data.mean", "[2.0]", "2 is not between 0 and 1"),
     ("data.std", "[0.0]", "0 is not a positive number"),
