@@ -133,7 +133,12 @@ impl TorchScript {
     fn gradient_trial(&self, image: [i64; 3], device: Device) -> Result<(), String> {
         let images = trial_images(TRIAL_ROWS[0], image, device).set_requires_grad(true);
         let logits = self.see(&images, false).map_err(|e| e.to_string())?.output.logits;
-        Tensor::f_run_backward(&[logits.sum(Kind::Float)], &[images], false, false).map_err(|e| reason(&e)).map(drop)
+        // libtorch's engine takes a graph's existence for granted.
+        if !logits.requires_grad() {
+            return Err("they have none at all".into());
+        }
+        let gradients = Tensor::f_run_backward(&[logits.sum(Kind::Float)], &[images], false, false).map_err(|e| reason(&e))?;
+        if gradients.iter().all(Tensor::defined) { Ok(()) } else { Err("they have one, but not to the images".into()) }
     }
 
     /// One pass; with `observe` all batch-norms are seen with the embedding of every image, whatever the program says itself.
