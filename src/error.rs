@@ -258,9 +258,18 @@ impl Error {
 
     /// Message and hint as printed for a person.
     pub fn render(&self) -> String {
+        self.with_way_out(format!("error: {self}"))
+    }
+
+    /// The same of an error that one rank alone knows of.
+    pub fn render_of(&self, rank: usize, host: &str) -> String {
+        self.with_way_out(format!("error: rank {rank} on {host}: {self}"))
+    }
+
+    fn with_way_out(&self, line: String) -> String {
         match self.hint() {
-            Some(hint) => format!("error: {self}\nhint: {hint}"),
-            None => format!("error: {self}"),
+            Some(hint) => format!("{line}\nhint: {hint}"),
+            None => line,
         }
     }
 }

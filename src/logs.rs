@@ -49,8 +49,7 @@ pub fn start(trace: Option<&Path>) -> Timings {
     std::panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
         if let Some(error) = payload.downcast_ref::<Error>() {
-            let hint = error.hint().map_or_else(String::new, |hint| format!("\nhint: {hint}"));
-            let _ = writeln!(io::stderr(), "error: rank {rank} on {}: {error}{hint}", host_name());
+            let _ = writeln!(io::stderr(), "{}", error.render_of(rank, &host_name()));
             end_job(error.exit_code())
         }
         let cause = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());

@@ -26,7 +26,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
 fn own_dataset(file: &Path) -> Result<DatasetName> {
     let metadata = weights::says(file)?;
     let Some(text) = metadata.get("dataset") else {
-        if Facts::of_file(file)?.is_some() {
+        if Facts::of_metadata(|key| metadata.get(key).map(String::as_str)).is_some() {
             // The program of somebody else's module says of what size and normalisation pictures are, and needs no data set for it.
             return Ok(DatasetName::Folder);
         }

@@ -89,7 +89,7 @@ impl Facts {
     }
 
     /// From what a weights file says of itself: [`Facts::metadata`] read back. Names of classes are not in it.
-    fn of_metadata<'a>(of: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+    pub fn of_metadata<'a>(of: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
         let whole = |key| of(key)?.parse::<i64>().ok().filter(|n| (1..=MAX_CLASSES).contains(n));
         let list = |key| of(key)?.split(' ').map(|word| word.parse::<f32>().ok().filter(|v| v.is_finite())).collect::<Option<Vec<_>>>();
         let (size, channels) = ([whole("height")?, whole("width")?], whole("channels")?);

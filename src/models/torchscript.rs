@@ -77,8 +77,10 @@ impl TorchScript {
             Self { module, path: path.into(), blueprint, manifest, kind, running: Vec::new(), values_per_image: 0, gradient_fails: None };
         let image = [shape.channels, size[0], size[1]];
         script.running = script.trial(image, shape.classes, device)?;
-        let (passed, values) = count_layer_values(|| tch::no_grad(|| script.see(&trial_images(1, image, device), false)))?;
-        (script.values_per_image, script.gradient_fails) = (passed.map(|_| values)?, script.gradient_trial(image, device).err());
+        let images = trial_images(TRIAL_ROWS[0], image, device).set_requires_grad(true);
+        let (seen, values) = count_layer_values(|| script.see(&images, false))?;
+        script.values_per_image = values / TRIAL_ROWS[0] as u64;
+        script.gradient_fails = seen.map_err(|e| e.to_string()).and_then(|seen| reaches(&seen.output.logits, images)).err();
         Ok(script)
     }
 
@@ -127,18 +129,6 @@ impl TorchScript {
             return refuse(why, SCRIPT);
         }
         Ok(running)
-    }
-
-    /// A pass back to the images.
-    fn gradient_trial(&self, image: [i64; 3], device: Device) -> Result<(), String> {
-        let images = trial_images(TRIAL_ROWS[0], image, device).set_requires_grad(true);
-        let logits = self.see(&images, false).map_err(|e| e.to_string())?.output.logits;
-        // libtorch's engine takes a graph's existence for granted.
-        if !logits.requires_grad() {
-            return Err("they have none at all".into());
-        }
-        let gradients = Tensor::f_run_backward(&[logits.sum(Kind::Float)], &[images], false, false).map_err(|e| reason(&e))?;
-        if gradients.iter().all(Tensor::defined) { Ok(()) } else { Err("they have one, but not to the images".into()) }
     }
 
     /// One pass; with `observe` all batch-norms are seen with the embedding of every image, whatever the program says itself.
@@ -238,6 +228,16 @@ impl Network for TorchScript {
 /// no rank waits for word of it. Unwinds with the error, which ends the job (`logs::start`).
 fn give_up(error: Error) -> ! {
     std::panic::panic_any(error.after_start())
+}
+
+/// Whether a gradient of the logits reaches the images, and why not.
+fn reaches(logits: &Tensor, images: Tensor) -> Result<(), String> {
+    // libtorch's engine takes a graph's existence for granted.
+    if !logits.requires_grad() {
+        return Err("they have none at all".into());
+    }
+    let gradients = Tensor::f_run_backward(&[logits.sum(Kind::Float)], &[images], false, false).map_err(|e| reason(&e))?;
+    if gradients.iter().all(Tensor::defined) { Ok(()) } else { Err("they have one, but not to the images".into()) }
 }
 
 fn trial_images(rows: i64, [c, h, w]: [i64; 3], device: Device) -> Tensor {

@@ -69,23 +69,23 @@ void count_output(const at::RecordFunction& function, at::ObserverContext*) {
 
 extern "C" {
 
-// Counts the values that this thread's convolutions and products of matrices give until ssdkd_counter_stop, which says them.
+// Counts the values that this thread's convolutions and products of matrices give until ssdkd_counter_stop.
 char* ssdkd_counter_start(Counter** out) {
   return guarded([&] {
     auto* counter = new Counter{0, 0};
-    const auto callback = at::RecordFunctionCallback(before_output, count_output).needsOutputs(true);
-    counter->handle = at::addThreadLocalCallback(at::RecordFunctionCallback(callback).scopes({at::RecordScope::FUNCTION}));
+    counter->handle = at::addThreadLocalCallback(
+        at::RecordFunctionCallback(before_output, count_output).needsOutputs(true).scopes({at::RecordScope::FUNCTION}));
     counting = counter;
     *out = counter;
   });
 }
 
-uint64_t ssdkd_counter_stop(Counter* counter) {
+uint64_t ssdkd_counter_values(Counter* counter) { return counter->values; }
+
+void ssdkd_counter_stop(Counter* counter) {
   at::removeCallback(counter->handle);
   counting = nullptr;
-  const uint64_t values = counter->values;
   delete counter;
-  return values;
 }
 
 // Observes this thread's batch-norms until ssdkd_observer_stop; with `embed` also the mean of every input over (h, w).

@@ -13,7 +13,8 @@ unsafe extern "C" {
     fn ssdkd_observer_call(observer: *mut c_void, index: u64, outputs: *mut *mut C_tensor, trains: *mut bool) -> *mut c_char;
     fn ssdkd_observer_stop(observer: *mut c_void);
     fn ssdkd_counter_start(out: *mut *mut c_void) -> *mut c_char;
-    fn ssdkd_counter_stop(counter: *mut c_void) -> u64;
+    fn ssdkd_counter_values(counter: *mut c_void) -> u64;
+    fn ssdkd_counter_stop(counter: *mut c_void);
 }
 
 /// A call of `aten::batch_norm` with running statistics.
@@ -29,12 +30,15 @@ pub struct BatchNormCall {
 }
 
 /// Takes the callback away however the pass ends.
-struct Observer(*mut c_void);
+struct Callback {
+    own: *mut c_void,
+    stop: unsafe extern "C" fn(*mut c_void),
+}
 
-impl Drop for Observer {
+impl Drop for Callback {
     fn drop(&mut self) {
-        // SAFETY: the pointer is the shim's own, given back once.
-        unsafe { ssdkd_observer_stop(self.0) }
+        // SAFETY: the pointer is the shim's own, given back once to the function that goes with it.
+        unsafe { (self.stop)(self.own) }
     }
 }
 
@@ -48,14 +52,14 @@ pub fn observe_batch_norms<T>(embed: bool, body: impl FnOnce() -> T) -> Result<(
     let mut pointer = std::ptr::null_mut();
     // SAFETY: the output is an observer that is given back by the guard.
     check("observing batch-norms", unsafe { ssdkd_observer_start(embed, &mut pointer) })?;
-    let observer = Observer(pointer);
+    let observer = Callback { own: pointer, stop: ssdkd_observer_stop };
     let value = body();
     // SAFETY: the observer is live.
-    let count = unsafe { ssdkd_observer_calls(observer.0) };
+    let count = unsafe { ssdkd_observer_calls(observer.own) };
     let call = |index| {
         let (mut out, mut trains) = ([std::ptr::null_mut(); 5], false);
         // SAFETY: the observer is live; it fills four or five outputs, each adopted once.
-        check("observing batch-norms", unsafe { ssdkd_observer_call(observer.0, index, out.as_mut_ptr(), &mut trains) })?;
+        check("observing batch-norms", unsafe { ssdkd_observer_call(observer.own, index, out.as_mut_ptr(), &mut trains) })?;
         let [mean_f, variance_f, running_mean, running_var] = [0, 1, 2, 3].map(|i| adopt(out[i]));
         let (statistics, running) = (InputStatistics { mean_f, variance_f }, (running_mean, running_var));
         Ok(BatchNormCall { statistics, running, embedding_bf: embed.then(|| adopt(out[4])), trains })
@@ -69,9 +73,10 @@ pub fn observe_batch_norms<T>(embed: bool, body: impl FnOnce() -> T) -> Result<(
 /// libtorch's, which are not expected.
 pub fn count_layer_values<T>(body: impl FnOnce() -> T) -> Result<(T, u64)> {
     let mut counter = std::ptr::null_mut();
-    // SAFETY: the output is a counter that is given back below.
+    // SAFETY: the output is a counter that is given back by the guard.
     check("counting values", unsafe { ssdkd_counter_start(&mut counter) })?;
+    let counter = Callback { own: counter, stop: ssdkd_counter_stop };
     let value = body();
-    // SAFETY: the counter is live, and given back once.
-    Ok((value, unsafe { ssdkd_counter_stop(counter) }))
+    // SAFETY: the counter is live.
+    Ok((value, unsafe { ssdkd_counter_values(counter.own) }))
 }

@@ -242,7 +242,7 @@ pub fn fail<T>(error: Error, world: &World, keeper: &mut Keeper, folder: &RunFol
     if error.is_known_to_all() {
         return Err(error);
     }
-    eprintln!("{}", error.render().replacen("error:", &format!("error: rank {} on {}:", world.rank().0, host_name()), 1));
+    eprintln!("{}", error.render_of(world.rank().0, &host_name()));
     end_job(error.exit_code())
 }
 

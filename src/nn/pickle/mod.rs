@@ -471,6 +471,9 @@ mod tests {
                 assert!(matches!(&error, PickleError::NotAPickle(what) if what.contains(word)), "{word}: {error}");
             }
         }
+        let exported = b"PK\x03\x04\x00net/data/weights\x00net/archive_format\x00";
+        assert!(matches!(read_torch_bytes(exported), Err(PickleError::Exported)));
+        assert!(matches!(read_extra(exported, "ssdkd.json"), Err(PickleError::Exported)));
         assert!(matches!(read_pickle(b"\x80\x02\x82\x01."), Err(PickleError::Unsupported(what)) if what.contains("EXT")));
         assert!(matches!(read_pickle(b"\x80\x06."), Err(PickleError::Unsupported(what)) if what.contains("protocol 6")));
         assert!(matches!(read_pickle(b"\x80\x02\xfe."), Err(PickleError::Damaged(what)) if what.contains("0xfe")));
