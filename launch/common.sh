@@ -33,19 +33,25 @@ absolute_wheels() {
     esac
 }
 
-# pip_wheels COMMAND [OPTION ...]: pip's install or download of wheels for any x86_64 Linux; only their C++ part is used.
-# SSDKD_WHEELS, where set, is where they come from instead of pip's own index: the address of another index, or a folder of wheels.
-pip_wheels() {
-    local command=$1 tag wheels=(); shift
-    for tag in _2_28 _2_27 _2_25 _2_24 _2_18 _2_17 _2_12 _2_5 2014 2010 1; do wheels+=(--platform "manylinux${tag}_x86_64"); done
+# pip_binary COMMAND [OPTION ...]: pip's install or download of wheels for this Python. SSDKD_WHEELS, where set, is where they come from
+# instead of pip's own index: the address of another index, or a folder of wheels.
+pip_binary() {
+    local command=$1 from=(); shift
     case ${SSDKD_WHEELS:-} in
         '') ;;
-        *://*) wheels+=(--index-url "$SSDKD_WHEELS") ;;
-        *) wheels+=(--no-index --find-links "$SSDKD_WHEELS") ;;
+        *://*) from+=(--index-url "$SSDKD_WHEELS") ;;
+        *) from+=(--no-index --find-links "$SSDKD_WHEELS") ;;
     esac
     # As a variable: the option is unknown to the pip of Ubuntu 22.04.
-    PIP_ROOT_USER_ACTION=ignore python3 -m pip "$command" --quiet --disable-pip-version-check \
-        --only-binary=:all: --implementation cp --python-version 3.12 "${wheels[@]}" "$@"
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip "$command" --quiet --disable-pip-version-check --only-binary=:all: \
+        "${from[@]+"${from[@]}"}" "$@"
+}
+
+# pip_wheels COMMAND [OPTION ...]: the same for any x86_64 Linux and Python; only the wheels' C++ part is used.
+pip_wheels() {
+    local command=$1 tag platforms=(); shift
+    for tag in _2_28 _2_27 _2_25 _2_24 _2_18 _2_17 _2_12 _2_5 2014 2010 1; do platforms+=(--platform "manylinux${tag}_x86_64"); done
+    pip_binary "$command" --implementation cp --python-version 3.12 "${platforms[@]}" "$@"
 }
 
 # wheel_lists GPU FLAVOUR: sets the arrays `lists` (files of requirements) and `rules` (how pip takes them) for libtorch: GPU yes or no,

@@ -104,8 +104,8 @@ fi
 # onnxruntime is what exported networks are held against: never fatal either.
 if [ $with_tests = yes ] && [ ! -e .test-python/ready ]; then
     say "installing onnxruntime for the tests"
-    if python3 -m pip --version >/dev/null 2>&1 && PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet \
-        --disable-pip-version-check --only-binary=:all: --target .test-python --upgrade onnxruntime==1.23.2 onnx==1.20.0 numpy; then
+    if python3 -m pip --version >/dev/null 2>&1 &&
+        pip_binary install --target .test-python --upgrade onnxruntime==1.23.2 onnx==1.20.0 numpy; then
         touch .test-python/ready
     else
         say "no onnxruntime to be had by pip for $(python3 --version): the test that runs exported networks in it will be skipped"

@@ -84,6 +84,8 @@ pub enum Task {
 }
 
 impl Task {
+    const ALL: [Self; 3] = [Self::Images, Self::Pixels, Self::Nothing];
+
     /// What a data set labels.
     pub fn of(dataset: DatasetName) -> Self {
         match dataset {
@@ -103,6 +105,26 @@ impl Task {
         }
     }
 
+    /// Whether a column of `metrics.csv` is the score of another task, which runs of this one leave empty.
+    pub fn lacks(self, column: &str) -> bool {
+        Self::ALL.into_iter().any(|other| other != self && other.column() == column)
+    }
+
+    /// The score in `metrics.csv`.
+    pub fn column(self) -> String {
+        self.score().0.replace('.', "_")
+    }
+
+    /// Scores of nothing at all.
+    pub fn blank(self) -> Scores {
+        let counts = match self {
+            Self::Images => Counts::Images { total: 0, first: 0, fifth: 0 },
+            Self::Pixels => Counts::Pixels { images: 0, pixels: 0, confusion: Vec::new() },
+            Self::Nothing => Counts::Agreement { images: 0, same: 0, confidence: Vec::new() },
+        };
+        Scores { divergence: (self == Self::Nothing).then_some(0.0), ..counts.scores() }
+    }
+
     /// Whether images with labels exist, to train on and to score by.
     pub fn has_data(self) -> bool {
         self != Self::Nothing
@@ -110,11 +132,7 @@ impl Task {
 
     /// What a table of per cents calls a score that a plan names; the name itself where no task has it.
     pub fn unit(metric: &str) -> &str {
-        [Self::Images, Self::Pixels, Self::Nothing]
-            .into_iter()
-            .map(Self::score)
-            .find(|(name, _)| *name == metric)
-            .map_or(metric, |(_, unit)| unit)
+        Self::ALL.into_iter().map(Self::score).find(|(name, _)| *name == metric).map_or(metric, |(_, unit)| unit)
     }
 
     /// What a network labels.

@@ -106,7 +106,10 @@ fn merge_layers(mut layers: Vec<Layer>) -> Result<Loaded> {
 /// Defaults overlaid with `merged`, or the first key whose value does not fit.
 fn merge(merged: &BTreeMap<String, (Value, String)>) -> std::result::Result<Config, (String, String)> {
     let trouble = |error: config::ConfigError| match error {
-        config::ConfigError::At { error, key: Some(key), .. } => (key, error.to_string()),
+        // serde's word for it is no word of TOML's.
+        config::ConfigError::At { error, key: Some(key), .. } => {
+            (key, error.to_string().replace("a sequence", "a list in brackets, such as [1, 2] or [\"a\", \"b\"]"))
+        }
         config::ConfigError::Type { key: Some(key), unexpected, expected, .. } => {
             (key, format!("{expected} is needed, found {unexpected}"))
         }

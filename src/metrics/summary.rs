@@ -3,12 +3,12 @@
 use super::timings::Seconds;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::task::{Best, Scores};
+use crate::task::{Best, Scores, Task};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Scores of a network; a student's after the last round.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct NetworkScore {
     /// Architecture.
     pub model: String,
@@ -32,7 +32,7 @@ impl NetworkScore {
 }
 
 /// What is in the buffer at the end.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BufferSummary {
     /// Capacity over all ranks.
     pub capacity: u64,
@@ -46,7 +46,7 @@ pub struct BufferSummary {
 pub const PICTURE_ROWS: usize = 20;
 
 /// Contents of `report.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The run's name among all runs (docs/tracking.md).
     #[serde(default)]
@@ -99,6 +99,14 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// A report that has every value which runs of a task can have, all of them nought: its names are known before there is a run.
+    pub fn blank(task: Task) -> Self {
+        let scores = task.blank();
+        let score =
+            NetworkScore { loss: task.has_data().then_some(0.0), best: Best::default().and(&scores), scores, ..NetworkScore::default() };
+        Self { teacher: Some(score.clone()), student: score, buffer: Some(BufferSummary::default()), ..Self::default() }
+    }
+
     /// Of a finished run's folder.
     ///
     /// # Errors

@@ -27,7 +27,8 @@ using torch::autograd::variable_list;
 constexpr int64_t kBlockRows = 256;
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define MULTIVERSIONED __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+// By features: an `arch=` is that make of processor alone, and others with the same features would get the default.
+#define MULTIVERSIONED __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define MULTIVERSIONED
 #endif

@@ -1,5 +1,6 @@
 //! Whether every trial of a sweep can run, said before any of them does.
 
+use super::collect::values;
 use super::file::SweepFile;
 use super::keys::put;
 use super::plan::shown;
@@ -8,7 +9,8 @@ use crate::config::{self, Config, Job, StopSignal, check_paths, is_free, load_wi
 use crate::error::{Error, Finding, Result};
 use crate::files;
 use crate::methods::{self, Method};
-use crate::metrics::{RoundRecord, header};
+use crate::metrics::{RoundRecord, Summary, header};
+use crate::task::Task;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -151,6 +153,12 @@ impl<'a> Checker<'a> {
         if !columns.split(',').any(|column| column == halving.metric) {
             return Err(Error::config("halving.metric", format!("`{}` is no column of metrics.csv, which has {columns}", halving.metric)));
         }
+        let task = Task::of(config.dataset);
+        if task.lacks(&halving.metric) {
+            let problem =
+                format!("`{}` is not known of {}: its runs are scored by `{}`", halving.metric, config.dataset.name(), task.column());
+            return Err(Error::config("halving.metric", problem));
+        }
         let rounds = halving.rounds(all);
         if rounds[0] == 0 || rounds.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(Error::config(
@@ -188,4 +196,21 @@ impl<'a> Checker<'a> {
         };
         Err(Error::Config(self.problems.iter().map(finding).collect()))
     }
+}
+
+/// What tables are sorted by, which reports of a task have.
+///
+/// # Errors
+/// A name that none of them has, with those that they have.
+pub(super) fn metric(file: &SweepFile, task: Task) -> Result<String> {
+    let Some(metric) = &file.metric else { return Ok(task.score().0.to_owned()) };
+    let blank = serde_json::to_value(Summary::blank(task)).map_err(|e| Error::refused(e.to_string()))?;
+    let mut row = Vec::new();
+    values("report", &blank, &mut row);
+    let numbers = row.iter().filter(|(_, cell)| cell.as_ref().is_some_and(|cell| cell.number().is_some()));
+    let names: Vec<&str> = numbers.filter_map(|(name, _)| name.strip_prefix("report.")).collect();
+    if names.contains(&metric.as_str()) {
+        return Ok(metric.clone());
+    }
+    Err(Error::config("metric", format!("no report will have a number `{metric}`: there are {}", names.join(", "))))
 }

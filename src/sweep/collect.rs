@@ -123,7 +123,7 @@ fn report(folder: &Path) -> Result<Value> {
 }
 
 /// Every single value under its dotted name.
-fn values(prefix: &str, value: &Value, row: &mut Vec<(String, Option<Cell>)>) {
+pub(super) fn values(prefix: &str, value: &Value, row: &mut Vec<(String, Option<Cell>)>) {
     match value {
         Value::Object(fields) => fields.iter().for_each(|(name, inner)| values(&format!("{prefix}.{name}"), inner, row)),
         leaf => row.extend(Cell::of_json(leaf).map(|cell| (prefix.to_owned(), Some(cell)))),

@@ -141,7 +141,7 @@ struct Written {
     seed: u64,
     repeats: Option<u64>,
     seeds: Option<Vec<u64>>,
-    metric: String,
+    metric: Option<String>,
     goal: Goal,
     set: Table,
     axes: Table,
@@ -160,7 +160,7 @@ impl Default for Written {
             seed: 0,
             repeats: None,
             seeds: None,
-            metric: "student.top1".into(),
+            metric: None,
             goal: Goal::Max,
             set: Table::new(),
             axes: Table::new(),
@@ -198,8 +198,8 @@ pub struct SweepFile {
     pub seeds: Vec<u64>,
     /// Number of repeats.
     pub repeats: u64,
-    /// What tables are sorted by: a value of `report.json`.
-    pub metric: String,
+    /// What tables are sorted by: a value of `report.json`. Left out: the score that runs are quoted by.
+    pub metric: Option<String>,
     /// Which end of it is good.
     pub goal: Goal,
     /// Keys that every trial sets.

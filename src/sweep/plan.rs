@@ -1,7 +1,7 @@
 //! From a sweep file to numbered, hashed, checked trials, and the plan's own file.
 
 use super::axes::{Axis, NAME};
-use super::check::Checker;
+use super::check::{Checker, metric};
 use super::file::{Halving, Order, Resources, SweepFile};
 use super::folder::SweepFolder;
 use super::halving::Goal;
@@ -10,6 +10,7 @@ use super::points::{Point, points};
 use crate::config::{self, Config, Job, Loaded, is_path, load_with};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::task::Task;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -182,6 +183,7 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     let seeds: Vec<u64> =
         if file.seeds.is_empty() { (base.config.seed..base.config.seed + file.repeats).collect() } else { file.seeds.clone() };
 
+    let metric = metric(file, Task::of(base.config.dataset))?;
     let mut checker = Checker::new(file, &set);
     let (mut trials, mut doubles, mut count) = (Vec::<Trial>::new(), 0, 0);
     let mut numbers = Numbers::known(folder)?;
@@ -213,7 +215,7 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
         file: std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()),
         config: format!("config-{}.toml", &files::sha256(text.as_bytes())[..8]),
         command: file.command,
-        metric: file.metric.clone(),
+        metric,
         goal: file.goal,
         resources: file.resources.clone(),
         halving: file.halving.clone(),

@@ -287,6 +287,14 @@ fn what_cannot_run_is_refused_when_it_is_planned() {
             "[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2]\nmetric = \"top1\"\n",
             &["halving.metric: `top1` is no column of metrics.csv, which has round,"],
         ),
+        (
+            "[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2]\nmetric = \"student_miou\"\n",
+            &["halving.metric: `student_miou` is not known of fashion_mnist: its runs are scored by `student_top1`"],
+        ),
+        (
+            "metric = \"student.miou\"\n---\n[axes]\nphi.gamma = [1]\n",
+            &["metric: no report will have a number `student.miou`: there are ranks,", "student.top1_best, seconds.total,"],
+        ),
         ("[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2, 8]\n", &["halving.rungs: come to rounds [2, 8, 4]"]),
         ("[axes]\ncheckpoint.signals = [[\"term\"]]\n", &["checkpoint.signals: lacks \"usr1\""]),
         ("[axes]\nseed = [1, 2]\n", &["axes.seed: repeats over seeds are not an axis"]),

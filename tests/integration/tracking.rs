@@ -131,7 +131,7 @@ fn a_run_keeps_its_id_and_has_its_tags() {
     start(&["--until-round", "1", "--fresh"]);
     assert_ne!(id(), first);
     let refused = |tags: &str| ssdkd(&["config", "check", "--config", "configs/fashion_mnist/demo.toml", "--set", tags]).expect(2);
-    refused("tags=word").says(&["tags: "]);
+    refused("tags=word").says(&["tags: invalid type: string \"word\", expected a list in brackets, such as"]);
     for tag in [" ", &"x".repeat(65)] {
         refused(&format!("tags=[\"{tag}\"]")).says(&["tags: \"", "use 1 to 64 a tag, as in tags=[\"a\", \"b\"]"]);
     }
