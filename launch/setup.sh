@@ -171,4 +171,4 @@ else
     fi
     libtorch="2.11.0 in .libtorch"
 fi
-say "ready (rustc $(rust_version); $(mpirun --version 2>&1 | head -n1); libtorch $libtorch)"
+say "ready (rustc $(rust_version); $(mpirun --version 2>/dev/null | head -n1); libtorch $libtorch)"

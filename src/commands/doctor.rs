@@ -98,6 +98,7 @@ fn nccl() -> String {
 fn slurm() -> String {
     match Command::new("sbatch").arg("--version").output() {
         Ok(out) if out.status.success() => first_line(&String::from_utf8_lossy(&out.stdout)),
-        _ => "sbatch is not on PATH; only needed on clusters".into(),
+        Ok(out) => format!("no cluster is set up here; sbatch says: {}", first_line(&String::from_utf8_lossy(&out.stderr))),
+        Err(_) => "sbatch is not on PATH; only needed on clusters".into(),
     }
 }
