@@ -108,7 +108,7 @@ if [ $with_tests = yes ] && [ ! -e .test-python/ready ]; then
         pip_binary install --target .test-python --upgrade onnxruntime==1.23.2 onnx==1.20.0 numpy; then
         touch .test-python/ready
     else
-        say "no onnxruntime to be had by pip for $(python3 --version): the test that runs exported networks in it will be skipped"
+        say "no onnxruntime to be had by pip for $(python3 --version)${SSDKD_WHEELS:+ from SSDKD_WHEELS=$SSDKD_WHEELS}: the test that runs exported networks in it will be skipped"
     fi
 fi
 

@@ -105,11 +105,6 @@ impl Task {
         }
     }
 
-    /// Whether a column of `metrics.csv` is the score of another task, which runs of this one leave empty.
-    pub fn lacks(self, column: &str) -> bool {
-        Self::ALL.into_iter().any(|other| other != self && other.column() == column)
-    }
-
     /// The score in `metrics.csv`.
     pub fn column(self) -> String {
         self.score().0.replace('.', "_")

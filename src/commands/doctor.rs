@@ -98,7 +98,11 @@ fn nccl() -> String {
 fn slurm() -> String {
     match Command::new("sbatch").arg("--version").output() {
         Ok(out) if out.status.success() => first_line(&String::from_utf8_lossy(&out.stdout)),
-        Ok(out) => format!("no cluster is set up here; sbatch says: {}", first_line(&String::from_utf8_lossy(&out.stderr))),
-        Err(_) => "sbatch is not on PATH; only needed on clusters".into(),
+        Ok(out) => {
+            let said = String::from_utf8_lossy(&out.stderr);
+            format!("sbatch fails: {}", said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("without a word"))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "sbatch is not on PATH; only needed on clusters".into(),
+        Err(error) => format!("sbatch cannot be run: {error}"),
     }
 }

@@ -106,12 +106,9 @@ fn merge_layers(mut layers: Vec<Layer>) -> Result<Loaded> {
 /// Defaults overlaid with `merged`, or the first key whose value does not fit.
 fn merge(merged: &BTreeMap<String, (Value, String)>) -> std::result::Result<Config, (String, String)> {
     let trouble = |error: config::ConfigError| match error {
-        // serde's word for it is no word of TOML's.
-        config::ConfigError::At { error, key: Some(key), .. } => {
-            (key, error.to_string().replace("a sequence", "a list in brackets, such as [1, 2] or [\"a\", \"b\"]"))
-        }
+        config::ConfigError::At { error, key: Some(key), .. } => (key, in_toml(&error.to_string())),
         config::ConfigError::Type { key: Some(key), unexpected, expected, .. } => {
-            (key, format!("{expected} is needed, found {unexpected}"))
+            (key, in_toml(&format!("{expected} is needed, found {unexpected}")))
         }
         other => (String::new(), other.to_string()),
     };
@@ -122,6 +119,14 @@ fn merge(merged: &BTreeMap<String, (Value, String)>) -> std::result::Result<Conf
     }
     let merged_values = builder.build().map_err(trouble)?;
     merged_values.try_deserialize().map_err(trouble)
+}
+
+/// A message of serde's, whose sequences are TOML's lists.
+fn in_toml(message: &str) -> String {
+    message
+        .replace("expected a sequence", "expected a list in brackets, such as [1, 2] or [\"a\", \"b\"]")
+        .replace("invalid type: sequence", "invalid type: a list")
+        .replace("found sequence", "found a list")
 }
 
 fn nested(key: &str, value: &Value) -> Table {
@@ -148,7 +153,7 @@ fn file_layer(file: &Path) -> Result<Layer> {
 /// What is wrong with a TOML file, and where.
 pub fn misread(file: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
-    Error::file(file, format!("line {line}: {}", error.message()))
+    Error::file(file, format!("line {line}: {}", in_toml(error.message())))
 }
 
 /// What a method sets unless told otherwise: its published values, `configs/methods/`.

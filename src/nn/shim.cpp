@@ -27,7 +27,8 @@ using torch::autograd::variable_list;
 constexpr int64_t kBlockRows = 256;
 
 #if defined(__x86_64__) && defined(__GNUC__)
-// By features: an `arch=` is that make of processor alone, and others with the same features would get the default.
+// By feature: GCC takes a clone for `arch=haswell` on that model only, and other processors with AVX2 would get the default. Without
+// FMA, which a clone cannot name beside AVX2: the passes wait for memory, not for arithmetic.
 #define MULTIVERSIONED __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define MULTIVERSIONED

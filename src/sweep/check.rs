@@ -20,6 +20,7 @@ pub(super) struct Checked {
     pub hash: String,
     pub rounds: u64,
     pub logical_ranks: usize,
+    pub task: Task,
 }
 
 /// Checks trials one by one and gathers what is wrong with them.
@@ -92,7 +93,9 @@ impl<'a> Checker<'a> {
         let [teacher, backbone] = [self.hash(method.teacher_weights(&config)?)?, self.hash(backbone.as_deref())?];
         let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher, &backbone)?;
         let rounds = job.rounds(&config);
-        self.rungs(&config, rounds)?;
+        let task = Task::of(config.dataset);
+        self.metric(&Summary::blank(task, method.teacher_weights(&config)?.is_some()))?;
+        self.rungs(&config, task, rounds)?;
         for warning in plan.warnings {
             *self.warnings.entry(warning).or_default() += 1;
         }
@@ -104,7 +107,7 @@ impl<'a> Checker<'a> {
         let identity = said.map(|(key, value)| format!("{key}={value}\n"));
         let text: String = std::iter::once(format!("{}\n", job.command())).chain(identity).chain(free).collect();
         let hash = files::sha256(text.as_bytes())[..10].to_owned();
-        Ok(Checked { hash, rounds, logical_ranks: plan.layout.logical_ranks() })
+        Ok(Checked { hash, rounds, logical_ranks: plan.layout.logical_ranks(), task })
     }
 
     /// Values of a trial put into the base configuration of its method; where that does not work, the layers say why.
@@ -147,17 +150,36 @@ impl<'a> Checker<'a> {
         Ok(hash)
     }
 
-    fn rungs(&self, config: &Config, all: u64) -> Result<()> {
-        let Some(halving) = &self.file.halving else { return Ok(()) };
-        let columns = header::<RoundRecord>();
-        if !columns.split(',').any(|column| column == halving.metric) {
-            return Err(Error::config("halving.metric", format!("`{}` is no column of metrics.csv, which has {columns}", halving.metric)));
+    /// Whether reports like this one have the number that tables are to be sorted by.
+    fn metric(&self, blank: &Summary) -> Result<()> {
+        let Some(metric) = &self.file.metric else { return Ok(()) };
+        let blank = serde_json::to_value(blank).map_err(|e| Error::refused(e.to_string()))?;
+        let mut row = Vec::new();
+        values("report", &blank, &mut row);
+        let numbers = row.iter().filter(|(_, cell)| cell.as_ref().is_some_and(|cell| cell.number().is_some()));
+        let names: Vec<&str> = numbers.filter_map(|(name, _)| name.strip_prefix("report.")).collect();
+        if names.contains(&metric.as_str()) {
+            return Ok(());
         }
-        let task = Task::of(config.dataset);
-        if task.lacks(&halving.metric) {
-            let problem =
-                format!("`{}` is not known of {}: its runs are scored by `{}`", halving.metric, config.dataset.name(), task.column());
-            return Err(Error::config("halving.metric", problem));
+        Err(Error::config("metric", format!("no report will have a number `{metric}`: there are {}", names.join(", "))))
+    }
+
+    fn rungs(&self, config: &Config, task: Task, all: u64) -> Result<()> {
+        let Some(halving) = &self.file.halving else { return Ok(()) };
+        let metric = halving.metric.clone().unwrap_or_else(|| task.column());
+        let columns = header::<RoundRecord>();
+        if !columns.split(',').any(|column| column == metric) {
+            return Err(Error::config("halving.metric", format!("`{metric}` is no column of metrics.csv, which has {columns}")));
+        }
+        let is_evaluated = metric.starts_with("student_") && metric != "student_step";
+        let evaluated = RoundRecord::default().evaluated(&task.blank(), task.has_data().then_some(0.0));
+        let evaluated = serde_json::to_value(evaluated).map_err(|e| Error::refused(e.to_string()))?;
+        if is_evaluated && !evaluated[&metric].is_number() {
+            let (dataset, score) = (config.dataset.name(), task.column());
+            return Err(Error::config(
+                "halving.metric",
+                format!("`{metric}` is no number of runs on {dataset}, which are scored by `{score}`"),
+            ));
         }
         let rounds = halving.rounds(all);
         if rounds[0] == 0 || rounds.windows(2).any(|pair| pair[0] >= pair[1]) {
@@ -167,15 +189,14 @@ impl<'a> Checker<'a> {
             ));
         }
         let every = config.train.eval_every_rounds;
-        let is_evaluated = halving.metric.starts_with("student_") && halving.metric != "student_step";
         let blind = rounds[..rounds.len() - 1].iter().find(|round| !round.is_multiple_of(every) || **round <= config.train.warmup_rounds);
         match blind.filter(|_| is_evaluated) {
             Some(round) => Err(Error::config(
                 "halving.rungs",
                 format!(
-                    "round {round} is not evaluated, so that `{}` is not known there: take multiples of train.eval_every_rounds = {every} past \
+                    "round {round} is not evaluated, so that `{metric}` is not known there: take multiples of train.eval_every_rounds = {every} past \
                      train.warmup_rounds = {}",
-                    halving.metric, config.train.warmup_rounds
+                    config.train.warmup_rounds
                 ),
             )),
             None => Ok(()),
@@ -196,21 +217,4 @@ impl<'a> Checker<'a> {
         };
         Err(Error::Config(self.problems.iter().map(finding).collect()))
     }
-}
-
-/// What tables are sorted by, which reports of a task have.
-///
-/// # Errors
-/// A name that none of them has, with those that they have.
-pub(super) fn metric(file: &SweepFile, task: Task) -> Result<String> {
-    let Some(metric) = &file.metric else { return Ok(task.score().0.to_owned()) };
-    let blank = serde_json::to_value(Summary::blank(task)).map_err(|e| Error::refused(e.to_string()))?;
-    let mut row = Vec::new();
-    values("report", &blank, &mut row);
-    let numbers = row.iter().filter(|(_, cell)| cell.as_ref().is_some_and(|cell| cell.number().is_some()));
-    let names: Vec<&str> = numbers.filter_map(|(name, _)| name.strip_prefix("report.")).collect();
-    if names.contains(&metric.as_str()) {
-        return Ok(metric.clone());
-    }
-    Err(Error::config("metric", format!("no report will have a number `{metric}`: there are {}", names.join(", "))))
 }

@@ -101,9 +101,9 @@ impl Resources {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Halving {
-    /// Column of `metrics.csv`.
-    #[serde(default = "top1")]
-    pub metric: String,
+    /// Column of `metrics.csv`. Left out of a sweep file: the score that runs are quoted by; a plan names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
     /// Which end of it is good.
     #[serde(default)]
     pub goal: Goal,
@@ -112,10 +112,6 @@ pub struct Halving {
     /// Of so many trials that reached a rung, one goes on.
     #[serde(default = "three")]
     pub factor: usize,
-}
-
-fn top1() -> String {
-    "student_top1".into()
 }
 
 fn three() -> usize {

@@ -155,6 +155,9 @@ fn methods_by_pairs() {
         .map(|line| line.contains("\"inversion.adversarial_weight\" = 0.5"))
         .collect();
     assert_eq!(weights, [true, false], "{}", planned(&dir));
+    // Pairs of another task than the base: their score counts.
+    let (_, dir) = scene.study("compare", &["--seeds", "1", "--plan-only", "--variant", "method=ssd_kd", "--pair", "dataset=none"]);
+    assert!(planned(&dir).contains("metric = \"student.agreement\""), "{}", planned(&dir));
 }
 
 #[test]

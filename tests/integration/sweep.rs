@@ -289,11 +289,23 @@ fn what_cannot_run_is_refused_when_it_is_planned() {
         ),
         (
             "[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2]\nmetric = \"student_miou\"\n",
-            &["halving.metric: `student_miou` is not known of fashion_mnist: its runs are scored by `student_top1`"],
+            &["halving.metric: `student_miou` is no number of runs on fashion_mnist, which are scored by `student_top1`"],
         ),
         (
             "metric = \"student.miou\"\n---\n[axes]\nphi.gamma = [1]\n",
             &["metric: no report will have a number `student.miou`: there are ranks,", "student.top1_best, seconds.total,"],
+        ),
+        (
+            "metric = \"teacher.top1\"\ncommand = \"teach\"\n---\n[axes]\nteach.lr = [0.1]\n",
+            &["no report will have a number `teacher.top1`"],
+        ),
+        (
+            "[axes]\ndataset = [\"fashion_mnist\", \"none\"]\n",
+            &["metric: is left out, but trials are scored differently (student.top1, student.agreement)"],
+        ),
+        (
+            "dataset = \"none\"\n[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2]\nmetric = \"student_loss\"\n",
+            &["halving.metric: `student_loss` is no number of runs on none, which are scored by `student_agreement`"],
         ),
         ("[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2, 8]\n", &["halving.rungs: come to rounds [2, 8, 4]"]),
         ("[axes]\ncheckpoint.signals = [[\"term\"]]\n", &["checkpoint.signals: lacks \"usr1\""]),
@@ -304,6 +316,21 @@ fn what_cannot_run_is_refused_when_it_is_planned() {
         let scene = Scene::new(rest);
         scene.plan().expect(2).says(says);
         assert!(!scene.dir().exists(), "{rest}");
+    }
+}
+
+/// What runs are scored by is known when they are planned; any other number that all their reports have may be named.
+#[test]
+fn a_plan_names_its_metrics() {
+    for (rest, says) in [
+        ("[axes]\nphi.gamma = [1]\n", "metric = \"student.top1\""),
+        ("metric = \"seconds.total\"\n---\n[axes]\ndataset = [\"fashion_mnist\", \"none\"]\n", "metric = \"seconds.total\""),
+        ("dataset = \"none\"\n[axes]\nphi.gamma = [1]\n", "metric = \"student.agreement\""),
+        ("dataset = \"none\"\n[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2]\n", "metric = \"student_agreement\""),
+    ] {
+        let scene = Scene::planned(rest);
+        let plan = std::fs::read_to_string(scene.dir().join("plan.toml")).unwrap();
+        assert!(plan.contains(says), "{rest}: {plan}");
     }
 }
 
