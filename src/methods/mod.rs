@@ -160,6 +160,11 @@ impl Method {
         self.recipe.is_some_and(|recipe| recipe.has(Term::Activation, &config.inversion))
     }
 
+    /// Whether images outlive the step that they were made for.
+    pub fn stores_images(&self) -> bool {
+        matches!(self.memory, Memory::Replay | Memory::Pool)
+    }
+
     /// The rules of its buffer: a pool is one that holds every image of the run.
     pub fn buffer(&self, config: &Config, images_per_round: usize) -> Replay {
         match self.memory {

@@ -32,7 +32,7 @@ impl NetworkScore {
 }
 
 /// What is in the buffer at the end.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BufferSummary {
     /// Capacity over all ranks.
     pub capacity: u64,
@@ -99,14 +99,14 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// All zero, for the names of the numbers that reports of a task have before there is one; without the buffer's.
-    pub fn blank(task: Task, has_teacher: bool) -> Self {
+    /// All zero, for the names of the numbers that reports of a task have before there is one.
+    pub fn blank(task: Task, has_teacher: bool, has_buffer: bool) -> Self {
         let scores = task.blank();
         let loss = task.has_data().then_some(0.0);
         let teacher =
             NetworkScore { scores: if task.has_data() { scores.clone() } else { Scores::default() }, loss, ..NetworkScore::default() };
         let student = NetworkScore { loss, best: Best::default().and(&scores), scores, ..NetworkScore::default() };
-        Self { teacher: has_teacher.then_some(teacher), student, ..Self::default() }
+        Self { teacher: has_teacher.then_some(teacher), student, buffer: has_buffer.then(BufferSummary::default), ..Self::default() }
     }
 
     /// Of a finished run's folder.

@@ -250,6 +250,11 @@ impl Replay {
         Ok(Self { rule: rule.clone(), views: views.clone(), shape, seed, shards })
     }
 
+    /// Samples that fit, over all ranks.
+    pub fn capacity(&self) -> usize {
+        self.rule.capacity
+    }
+
     /// Memory of this process's shards when they are full.
     pub fn bytes(&self) -> f64 {
         let slots: usize = self.shards.iter().map(|(_, shard)| shard.capacity()).sum();

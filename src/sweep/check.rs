@@ -20,7 +20,6 @@ pub(super) struct Checked {
     pub hash: String,
     pub rounds: u64,
     pub logical_ranks: usize,
-    pub task: Task,
 }
 
 /// Checks trials one by one and gathers what is wrong with them.
@@ -31,6 +30,8 @@ pub(super) struct Checker<'a> {
     bases: BTreeMap<String, Table>,
     hashes: BTreeMap<PathBuf, String>,
     problems: Vec<Problem>,
+    /// Those of the trials, each once.
+    tasks: Vec<Task>,
     /// What is legal but probably not meant, and in how many trials.
     pub warnings: BTreeMap<String, usize>,
 }
@@ -48,7 +49,8 @@ const ENOUGH: usize = 20;
 impl<'a> Checker<'a> {
     /// Of a sweep's file; `set` is what every trial sets.
     pub(super) fn new(file: &'a SweepFile, set: &'a Point) -> Self {
-        Self { file, set, bases: BTreeMap::new(), hashes: BTreeMap::new(), problems: Vec::new(), warnings: BTreeMap::new() }
+        let (bases, hashes, warnings) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { file, set, bases, hashes, problems: Vec::new(), tasks: Vec::new(), warnings }
     }
 
     /// A trial by what it sets; none where something is wrong with it.
@@ -94,8 +96,11 @@ impl<'a> Checker<'a> {
         let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher, &backbone)?;
         let rounds = job.rounds(&config);
         let task = Task::of(config.dataset);
-        self.metric(&Summary::blank(task, method.teacher_weights(&config)?.is_some()))?;
+        self.metric(&Summary::blank(task, method.teacher_weights(&config)?.is_some(), method.stores_images()))?;
         self.rungs(&config, task, rounds)?;
+        if !self.tasks.contains(&task) {
+            self.tasks.push(task);
+        }
         for warning in plan.warnings {
             *self.warnings.entry(warning).or_default() += 1;
         }
@@ -107,7 +112,7 @@ impl<'a> Checker<'a> {
         let identity = said.map(|(key, value)| format!("{key}={value}\n"));
         let text: String = std::iter::once(format!("{}\n", job.command())).chain(identity).chain(free).collect();
         let hash = files::sha256(text.as_bytes())[..10].to_owned();
-        Ok(Checked { hash, rounds, logical_ranks: plan.layout.logical_ranks(), task })
+        Ok(Checked { hash, rounds, logical_ranks: plan.layout.logical_ranks() })
     }
 
     /// Values of a trial put into the base configuration of its method; where that does not work, the layers say why.
@@ -200,6 +205,22 @@ impl<'a> Checker<'a> {
                 ),
             )),
             None => Ok(()),
+        }
+    }
+
+    /// The metric that is named, else the one by which all trials are scored.
+    ///
+    /// # Errors
+    /// None is named, and trials are scored differently: names `key`.
+    pub(super) fn metric_of_all(&self, key: &str, named: Option<&String>, score: fn(Task) -> String) -> Result<String> {
+        match (named, &self.tasks[..]) {
+            (Some(name), _) => Ok(name.clone()),
+            (None, [task]) => Ok(score(*task)),
+            (None, tasks) => {
+                let scores: Vec<String> = tasks.iter().map(|task| score(*task)).collect();
+                let problem = format!("is left out, but trials are scored differently ({}): name what all have", scores.join(", "));
+                Err(Error::config(key, problem))
+            }
         }
     }
 

@@ -97,13 +97,12 @@ impl Resources {
     }
 }
 
-/// Asynchronous successive halving.
+/// Asynchronous successive halving. A plan names its metric; a sweep file may leave it out: the score that runs are quoted by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Halving {
-    /// Column of `metrics.csv`. Left out of a sweep file: the score that runs are quoted by; a plan names it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub metric: Option<String>,
+pub struct Halving<Metric = String> {
+    /// Column of `metrics.csv`.
+    pub metric: Metric,
     /// Which end of it is good.
     #[serde(default)]
     pub goal: Goal,
@@ -118,7 +117,7 @@ fn three() -> usize {
     3
 }
 
-impl Halving {
+impl<Metric> Halving<Metric> {
     /// Rounds of a trial's rungs, the last of all being its whole length.
     pub fn rounds(&self, all: u64) -> Vec<u64> {
         let at = |rung: &f64| if *rung < 1.0 { (rung * all as f64).round() as u64 } else { *rung as u64 };
@@ -142,7 +141,7 @@ struct Written {
     set: Table,
     axes: Table,
     resources: Resources,
-    halving: Option<Halving>,
+    halving: Option<Halving<Option<String>>>,
 }
 
 impl Default for Written {
@@ -205,7 +204,7 @@ pub struct SweepFile {
     /// What a trial is given.
     pub resources: Resources,
     /// Early stopping.
-    pub halving: Option<Halving>,
+    pub halving: Option<Halving<Option<String>>>,
 }
 
 impl SweepFile {

@@ -228,7 +228,7 @@ impl Runner<'_> {
         let mut rungs = job.before.rungs;
         if let (Some(halving), Some(rung), Ended::Paused) = (&self.request.plan.halving, job.rung, ended) {
             rungs.truncate(rung);
-            rungs.push(metric_at(&folder, halving.metric.as_deref().unwrap_or_default(), halving.rounds(trial.rounds)[rung])?);
+            rungs.push(metric_at(&folder, &halving.metric, halving.rounds(trial.rounds)[rung])?);
         }
         let seconds = job.before.seconds + job.began.elapsed().as_secs_f64();
         let outcome =

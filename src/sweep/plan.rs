@@ -187,7 +187,6 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     let (mut trials, mut doubles, mut count) = (Vec::<Trial>::new(), 0, 0);
     let mut numbers = Numbers::known(folder)?;
     let mut seen = std::collections::BTreeSet::new();
-    let mut tasks = Vec::new();
     let found: Vec<(Vec<(String, String)>, Point)> = found.iter().map(|point| named(&near(point), &file.axes)).collect();
     let mut all: Vec<(usize, usize)> = (0..found.len()).flat_map(|index| (0..seeds.len()).map(move |repeat| (index, repeat))).collect();
     if file.order == Order::Seeds {
@@ -199,9 +198,6 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
         set.push(("seed".into(), Value::Integer(seed)));
         count += 1;
         let Some(checked) = checker.check(&set) else { continue };
-        if !tasks.contains(&checked.task) {
-            tasks.push(checked.task);
-        }
         if seen.insert(checked.hash.clone()) {
             let (rounds, logical_ranks) = (checked.rounds, checked.logical_ranks);
             let number = numbers.of(&checked.hash);
@@ -211,19 +207,14 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
         }
     }
     checker.findings(count)?;
-    let scored = |key: &str, named: Option<&String>, score: fn(Task) -> String| match (named, &tasks[..]) {
-        (Some(name), _) => Ok(name.clone()),
-        (None, [task]) => Ok(score(*task)),
-        (None, _) => {
-            let scores: Vec<String> = tasks.iter().map(|task| score(*task)).collect();
-            Err(Error::config(key, format!("is left out, but trials are scored differently ({}): name what all have", scores.join(", "))))
+    let metric = checker.metric_of_all("metric", file.metric.as_ref(), |task| task.score().0.to_owned())?;
+    let halving = match file.halving.clone() {
+        Some(Halving { metric, goal, rungs, factor }) => {
+            let metric = checker.metric_of_all("halving.metric", metric.as_ref(), Task::column)?;
+            Some(Halving { metric, goal, rungs, factor })
         }
+        None => None,
     };
-    let metric = scored("metric", file.metric.as_ref(), |task| task.score().0.to_owned())?;
-    let mut halving = file.halving.clone();
-    if let Some(halving) = &mut halving {
-        halving.metric = Some(scored("halving.metric", halving.metric.as_ref(), Task::column)?);
-    }
     let warnings = checker.warnings;
     trials.sort_by_key(|trial| trial.number);
     let left_out = numbers.folders.iter().filter(|hash| !seen.contains(*hash)).count();

@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn a_halving_asks_for_as_many_tasks_as_run_at_a_time() {
         let mut request = request(Resources { throttle: Some(5), ..Resources::default() });
-        request.plan.halving = Some(Halving { metric: Some("m".into()), goal: Goal::Max, rungs: vec![1.0], factor: 3 });
+        request.plan.halving = Some(Halving { metric: "m".into(), goal: Goal::Max, rungs: vec![1.0], factor: 3 });
         let arrays = arrays(&request, 100, 0, 1001, "s");
         assert_eq!((arrays.len(), arrays[0].tasks, arrays[0].at_most), (1, 5, None));
         assert!(arrays[0].text().contains("sweep run . --jobs 1 --ranks 1\n"));

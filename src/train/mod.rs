@@ -187,7 +187,7 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
     let class_counts = run.class_counts(world)?;
     let buffer = match run.memory.replay() {
         Some(replay) => Some(BufferSummary {
-            capacity: run.config.replay.capacity as u64,
+            capacity: replay.capacity() as u64,
             confidence_counts: replay.confidence_counts(world, CONFIDENCE_BINS)?,
             class_counts,
         }),

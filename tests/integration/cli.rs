@@ -1,7 +1,10 @@
 //! Commands as a user types them, and what they say when refused.
 
-use crate::launch::{has_mpirun, root, small_fashion_mnist, ssdkd, ssdkd_on};
+use crate::launch::{has_mpirun, root, run, small_fashion_mnist, ssdkd, ssdkd_on};
 use ssdkd::nn::weights;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
 use tch::Device;
 
 const DEMO: &str = "configs/fashion_mnist/demo.toml";
@@ -277,6 +280,29 @@ fn the_doctor_speaks_of_everything_that_matters() {
     let out = ssdkd(&["doctor"]).expect(0).stdout;
     for subject in ["ssdkd", "libtorch  2.11.0", "MPI", "CUDA", "NCCL", "Slurm", "every operation gives the right answer"] {
         assert!(out.contains(subject), "{subject} is not in\n{out}");
+    }
+}
+
+/// Sites put Slurm's commands on PATH where they do not work, or take them off it.
+#[test]
+fn the_doctor_tells_what_sbatch_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let sbatch = folder.path().join("sbatch");
+    let said = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
+        command.arg("doctor").env("PATH", folder.path());
+        run(command, Duration::from_secs(60)).expect(0).stdout
+    };
+    assert!(said().contains("sbatch is not on PATH"));
+    for (script, says) in [
+        ("echo slurm 22.05.8; echo more", "slurm 22.05.8\n"),
+        ("echo first >&2; echo sbatch: no config file >&2; echo >&2; exit 1", "sbatch fails: sbatch: no config file\n"),
+        ("exit 1", "sbatch fails: without a word\n"),
+    ] {
+        std::fs::write(&sbatch, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&sbatch, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let out = said();
+        assert!(out.contains(says), "{says} is not in\n{out}");
     }
 }
 

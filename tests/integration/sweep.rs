@@ -300,6 +300,10 @@ fn what_cannot_run_is_refused_when_it_is_planned() {
             &["no report will have a number `teacher.top1`"],
         ),
         (
+            "metric = \"buffer.capacity\"\n---\n[axes]\nmethod = [\"ssd_kd\", \"dafl\"]\n",
+            &["no report will have a number `buffer.capacity`", "(1 of 2 trials, the first with method=\"dafl\""],
+        ),
+        (
             "[axes]\ndataset = [\"fashion_mnist\", \"none\"]\n",
             &["metric: is left out, but trials are scored differently (student.top1, student.agreement)"],
         ),
@@ -325,6 +329,7 @@ fn a_plan_names_its_metrics() {
     for (rest, says) in [
         ("[axes]\nphi.gamma = [1]\n", "metric = \"student.top1\""),
         ("metric = \"seconds.total\"\n---\n[axes]\ndataset = [\"fashion_mnist\", \"none\"]\n", "metric = \"seconds.total\""),
+        ("metric = \"buffer.capacity\"\n---\n[axes]\nphi.gamma = [1]\n", "metric = \"buffer.capacity\""),
         ("dataset = \"none\"\n[axes]\nphi.gamma = [1]\n", "metric = \"student.agreement\""),
         ("dataset = \"none\"\n[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2]\n", "metric = \"student_agreement\""),
     ] {
