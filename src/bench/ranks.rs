@@ -113,7 +113,7 @@ pub(super) fn filled(world: &World, dataset: DatasetName, capacity: usize) -> Re
     let views = Distill::default();
     let stored = views.teacher_views as i64;
     let shape = SampleShape { image: vec![facts.channels, h, w], view_logits: vec![stored, classes], classes: classes as usize };
-    let mut replay = Replay::new(&rule, &views, SEED, shape, world)?;
+    let mut replay = Replay::new("replay.capacity", &rule, &views, SEED, shape, world)?;
     let layout = *world.layout();
     let noise: Vec<u8> = (0..facts.channels * h * w).map(|i| Key::global(SEED, Purpose::Latent, 0).below(i as u64, 256) as u8).collect();
     let image = Tensor::from_slice(&noise).view([1, facts.channels, h, w]).to_device(world.device());

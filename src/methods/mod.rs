@@ -165,6 +165,11 @@ impl Method {
         matches!(self.memory, Memory::Replay | Memory::Pool)
     }
 
+    /// Key that says how many images it stores, where it stores any.
+    pub fn capacity_key(&self) -> &'static str {
+        if self.memory == Memory::Pool { "train.rounds" } else { "replay.capacity" }
+    }
+
     /// The rules of its buffer: a pool is one that holds every image of the run.
     pub fn buffer(&self, config: &Config, images_per_round: usize) -> Replay {
         match self.memory {

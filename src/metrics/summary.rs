@@ -24,6 +24,11 @@ pub struct NetworkScore {
 }
 
 impl NetworkScore {
+    /// A teacher's in [`Summary::blank`]: without data it has none.
+    pub fn blank_teacher(task: Task) -> Self {
+        if task.has_data() { Self { scores: task.blank(), loss: Some(0.0), ..Self::default() } } else { Self::default() }
+    }
+
     /// Name and value of the score it is quoted by.
     fn row(&self, role: &str) -> Option<(String, String)> {
         let headline = self.scores.headline()?;
@@ -34,7 +39,7 @@ impl NetworkScore {
 /// What is in the buffer at the end.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BufferSummary {
-    /// Capacity over all ranks.
+    /// Capacity over all ranks; a pool's is every image of the run.
     pub capacity: u64,
     /// Samples (pixels) per category predicted by the teacher.
     pub class_counts: Vec<u64>,
@@ -99,14 +104,11 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// All zero, for the names of the numbers that reports of a task have before there is one.
-    pub fn blank(task: Task, has_teacher: bool, has_buffer: bool) -> Self {
-        let scores = task.blank();
-        let loss = task.has_data().then_some(0.0);
-        let teacher =
-            NetworkScore { scores: if task.has_data() { scores.clone() } else { Scores::default() }, loss, ..NetworkScore::default() };
+    /// All zero, for the names of the numbers that all reports of a task have, before there is one.
+    pub fn blank(task: Task) -> Self {
+        let (scores, loss) = (task.blank(), task.has_data().then_some(0.0));
         let student = NetworkScore { loss, best: Best::default().and(&scores), scores, ..NetworkScore::default() };
-        Self { teacher: has_teacher.then_some(teacher), student, buffer: has_buffer.then(BufferSummary::default), ..Self::default() }
+        Self { student, ..Self::default() }
     }
 
     /// Of a finished run's folder.

@@ -236,15 +236,15 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Empty shards of this process.
+    /// Empty shards of this process; `key` is the one that their capacity comes from.
     ///
     /// # Errors
-    /// A capacity for which the host has no memory.
-    pub fn new(rule: &config::Replay, views: &config::Distill, seed: u64, shape: SampleShape, world: &World) -> Result<Self> {
+    /// A capacity for which the host has no memory: refuses `key`.
+    pub fn new(key: &str, rule: &config::Replay, views: &config::Distill, seed: u64, shape: SampleShape, world: &World) -> Result<Self> {
         let layout = *world.layout();
         let slots = world.hosted().map(|rank| layout.capacity(rank, rule.capacity)).sum::<usize>() * world.local().ranks;
         let what = format!("{slots} samples on this host");
-        room_for("replay.capacity", &what, slots as f64 * shape.bytes(rule.image_dtype), world.device())?;
+        room_for(key, &what, slots as f64 * shape.bytes(rule.image_dtype), world.device())?;
         let shard = |rank| Shard::new(rule, layout.capacity(rank, rule.capacity), &shape, world.device());
         let shards = PerRank::build(world.hosted(), shard);
         Ok(Self { rule: rule.clone(), views: views.clone(), shape, seed, shards })
@@ -482,7 +482,7 @@ mod tests {
     fn empty_by(rule: &config::Replay, world: &World) -> Replay {
         let shape = SampleShape { image: vec![1, 1, 1], view_logits: vec![1, 2], classes: 2 };
         let views = config::Distill { teacher_views: 1, ..config::Distill::default() };
-        Replay::new(rule, &views, 3, shape, world).unwrap()
+        Replay::new("replay.capacity", rule, &views, 3, shape, world).unwrap()
     }
 
     fn uniform(step: u64, index: u64) -> f64 {

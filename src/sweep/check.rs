@@ -9,7 +9,7 @@ use crate::config::{self, Config, Job, StopSignal, check_paths, is_free, load_wi
 use crate::error::{Error, Finding, Result};
 use crate::files;
 use crate::methods::{self, Method};
-use crate::metrics::{RoundRecord, Summary, header};
+use crate::metrics::{BufferSummary, NetworkScore, RoundRecord, Summary, header};
 use crate::task::Task;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,8 +49,15 @@ const ENOUGH: usize = 20;
 impl<'a> Checker<'a> {
     /// Of a sweep's file; `set` is what every trial sets.
     pub(super) fn new(file: &'a SweepFile, set: &'a Point) -> Self {
-        let (bases, hashes, warnings) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { file, set, bases, hashes, problems: Vec::new(), tasks: Vec::new(), warnings }
+        Self {
+            file,
+            set,
+            bases: BTreeMap::new(),
+            hashes: BTreeMap::new(),
+            problems: Vec::new(),
+            tasks: Vec::new(),
+            warnings: BTreeMap::new(),
+        }
     }
 
     /// A trial by what it sets; none where something is wrong with it.
@@ -96,7 +103,11 @@ impl<'a> Checker<'a> {
         let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher, &backbone)?;
         let rounds = job.rounds(&config);
         let task = Task::of(config.dataset);
-        self.metric(&Summary::blank(task, method.teacher_weights(&config)?.is_some(), method.stores_images()))?;
+        self.metric(&Summary {
+            teacher: method.teacher_weights(&config)?.map(|_| NetworkScore::blank_teacher(task)),
+            buffer: method.stores_images().then(BufferSummary::default),
+            ..Summary::blank(task)
+        })?;
         self.rungs(&config, task, rounds)?;
         if !self.tasks.contains(&task) {
             self.tasks.push(task);
@@ -208,10 +219,10 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The metric that is named, else the one by which all trials are scored.
+    /// The metric that is named, else the score of the task that all trials have.
     ///
     /// # Errors
-    /// None is named, and trials are scored differently: names `key`.
+    /// None is named, and trials have different tasks: the finding is of `key`.
     pub(super) fn metric_of_all(&self, key: &str, named: Option<&String>, score: fn(Task) -> String) -> Result<String> {
         match (named, &self.tasks[..]) {
             (Some(name), _) => Ok(name.clone()),

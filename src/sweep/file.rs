@@ -97,7 +97,7 @@ impl Resources {
     }
 }
 
-/// Asynchronous successive halving. A plan names its metric; a sweep file may leave it out: the score that runs are quoted by.
+/// Asynchronous successive halving. A plan names its metric; a sweep file may leave it out: then it is the score of the data set's task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Halving<Metric = String> {

@@ -155,7 +155,7 @@ mod tests {
                     let shape = SampleShape { image: vec![1, 1, 1], view_logits: vec![0, 1], classes: CLASSES as usize };
                     let rule = config::Replay { capacity: 400, image_dtype: ImageDtype::Uint8, ..config::Replay::default() };
                     let views = config::Distill { teacher_views: 0, ..config::Distill::default() };
-                    let mut replay = Replay::new(&rule, &views, 3, shape, world).unwrap();
+                    let mut replay = Replay::new("replay.capacity", &rule, &views, 3, shape, world).unwrap();
                     replay.insert(PerRank::build(world.hosted(), |l| born(40 * l.0 as u64, 8)), 0).unwrap();
                     let newcomers = world.hosted().filter(|l| l.0 == 0);
                     replay.insert(PerRank::build(newcomers, |_| born(160, 15)), 1).unwrap();

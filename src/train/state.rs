@@ -201,7 +201,7 @@ impl Run {
                 let view_logits = [vec![config.distill.teacher_views as i64], head].concat();
                 let shape = SampleShape { image, view_logits, classes: facts.classes as usize };
                 let rule = method.buffer(&config, plan.images_per_round);
-                Memory::Replay(Replay::new(&rule, &config.distill, config.seed, shape, world)?)
+                Memory::Replay(Replay::new(method.capacity_key(), &rule, &config.distill, config.seed, shape, world)?)
             }
         };
         let mut generator = match method.recipe.map(|recipe| recipe.synthesis) {

@@ -186,7 +186,7 @@ def main():
     of.out.mkdir(parents=True, exist_ok=True)
     demo = tomllib.loads(DEMO.read_text())
     demo["train"].update(rounds=of.rounds, warmup_rounds=of.warmup_rounds)
-    common = [f"seed={of.seed}", f"train.rounds={of.rounds}", f"train.warmup_rounds={of.warmup_rounds}"]
+    common = [f"seed={of.seed}", f"train.rounds={of.rounds}", f"train.warmup_rounds={of.warmup_rounds}", "distill.teacher_views=8"]
     torch.set_num_threads(2)
     curves = {}
     for name, run in {

@@ -202,12 +202,17 @@ fn sizes_beyond_memory_are_refused() {
     let data = small_fashion_mnist(folder.path(), 20).display().to_string();
     let run = folder.path().join("run").display().to_string();
     let train = |set: &str| {
-        let sets = ["--set", "parallel.logical_ranks=2", "--set", set];
-        ssdkd(&[&["train", "--config", DEMO, "--data-dir", &data, "--run-dir", &run][..], &sets].concat())
+        let sets = set.split(' ').flat_map(|set| ["--set", set]);
+        let command = ["train", "--config", DEMO, "--data-dir", &data, "--run-dir", &run, "--set", "parallel.logical_ranks=2"];
+        ssdkd(&command.into_iter().chain(sets).collect::<Vec<_>>())
     };
     train("replay.capacity=1000000000000")
         .expect(2)
         .says(&["replay.capacity: 1000000000000 samples on this host need ", " GB of memory, "]);
+    // A pool holds what is made.
+    train("method=fast train.rounds=10000000000")
+        .expect(2)
+        .says(&["train.rounds: 1280000000000 samples on this host need ", " GB of memory, "]);
     train("generator.filters=65536")
         .expect(2)
         .says(&["generator.filters: 65536 filters, with 256 latent values, need ", " GB of memory, "]);
@@ -294,15 +299,17 @@ fn the_doctor_tells_what_sbatch_says() {
         run(command, Duration::from_secs(60)).expect(0).stdout
     };
     assert!(said().contains("sbatch is not on PATH"));
+    std::fs::write(&sbatch, "").unwrap();
+    assert!(said().contains("sbatch cannot be run: "));
     for (script, says) in [
-        ("echo slurm 22.05.8; echo more", "slurm 22.05.8\n"),
+        ("echo slurm 22.05.8; echo more", "  slurm 22.05.8\n"),
         ("echo first >&2; echo sbatch: no config file >&2; echo >&2; exit 1", "sbatch fails: sbatch: no config file\n"),
         ("exit 1", "sbatch fails: without a word\n"),
     ] {
         std::fs::write(&sbatch, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&sbatch, std::fs::Permissions::from_mode(0o755)).unwrap();
         let out = said();
-        assert!(out.contains(says), "{says} is not in\n{out}");
+        assert!(out.ends_with(says), "{says} is not the end of\n{out}");
     }
 }
 

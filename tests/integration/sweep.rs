@@ -329,7 +329,7 @@ fn a_plan_names_its_metrics() {
     for (rest, says) in [
         ("[axes]\nphi.gamma = [1]\n", "metric = \"student.top1\""),
         ("metric = \"seconds.total\"\n---\n[axes]\ndataset = [\"fashion_mnist\", \"none\"]\n", "metric = \"seconds.total\""),
-        ("metric = \"buffer.capacity\"\n---\n[axes]\nphi.gamma = [1]\n", "metric = \"buffer.capacity\""),
+        ("metric = \"buffer.capacity\"\n---\n[axes]\nmethod = [\"ssd_kd\", \"fast\", \"cmi\"]\n", "metric = \"buffer.capacity\""),
         ("dataset = \"none\"\n[axes]\nphi.gamma = [1]\n", "metric = \"student.agreement\""),
         ("dataset = \"none\"\n[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2]\n", "metric = \"student_agreement\""),
     ] {
