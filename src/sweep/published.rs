@@ -81,6 +81,8 @@ pub(super) fn published(config: &Config) -> Option<Figure> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -99,5 +101,14 @@ mod tests {
         assert!(published(&config).is_none());
         config.method = MethodName::SsdKd;
         assert!(published(&config).is_none());
+    }
+
+    #[test]
+    fn the_demo_is_told_by_its_configuration() {
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/fashion_mnist/demo.toml");
+        let mut config = crate::config::load_with(&[demo.into()], BTreeMap::new(), "the test").expect("the demo's file").config;
+        assert_eq!(published(&config).map(|figure| figure.row), Some("the demo"));
+        config.train.rounds -= 1;
+        assert!(published(&config).is_none(), "a run of another length is not the demo");
     }
 }
