@@ -6,7 +6,8 @@ const HEADER: &str = "src/nn/shim.h";
 
 fn main() {
     const WINOGRAD: &str = "src/nn/winograd.cpp";
-    const OTHERS: [&str; 4] = ["src/nn/shim.cpp", "src/nn/observer.cpp", "src/nn/graph.cpp", "src/device/stream.cpp"];
+    const OTHERS: [&str; 5] =
+        ["src/nn/shim.cpp", "src/nn/depthwise.cpp", "src/nn/observer.cpp", "src/nn/graph.cpp", "src/device/stream.cpp"];
     let sources: Vec<&str> = OTHERS.into_iter().chain([WINOGRAD, HEADER]).collect();
     for path in &sources {
         println!("cargo:rerun-if-changed={path}");

@@ -1,6 +1,7 @@
 //! Convolutions with holes, of single channels, or with a padding of their own.
 
 use super::count::computed;
+use super::depthwise;
 use super::layers::ConvInit;
 use super::state::{Role, Scope, Slot, State};
 use tch::Tensor;
@@ -65,6 +66,8 @@ impl DilatedConv2d {
         let y = if !state.is_plain() && self.shape.is_one_tap(&x_bchw.size()[2..]) {
             let middle = weight.narrow(2, 1, 1).narrow(3, 1, 1);
             x_bchw.conv2d(&middle, None::<&Tensor>, 1, 0, 1, groups)
+        } else if !state.is_plain() && padding == 0 && depthwise::pays(x_bchw, weight, stride, dilation) {
+            depthwise::convolve(x_bchw, weight, stride, dilation).expect("shapes were checked when the network was declared")
         } else {
             x_bchw.conv2d(weight, None::<&Tensor>, stride, padding, dilation, groups)
         };

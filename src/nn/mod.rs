@@ -1,6 +1,7 @@
 //! Building blocks of networks: state in flat buffers, layers, optimisers, and what libtorch needs a shim for.
 
 mod count;
+mod depthwise;
 mod dilated;
 pub mod graph;
 mod layers;
