@@ -2,7 +2,7 @@
 
 use super::count::computed;
 use super::depthwise;
-use super::layers::ConvInit;
+use super::layers::{ConvInit, as_kind};
 use super::state::{Role, Scope, Slot, State};
 use tch::Tensor;
 
@@ -62,16 +62,17 @@ impl DilatedConv2d {
     ///
     /// In a map no larger than the dilation only the middle tap meets anything but padding: it alone is computed.
     pub fn forward(&self, state: &State, x_bchw: &Tensor) -> Tensor {
-        let (weight, DilatedShape { stride, padding, dilation, groups, .. }) = (state.at(self.weight), self.shape);
+        let DilatedShape { stride, padding, dilation, groups, .. } = self.shape;
+        let [x_bchw, weight] = [x_bchw, state.at(self.weight)].map(|t| as_kind(t, state.activations()));
         let y = if !state.is_plain() && self.shape.is_one_tap(&x_bchw.size()[2..]) {
             let middle = weight.narrow(2, 1, 1).narrow(3, 1, 1);
             x_bchw.conv2d(&middle, None::<&Tensor>, 1, 0, 1, groups)
-        } else if !state.is_plain() && padding == 0 && depthwise::pays(x_bchw, weight, stride, dilation) {
-            depthwise::convolve(x_bchw, weight, stride, dilation).expect("shapes were checked when the network was declared")
+        } else if !state.is_plain() && padding == 0 && depthwise::pays(&x_bchw, &weight, stride, dilation) {
+            depthwise::convolve(&x_bchw, &weight, dilation).expect("shapes were checked when the network was declared")
         } else {
-            x_bchw.conv2d(weight, None::<&Tensor>, stride, padding, dilation, groups)
+            x_bchw.conv2d(&weight, None::<&Tensor>, stride, padding, dilation, groups)
         };
-        computed(&y, weight);
+        computed(&y, &weight);
         y
     }
 }
@@ -81,6 +82,20 @@ mod tests {
     use super::*;
     use crate::test_fill::fill;
     use tch::{Device, Kind};
+
+    /// Depthwise layers with holes take the gradients that are not libtorch's, unless all is to be libtorch's; values are the same.
+    #[test]
+    fn holes_of_single_channels_go_the_fast_way() {
+        let root = Scope::default();
+        let conv = DilatedConv2d::declare(root.child("conv"), DilatedShape::depthwise(32, 1, 2), ConvInit::FanOut);
+        let state = State::empty(&root.blueprint(), Device::Cpu).trainable().unwrap();
+        tch::no_grad(|| state.at(conv.weight).shallow_clone().copy_(&fill(1, &[32, 1, 3, 3])));
+        let x = fill(2, &[2, 32, 9, 8]).set_requires_grad(true);
+        let (fast, plain) = (conv.forward(&state, &x), conv.forward(&state.plain(), &x));
+        assert!(depthwise::pays(&x, state.at(conv.weight), 1, 2));
+        assert_eq!((fast.stride()[1], plain.stride()[1]), (1, 20), "libtorch keeps the layout of what it is given, ours is channels-last");
+        assert!((fast - plain).abs().max().double_value(&[]) < 1e-6);
+    }
 
     /// Values and both gradients, in maps as large as the dilation and one pixel larger.
     #[test]

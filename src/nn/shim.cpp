@@ -26,14 +26,6 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kBlockRows = 256;
 
-#if defined(__x86_64__) && defined(__GNUC__)
-// By feature: GCC takes a clone for `arch=haswell` on that model only, and other processors with AVX2 would get the default. Without
-// FMA, which a clone cannot name beside AVX2: the passes wait for memory, not for arithmetic.
-#define MULTIVERSIONED __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define MULTIVERSIONED
-#endif
-
 typedef float Lane __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));

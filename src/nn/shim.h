@@ -9,6 +9,14 @@
 
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+// By feature: GCC takes a clone for `arch=haswell` on that model only, and other processors with AVX2 would get the default. Without
+// FMA, which a clone cannot name beside AVX2: the passes wait for memory, not for arithmetic.
+#define MULTIVERSIONED __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define MULTIVERSIONED
+#endif
+
 namespace ssdkd {
 
 inline at::Tensor channels_last(const at::Tensor& t) { return t.contiguous(at::MemoryFormat::ChannelsLast); }
