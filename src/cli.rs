@@ -352,8 +352,16 @@ pub enum StudyAction {
         #[arg(long, value_name = "WORDS")]
         pair: Vec<String>,
     },
-    /// A row of the published tables: how far from the printed figure it ends.
-    Reproduce(StudyArgs),
+    /// A row of the published tables: how far from the printed figures it ends.
+    Reproduce {
+        /// How.
+        #[command(flatten)]
+        study: StudyArgs,
+        /// A pair of networks, as configuration files and KEY=VALUE words in one argument, after `NAME: ` if it is to have a name; again
+        /// for each. Left out: what --config says.
+        #[arg(long, value_name = "WORDS")]
+        pair: Vec<String>,
+    },
     /// Strong and weak scaling: the same work, and the same work a rank, on each number of ranks.
     Ranks(RanksStudyArgs),
     /// Print and write a study's table as it stands.

@@ -271,7 +271,8 @@ impl RunFolder {
     }
 
     /// Cuts tables to the rounds before `round`: rows past a checkpoint belong to work that is done again. Rows that should be
-    /// there and are not are warned of. A header that a full disk has cut is written anew, and a row with it goes.
+    /// there and are not are warned of. Rows of a version with other columns are written anew by their names; so is a header that a full
+    /// disk has cut, and a row with it goes.
     pub fn cut_tables(&self, round: u64) -> Result<()> {
         for (name, header) in [("metrics.csv", header::<RoundRecord>()), ("timings.csv", header::<TimingRecord>())] {
             let path = self.path.join(name);
@@ -279,17 +280,24 @@ impl RunFolder {
                 Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
                 text => text.map_err(|e| Error::io("read", &path, &e))?,
             };
-            let (text, columns) = (String::from_utf8_lossy(&text), header.split(',').count());
-            let keep = |line: &&str| {
-                let mut cells = line.split(',');
-                cells.next().and_then(|r| r.parse::<u64>().ok()).is_some_and(|r| r < round) && cells.count() + 1 == columns
+            let (text, columns) = (String::from_utf8_lossy(&text), header.split(',').collect::<Vec<_>>());
+            let old: Vec<&str> = text.lines().next().unwrap_or_default().split(',').collect();
+            let kept = |line: &str| {
+                let cells: Vec<&str> = line.split(',').collect();
+                cells[0].parse::<u64>().ok().filter(|r| *r < round)?;
+                let cell = |name: &&str| old.iter().position(|other| other == name).map_or("", |at| cells[at]);
+                match cells.len() {
+                    n if n == columns.len() => Some(line.to_owned()),
+                    n if n == old.len() && old[0] == columns[0] => Some(columns.iter().map(cell).collect::<Vec<_>>().join(",")),
+                    _ => None,
+                }
             };
-            let kept: Vec<&str> = text.lines().filter(keep).collect();
+            let kept: Vec<String> = text.lines().filter_map(kept).collect();
             if (kept.len() as u64) < round {
                 tracing::warn!("{} has {} of the {round} rounds before the checkpoint: the others were lost", path.display(), kept.len());
             }
-            let lines = std::iter::once(header.as_str()).chain(kept);
-            files::write(&path, lines.map(|line| format!("{line}\n")).collect::<String>().as_bytes())?;
+            let lines: Vec<String> = std::iter::once(header).chain(kept).map(|line| line + "\n").collect();
+            files::write(&path, lines.concat().as_bytes())?;
         }
         Ok(())
     }
@@ -465,6 +473,14 @@ mod tests {
             run.cut_tables(1).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), format!("{header}\n"));
         }
+        // Rows of a version that had one column less, in another order.
+        let names: Vec<&str> = header.split(',').collect();
+        let older = [&names[..1], &[names[2], names[1]], &names[4..]].concat();
+        let cells: Vec<String> = (0..older.len()).map(|i| format!("{i}.5")).collect();
+        fs::write(&path, format!("{}\n0,{}\n", older.join(","), cells[1..].join(","))).unwrap();
+        run.cut_tables(1).unwrap();
+        let now = ["0", "2.5", "1.5", ""].into_iter().chain(cells[3..].iter().map(String::as_str)).collect::<Vec<_>>().join(",");
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{header}\n{now}\n"));
         fs::remove_file(&path).unwrap();
         run.cut_tables(1).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{header}\n"));

@@ -21,7 +21,7 @@ pub fn run(action: &StudyAction) -> Result<Outcome> {
         StudyAction::Compare { study, variant, pair } => {
             run_study(study, Study { variants: variant.clone(), pairs: pair.clone(), ..asked(Kind::Compare, study) })
         }
-        StudyAction::Reproduce(args) => run_study(args, asked(Kind::Reproduce, args)),
+        StudyAction::Reproduce { study, pair } => run_study(study, Study { pairs: pair.clone(), ..asked(Kind::Reproduce, study) }),
         StudyAction::Ranks(args) => ranks(args),
         StudyAction::Show { dir } => {
             let folder = SweepFolder::new(dir)?;

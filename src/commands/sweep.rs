@@ -4,6 +4,7 @@ use super::Outcome;
 use crate::cli::{SweepAction, SweepRunArgs};
 use crate::error::{Error, Result};
 use crate::sweep::{Launcher, Plan, Queue, Request, Status, SweepFile, SweepFolder, collect, plan, retry, status_table};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Rows of a plan that are shown; the rest is in its file.
@@ -62,6 +63,12 @@ fn planned(file: &Path, dir: Option<&Path>) -> Result<()> {
     }
     let points = trials.iter().map(|trial| trial.point).collect::<std::collections::BTreeSet<_>>().len();
     println!("{} trials of {points} points, {} of them new: {}", trials.len(), planned.new, folder.plan().display());
+    if planned.drawn_again > 0 {
+        println!(
+            "{} points were drawn again and are left out: lists have few combinations, and strategy = \"grid\" takes each once",
+            planned.drawn_again
+        );
+    }
     if planned.doubles > 0 {
         println!("{} combinations come to the same run as another one and are left out", planned.doubles);
     }
@@ -74,7 +81,8 @@ fn planned(file: &Path, dir: Option<&Path>) -> Result<()> {
 fn run_here(args: &SweepRunArgs) -> Result<Outcome> {
     let launcher = Launcher::Local { jobs: args.jobs, at_most: args.at_most };
     let tally = launcher.start(&Request::new(&args.dir, args.ranks)?)?;
-    println!("{} done, {} rungs reached, {} failed", tally.done, tally.paused, tally.failed);
+    // Not `println`: the end of a runner must not hang on a terminal that was closed.
+    let _ = writeln!(std::io::stdout(), "{} done, {} rungs reached, {} failed", tally.done, tally.paused, tally.failed);
     if tally.stopped {
         return Ok(Outcome::Stopped);
     }

@@ -79,7 +79,7 @@ impl DatasetName {
     /// Whether a key describes another data set and changes nothing in this one.
     pub(super) fn ignores(self, key: &str) -> bool {
         let others: &[(&[&str], &[Self])] = &[
-            (&["data.scene_size", "data.scene_seed", "data.train_scenes", "data.test_scenes"], &[Self::Scenes13]),
+            (&["data.scene_size", "data.scene_crop", "data.scene_seed", "data.train_scenes", "data.test_scenes"], &[Self::Scenes13]),
             (&["data.classes", "data.channels", "data.size"], &[Self::Folder, Self::None]),
             (&["data.resize"], &[Self::Folder]),
             (&["eval.fresh_images"], &[Self::None]),
@@ -173,8 +173,12 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     found.at_least("teach.crop", c.teach.crop, 0);
     found.at_least("data.scene_size", c.data.scene_size, 32);
     found.at_most("data.scene_size", c.data.scene_size, 1024);
-    if c.data.scene_size % 4 != 0 {
-        found.add("data.scene_size", format!("{} is no multiple of 4, as the generator needs it", c.data.scene_size));
+    found.at_least("data.scene_crop", c.data.scene_crop, 0);
+    found.at_most("data.scene_crop", c.data.scene_crop, c.data.scene_size);
+    for (key, size) in [("data.scene_size", c.data.scene_size), ("data.scene_crop", c.data.scene_crop)] {
+        if size % 4 != 0 {
+            found.add(key, format!("{size} is no multiple of 4, as the generator needs it"));
+        }
     }
     found.at_least("data.train_scenes", c.data.train_scenes as i64, 1);
     found.at_least("data.test_scenes", c.data.test_scenes as i64, 1);

@@ -248,6 +248,79 @@ mod tests {
         load_from(&[path], environment, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
     }
 
+    /// The scripts of zju-vipa/Fast-Datafree and zju-vipa/DataFree: learning rate of the student, its batch, steps a round, rounds, rounds of
+    /// warm-up; inner steps, learning rate of the generator; weights of disagreement, statistics, task.
+    #[test]
+    fn methods_have_their_published_values() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/configs");
+        let resolved = |files: &[&str]| {
+            let files: Vec<PathBuf> = files.iter().map(|file| format!("{root}/{file}.toml").into()).collect();
+            load_with(&files, BTreeMap::new(), "the test").unwrap().config
+        };
+        let fast = |adversarial, task| [0.2, 256., 400., 220., 20., 5., 3e-3, adversarial, 10., task];
+        let one_step = |lr, steps, rounds| [lr, 256., steps, rounds, 0., 1., 1e-3];
+        let rows: [(&str, &str, &[f64]); 17] = [
+            ("resnet34-resnet18", "fast_meta", &fast(1.33, 0.5)),
+            ("vgg11-resnet18", "fast_meta", &fast(1.0, 0.5)),
+            ("wrn40_2-wrn16_1", "fast_meta", &fast(1.1, 0.4)),
+            ("wrn40_2-wrn40_1", "fast_meta", &fast(1.1, 0.4)),
+            ("wrn40_2-wrn16_2", "fast_meta", &fast(1.1, 0.4)),
+            ("wrn40_2-wrn16_1", "fast_meta_2", &[0.2, 256., 400., 220., 20., 2., 5e-3, 1.1, 10., 0.4]),
+            ("wrn40_2-wrn16_1", "fast_meta_10", &[0.2, 256., 400., 220., 20., 10., 2e-3, 1.1, 10., 0.4]),
+            ("wrn40_2-wrn16_1", "fast", &fast(1.1, 0.4)),
+            ("wrn40_2-wrn16_1", "deepinv", &[0.1, 256., 400., 200., 0., 1000., 0.1, 1., 10., 1.]),
+            ("wrn40_2-wrn16_1", "cmi", &[0.1, 256., 400., 200., 0., 200., 1e-3, 0.5, 1., 1.]),
+            ("wrn40_2-wrn16_1", "dafl", &one_step(0.1, 5., 16_000.)),
+            ("wrn40_2-wrn16_1", "zskt", &one_step(0.1, 5., 16_000.)),
+            ("wrn40_2-wrn16_1", "dfad", &one_step(0.1, 5., 16_000.)),
+            ("wrn40_2-wrn16_1", "dfq", &[0.1, 256., 10., 8_000., 0., 1., 1e-3, 1., 1., 1.]),
+            ("resnet34-resnet18", "dfq_cifar100_resnet34", &one_step(0.05, 10., 8_000.)),
+            ("wrn40_2-wrn16_1", "kd", &[0.1, 128., 0., 200., 0.]),
+            ("wrn40_2-wrn16_1", "scratch", &[0.1, 256., 0., 200., 0.]),
+        ];
+        for (pair, method, wanted) in rows {
+            for dataset in ["cifar10", "cifar100"] {
+                let c = resolved(&[&format!("{dataset}/{pair}"), &format!("methods/{method}")]);
+                let (student, inversion, distill, train) = (&c.student, &c.inversion, &c.distill, &c.train);
+                let found = [
+                    student.lr,
+                    distill.batch_size as f64,
+                    distill.steps_per_round as f64,
+                    train.rounds as f64,
+                    train.warmup_rounds as f64,
+                    inversion.steps as f64,
+                    inversion.lr_generator,
+                    inversion.adversarial_weight,
+                    inversion.statistics_weight,
+                    inversion.task_weight,
+                ];
+                assert_eq!(&found[..wanted.len()], wanted, "{dataset}, {pair}, {method}");
+                assert_eq!(student.weight_decay, 1e-4, "{method}");
+            }
+        }
+        // What only some of them have.
+        let of = |method: &str| resolved(&["cifar10/wrn40_2-wrn16_1", &format!("methods/{method}")]);
+        for (method, latent, momentum, reset) in
+            [("fast_meta", 0.01, 0.9, 120), ("fast_meta_2", 0.015, 0.9, 120), ("fast_meta_10", 0.01, 0.9, 120), ("cmi", 1e-3, 0.0, 0)]
+        {
+            let inversion = of(method).inversion;
+            assert_eq!(
+                (inversion.lr_latent, inversion.statistics_momentum, inversion.reset_after_rounds),
+                (latent, momentum, reset),
+                "{method}"
+            );
+        }
+        let [cmi, dafl, dfq, deepinv] = ["cmi", "dafl", "dfq", "deepinv"].map(|method| of(method).inversion);
+        assert_eq!((cmi.contrastive_weight, cmi.contrastive_temperature), (0.8, 0.2));
+        assert_eq!((dafl.task_weight, dafl.balance_weight, dafl.activation_weight), (1.0, 20.0, 1e-3));
+        assert_eq!((dfq.balance_weight, deepinv.variation_weight, deepinv.norm_weight), (20.0, 1e-3, 0.0));
+        let kd = of("kd").distill;
+        assert_eq!((kd.temperature, kd.label_weight), (1.0, 0.1));
+        for method in ["fast", "fast_meta", "cmi", "deepinv"] {
+            assert_eq!(of(method).distill.temperature, 20.0, "{method}");
+        }
+    }
+
     #[test]
     fn later_layers_win_and_are_named() {
         let loaded = with(

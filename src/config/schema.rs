@@ -314,6 +314,9 @@ pub struct Data {
     pub std: Vec<f64>,
     /// `scenes13`: height and width of a scene in pixels.
     pub scene_size: i64,
+    /// `scenes13`: height and width of the squares that networks are trained on, as crops of NYUv2 are; scores are of whole scenes.
+    /// 0: whole scenes.
+    pub scene_crop: i64,
     /// `scenes13`: seed of the scenes. Those of the test split are never among those of the training split.
     pub scene_seed: u64,
     /// `scenes13`: scenes of the training split.
@@ -573,7 +576,7 @@ pub enum ImageDtype {
 pub struct Distill {
     /// Rows of a student step, over all ranks.
     pub batch_size: usize,
-    /// Student steps a round. 0: round(400·`replay.capacity`/50,000), at least 20.
+    /// Student steps a round. 0: round(400·`replay.capacity`/50,000), at least 20; with real images (`kd`, `scratch`) an epoch.
     pub steps_per_round: u64,
     /// Temperature T of the distillation loss and of the priorities.
     pub temperature: f64,
@@ -802,6 +805,7 @@ impl Default for Data {
             mean: Vec::new(),
             std: Vec::new(),
             scene_size: 128,
+            scene_crop: 0,
             scene_seed: 0,
             train_scenes: 10_000,
             test_scenes: 500,

@@ -209,7 +209,10 @@ fn described(name: DatasetName, data: &config::Data) -> Facts {
     let (mean, std) = if data.mean.is_empty() { (facts.mean, facts.std) } else { (narrow(&data.mean), narrow(&data.std)) };
     let facts = Facts { mean, std, ..facts };
     match name {
-        DatasetName::Scenes13 => Facts { size: [data.scene_size; 2], ..facts },
+        DatasetName::Scenes13 => {
+            let size = if data.scene_crop > 0 { data.scene_crop } else { data.scene_size };
+            Facts { size: [size; 2], ..facts }
+        }
         DatasetName::Folder | DatasetName::None => {
             let (classes, channels, size, fit) = (data.classes, data.channels, [data.size; 2], Fit::Cropped(data.resize.max(data.size)));
             Facts { classes, channels, size, fit, ..facts }

@@ -1,8 +1,8 @@
 //! `scenes13`: rooms drawn by ssdkd itself, for trials of segmentation without a download.
 //!
-//! A wall, a floor and a ceiling, things on the wall, furniture on the floor, small things on top; nearer ones hide others. Colours,
-//! textures and light are drawn from the same distributions for all classes, so that shape and place tell them apart and colour does
-//! not. Integer arithmetic on keyed random numbers: a scene is a function of (seed, split, number) and size, with the same bytes
+//! A wall, a floor and a ceiling, things on the wall, furniture on the floor, small things on top; nearer ones hide others. What they are
+//! made of is shared, as in real rooms: floors, tables, chairs, cupboards and beds may all be of wood, so that colour narrows down what a
+//! pixel may be, and shape and place decide. Integer arithmetic on keyed random numbers: a scene is a function of (seed, split, number) and size, with the same bytes
 //! everywhere.
 
 mod canvas;
@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(sha256(&[bytes(&images), bytes(&labels)].concat()), GOLDEN);
     }
 
-    const GOLDEN: &str = "5abc62cf34e702460359b0af57c22ca230b48c4687df5e2f73f066092aa2279f";
+    const GOLDEN: &str = "4a3ad812e8f73327c33cb9cff7168547b73a70fe2f61b679ae686b656f47523f";
 
     #[test]
     fn a_scene_depends_on_its_number_and_its_split_alone() {
@@ -106,10 +106,10 @@ mod tests {
         assert!(counts[13..255].iter().all(|&n| n == 0) && counts[255] > 0);
     }
 
-    /// The best guess from a pixel's colour alone (in cells of 32 levels, learned on other scenes) is little better than the most
-    /// frequent class.
+    /// The best guess from a pixel's colour alone (in cells of 32 levels, learned on other scenes) is far from what is asked of a network
+    /// (0.6 mIoU), though it is better than none.
     #[test]
-    fn colour_does_not_give_the_class() {
+    fn colour_alone_does_not_give_the_class() {
         let cells = |split| {
             let (images, labels) = scenes(split, 64).draw(&(0..300).collect::<Vec<_>>());
             let cell = (images.to_kind(Kind::Int64) / 32).to_kind(Kind::Int64);
@@ -120,9 +120,13 @@ mod tests {
         let ((cell, label), (new_cell, new_label)) = (cells(Split::Train), cells(Split::Test));
         let table = (cell * 13 + label).bincount(None::<&Tensor>, 512 * 13).view([512, 13]);
         let guess = table.argmax(1, false).index_select(0, &new_cell);
-        let share = |right: Tensor| right.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
-        let most_frequent = new_label.bincount(None::<&Tensor>, 13).max().double_value(&[]) / new_label.numel() as f64;
-        let by_colour = share(guess.eq_tensor(&new_label));
-        assert!(by_colour < most_frequent + 0.05, "{by_colour} by colour, {most_frequent} without");
+        let confusion = (guess * 13 + &new_label).bincount(None::<&Tensor>, 169).view([13, 13]).to_kind(Kind::Double);
+        let (guessed, true_ones) = (confusion.sum_dim_intlist(1, false, Kind::Double), confusion.sum_dim_intlist(0, false, Kind::Double));
+        let right = confusion.diagonal(0, 0, 1);
+        let miou = (&right / (guessed + &true_ones - &right)).mean(Kind::Double).double_value(&[]);
+        let share = |part: &Tensor| part.double_value(&[]) / new_label.numel() as f64;
+        let (accuracy, most_frequent) = (share(&right.sum(Kind::Double)), share(&true_ones.max()));
+        assert!(miou < 0.2, "mIoU {miou} by colour");
+        assert!(accuracy < 0.6 && accuracy > most_frequent + 0.1, "{accuracy} by colour, {most_frequent} without");
     }
 }

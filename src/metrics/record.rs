@@ -22,7 +22,7 @@ pub struct RoundRecord {
     pub lr: f64,
     /// L_BN of the last inner step.
     pub loss_statistics: Option<f64>,
-    /// φ-weighted task loss of the last inner step.
+    /// Task loss of the last inner step, weighted by φ where there is one.
     pub loss_task: Option<f64>,
     /// L_adv of the last inner step.
     pub loss_adversarial: Option<f64>,

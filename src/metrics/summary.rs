@@ -41,6 +41,14 @@ impl NetworkScore {
 pub struct BufferSummary {
     /// Capacity over all ranks; a pool's is every image of the run.
     pub capacity: u64,
+    /// Of its samples: `class_counts` and `confidence_counts`.
+    #[serde(flatten)]
+    pub seen: Seen,
+}
+
+/// What the teacher sees in synthetic images.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seen {
     /// Samples (pixels) per category predicted by the teacher.
     pub class_counts: Vec<u64>,
     /// Samples by the teacher's confidence, in equal parts of 0..1.
@@ -95,6 +103,9 @@ pub struct Summary {
     /// The buffer, where the method has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buffer: Option<BufferSummary>,
+    /// Images that the generator makes at the end, where the method has one and no buffer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fresh: Option<Seen>,
     /// Hash of the keys that change numbers.
     pub config_hash: String,
     /// Seed.

@@ -36,7 +36,7 @@ mod tests {
             return;
         };
         let picture = image::load_from_memory(&png).unwrap().to_rgb8();
-        assert_eq!(picture.dimensions(), (1120, 600));
+        assert_eq!(picture.dimensions(), (1120, 684));
         let dark = picture.pixels().filter(|p| p.0.iter().all(|&c| c < 140)).count();
         let blue = picture.pixels().filter(|p| p.0[2] > 120 && p.0[0] < 60).count();
         assert!(dark > 300 && blue > 500, "{dark} pixels of text, {blue} of the line");

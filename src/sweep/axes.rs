@@ -112,6 +112,9 @@ fn axis(name: &str, value: &Value) -> Result<Axis, String> {
     };
     let mut when = Vec::new();
     conditions("", &written.when, &mut when);
+    if let Some((key, _)) = when.iter().find(|(_, any)| any.is_empty()) {
+        return Err(format!("its `when` names no value of {key}"));
+    }
     let domain = match (&written.values, &written.min, &written.max) {
         (Some(values), None, None) if values.is_empty() => return Err("has no values".into()),
         (Some(values), None, None) if written.step.is_none() && written.count.is_none() => {
@@ -181,13 +184,18 @@ impl Axis {
         matches!(&self.domain, Domain::Choices(choices) if choices.iter().flatten().any(|(name, _)| name.starts_with(NAME)))
     }
 
-    /// Whether it sets a key.
-    pub(super) fn sets(&self, key: &str) -> bool {
+    /// Whether it sets a key, or gives its values names under which conditions can ask for them.
+    pub(super) fn decides(&self, key: &str) -> bool {
         match &self.domain {
-            Domain::Choices(choices) => choices.iter().flatten().any(|(name, _)| name == key),
+            Domain::Choices(choices) => choices.iter().flatten().any(|(entry, _)| is_about(entry, key)),
             Domain::Range(_) => self.name == key,
         }
     }
+}
+
+/// Whether an entry of a point is what a condition on `key` asks about: the key's own, or a name.
+pub(super) fn is_about(entry: &str, key: &str) -> bool {
+    entry.strip_prefix(NAME).unwrap_or(entry) == key
 }
 
 impl Range {

@@ -242,7 +242,7 @@ impl<'a> Checker<'a> {
         }
         let stopped = if self.problems.len() >= ENOUGH { "; trials after these were not looked at" } else { "" };
         let finding = |problem: &Problem| {
-            let axis = self.file.axes.iter().find(|axis| axis.name == problem.finding.key || axis.sets(&problem.finding.key));
+            let axis = self.file.axes.iter().find(|axis| axis.name == problem.finding.key || axis.decides(&problem.finding.key));
             let of = axis.map_or(String::new(), |axis| format!("axis `{}`, ", axis.name));
             let place = format!("{of}{} of {trials} trials, the first with {}", problem.trials, problem.first);
             Finding::new(&problem.finding.key, format!("{} ({place}{stopped})", problem.finding.problem))

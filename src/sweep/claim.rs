@@ -4,6 +4,8 @@
 //! files looks the same, and two runs in one folder would cost more than a trial that waits. What counts is what can be known: the
 //! process is gone from this very machine, Slurm no longer knows the job, or it is this same job that Slurm has started again. Everything else is
 //! for the user to say, by naming the trial to `ssdkd sweep retry`.
+//!
+//! A claim that is taken over is never away: the new one is made beside it, under a name that only one can create, and renamed.
 
 use crate::error::{Error, Result};
 use crate::parallel::host_name;
@@ -15,6 +17,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const NAME: &str = "claim";
+/// A claim that is about to take the place of one whose holder is gone.
+pub(super) const NEXT: &str = "claim.next";
 
 /// Contents of a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,35 +55,50 @@ impl SlurmJob {
     }
 }
 
-/// What became of a claim that was to be given up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Freed {
-    /// It is gone; why.
-    Yes(String),
-    /// It stands; why.
-    No(String),
-}
-
 impl Claim {
-    /// Takes a trial. `None`: another has it.
+    /// Takes a trial that is free, or was its own job's before Slurm started that again. `None`: another has it.
     pub fn take(folder: &Path) -> Result<Option<Self>> {
-        let mine = Self::new();
-        if let (Some(found), Some(job)) = (Self::read(folder)?, &mine.job)
-            && found.job.as_ref().is_some_and(|was| was.id == job.id && was.restart < job.restart)
-        {
-            // Slurm does not start a job again before its last start is over.
-            mine.give_up(folder)?;
+        Self::new().lay(folder)
+    }
+
+    /// Takes the trial over from this claim, whose holder is gone. `None`: another does, or has.
+    pub fn take_over(&self, folder: &Path) -> Result<Option<Self>> {
+        Self::new().replace(self, folder)
+    }
+
+    fn lay(self, folder: &Path) -> Result<Option<Self>> {
+        match Self::read(folder)? {
+            Some(before) if before.is_outlived_by(self.job.as_ref(), folder) => self.replace(&before, folder),
+            _ => self.create(&folder.join(NAME)),
         }
-        let path = folder.join(NAME);
-        match File::create_new(&path) {
-            Ok(mut file) => {
-                let text = serde_json::to_string_pretty(&mine).map_err(|e| Error::refused(e.to_string()))?;
-                file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| Error::io("write", &path, &e))?;
-                Ok(Some(mine))
-            }
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(None),
-            Err(e) => Err(Error::io("create", &path, &e)),
+    }
+
+    fn replace(self, gone: &Self, folder: &Path) -> Result<Option<Self>> {
+        let next = folder.join(NEXT);
+        let Some(mine) = self.create(&next)? else { return Ok(None) };
+        // From here on nobody else takes it over; somebody may have, since we looked.
+        if Self::read(folder)?.as_ref() != Some(gone) {
+            fs::remove_file(&next).map_err(|e| Error::io("remove", &next, &e))?;
+            return Ok(None);
         }
+        fs::rename(&next, folder.join(NAME)).map_err(|e| Error::io("rename", &next, &e))?;
+        Ok(Some(mine))
+    }
+
+    /// Writes it where nothing lies. `None`: something does.
+    fn create(self, path: &Path) -> Result<Option<Self>> {
+        let text = serde_json::to_string_pretty(&self).map_err(|e| Error::refused(e.to_string()))?;
+        let mut file = match File::create_new(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(None),
+            Err(e) => return Err(Error::io("create", path, &e)),
+        };
+        if let Err(e) = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()) {
+            // Nobody would know whose it is.
+            let _ = fs::remove_file(path);
+            return Err(Error::io("write", path, &e));
+        }
+        Ok(Some(self))
     }
 
     fn new() -> Self {
@@ -87,7 +106,7 @@ impl Claim {
         Self { host: host_name(), machine: machine(), process, process_began: began(process), since: now(), job: SlurmJob::own() }
     }
 
-    /// The claim on a trial, if there is one. One that is empty, or cut by a full disk, is still one.
+    /// The claim on a trial, if there is one. One that is empty, or cut by a crash, is still one.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(NAME);
         match fs::read(&path) {
@@ -115,22 +134,29 @@ impl Claim {
         self.machine == machine() && (began(self.process).is_none() || began(self.process) != self.process_began)
     }
 
-    /// Removes the claim if its holder is known to be gone, or on the user's word. `queued`: whether Slurm knows a job.
-    pub fn free(&self, folder: &Path, on_his_word: bool, queued: &dyn Fn(&str) -> Option<bool>) -> Result<Freed> {
+    /// Whether it is of an earlier start of a job, and its run is over: Slurm does not start a job again before its last start is.
+    pub(super) fn is_outlived_by(&self, job: Option<&SlurmJob>, folder: &Path) -> bool {
+        let was_before = |job: &SlurmJob| self.job.as_ref().is_some_and(|was| was.id == job.id && was.restart < job.restart);
+        job.is_some_and(was_before) && !is_held(folder)
+    }
+
+    /// Why its holder is known to be gone, if by the user's word; or why the trial is left alone. `queued`: whether Slurm knows a job.
+    pub fn gone(
+        &self,
+        folder: &Path,
+        on_his_word: bool,
+        queued: &dyn Fn(&str) -> Option<bool>,
+    ) -> std::result::Result<&'static str, String> {
         if is_held(folder) {
-            return Ok(Freed::No(format!("a process of its run is alive ({self})")));
+            return Err(format!("a process of its run is alive ({self})"));
         }
-        let queued = self.job.as_ref().and_then(|job| queued(&job.id));
-        let known = match queued {
-            _ if self.is_dead_here() => Some("its runner is dead"),
-            _ if self.machine == machine() => return Ok(Freed::No(format!("its runner is alive ({self}): end it first"))),
-            Some(true) => return Ok(Freed::No(format!("Slurm still has its job ({self}): scancel it first"))),
-            Some(false) => Some("its Slurm job has ended"),
-            None => on_his_word.then_some("you named it"),
-        };
-        match known {
-            Some(why) => self.give_up(folder).map(|()| Freed::Yes(why.to_owned())),
-            None => Ok(Freed::No(format!("taken by {self}: if that is over, name the trial to `ssdkd sweep retry`"))),
+        match self.job.as_ref().and_then(|job| queued(&job.id)) {
+            _ if self.is_dead_here() => Ok("its runner is dead"),
+            _ if self.machine == machine() => Err(format!("its runner is alive ({self}): end it first")),
+            Some(true) => Err(format!("Slurm still has its job ({self}): scancel it first")),
+            Some(false) => Ok("its Slurm job has ended"),
+            None if on_his_word => Ok("you named it"),
+            None => Err(format!("taken by {self}: if that is over, name the trial to `ssdkd sweep retry`")),
         }
     }
 }
@@ -163,8 +189,13 @@ fn began(process: u32) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A claim of this process, as of a job's start.
+    pub fn of_job(id: &str, restart: u64) -> Claim {
+        Claim { job: Some(SlurmJob { id: id.into(), restart }), ..Claim::new() }
+    }
 
     #[test]
     fn a_trial_is_taken_by_one() {
@@ -186,19 +217,55 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let job = |id: &str| Some(SlurmJob { id: id.into(), restart: 0 });
         let mine = Claim::new();
-        let free = |claim: &Claim, named| {
-            fs::write(folder.path().join(NAME), serde_json::to_string(claim).unwrap()).unwrap();
-            let freed = claim.free(folder.path(), named, &|id| (id != "unreachable").then_some(id == "queued")).unwrap();
-            assert_eq!(matches!(freed, Freed::Yes(_)), !folder.path().join(NAME).exists());
-            matches!(freed, Freed::Yes(_))
-        };
-        assert!(!free(&mine, false) && !free(&mine, true), "this process lives");
+        let gone = |claim: &Claim, named| claim.gone(folder.path(), named, &|id| (id != "unreachable").then_some(id == "queued")).is_ok();
+        assert!(!gone(&mine, false) && !gone(&mine, true), "this process lives");
         // The same number, of a process that began at another time.
-        assert!(free(&Claim { process_began: Some(1), ..mine.clone() }, false));
+        assert!(gone(&Claim { process_began: Some(1), ..mine.clone() }, false));
         let elsewhere = Claim { machine: "another".into(), job: None, ..mine.clone() };
-        assert!(!free(&elsewhere, false) && free(&elsewhere, true));
-        assert!(!free(&Claim { job: job("queued"), ..elsewhere.clone() }, true));
-        assert!(!free(&Claim { job: job("unreachable"), ..elsewhere.clone() }, false));
-        assert!(free(&Claim { job: job("ended"), ..elsewhere }, false));
+        assert!(!gone(&elsewhere, false) && gone(&elsewhere, true));
+        assert!(!gone(&Claim { job: job("queued"), ..elsewhere.clone() }, true));
+        assert!(!gone(&Claim { job: job("unreachable"), ..elsewhere.clone() }, false));
+        assert!(gone(&Claim { job: job("ended"), ..elsewhere }, false));
+    }
+
+    /// Of those who find the same dead runner one gets the trial, and it is never free.
+    #[test]
+    fn a_trial_is_taken_over_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let dead = Claim { process_began: Some(1), ..Claim::new() };
+        dead.clone().create(&folder.path().join(NAME)).unwrap();
+        let taken: Vec<Option<Claim>> = std::thread::scope(|scope| {
+            let takers: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        assert!(Claim::take(folder.path()).unwrap().is_none());
+                        dead.take_over(folder.path()).unwrap()
+                    })
+                })
+                .collect();
+            takers.into_iter().map(|taker| taker.join().unwrap()).collect()
+        });
+        assert_eq!(taken.iter().flatten().count(), 1);
+        assert_eq!(Claim::read(folder.path()).unwrap().as_ref(), taken.iter().flatten().next());
+        assert!(!folder.path().join(NEXT).exists());
+    }
+
+    /// Slurm gives a job that it starts again the number it had.
+    #[test]
+    fn a_job_that_was_started_again_takes_its_own_claims() {
+        let folder = tempfile::tempdir().unwrap();
+        let lay = |claim: Claim| claim.lay(folder.path()).unwrap();
+        assert!(lay(of_job("7", 1)).is_some());
+        for other in [of_job("7", 1), of_job("7", 0), of_job("8", 2), Claim { job: None, ..Claim::new() }] {
+            assert_eq!(lay(other), None);
+        }
+        assert_eq!(lay(of_job("7", 2)), Claim::read(folder.path()).unwrap());
+        assert_eq!(Claim::read(folder.path()).unwrap().and_then(|claim| claim.job), of_job("7", 2).job);
+        // As long as a process of the run holds its folder, it is not over.
+        let lock = File::create(folder.path().join("lock")).unwrap();
+        lock.try_lock().unwrap();
+        assert_eq!(lay(of_job("7", 3)), None);
+        drop(lock);
+        assert!(lay(of_job("7", 3)).is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! What a sweep came to: a row for every trial, and a line for every point.
 
 use super::folder::SweepFolder;
+use super::halving::Goal;
 use super::plan::{Plan, Trial, shown};
 use super::stand::{Stand, Standing, Trials};
 use super::table::{Cell, Table};
@@ -16,7 +17,8 @@ use std::path::{Path, PathBuf};
 /// Writes `results.csv`, `results.parquet` and `results.md` into the sweep's folder and returns their paths and the last one's text.
 ///
 /// A row has the trial, how it stands, what it sets, and every single value of its `report.json` under `report.`; a trial without a
-/// report has the rest. `metrics` instead of the plan's: columns of the Markdown table, which is sorted by the first.
+/// report has the rest. `metrics` instead of the plan's: columns of the Markdown table, which is sorted by the first, the better end of it
+/// first.
 pub fn collect(folder: &SweepFolder, plan: &Plan, metrics: &[String]) -> Result<(Vec<PathBuf>, String)> {
     let trials = Trials::read(folder, plan, &BTreeSet::new())?;
     let mut table = Table::default();
@@ -151,7 +153,8 @@ fn page(name: &str, plan: &Plan, table: &Table, trials: &Trials, metrics: &[Stri
             Line { point, done, best: (!found.is_empty()).then(|| mean_and_std(&found).0), rows }
         })
         .collect();
-    lines.sort_by(|a, b| (b.best.is_some().cmp(&a.best.is_some())).then(plan.goal.order(a.best, b.best)).then(a.point.cmp(&b.point)));
+    let goal = if metrics[0] == plan.metric { plan.goal } else { Goal::of(&metrics[0]) };
+    lines.sort_by(|a, b| (b.best.is_some().cmp(&a.best.is_some())).then(goal.order(a.best, b.best)).then(a.point.cmp(&b.point)));
 
     // Axes whose values have names, and keys that some trials set, but for the seed.
     let mut keys: Vec<&str> = Vec::new();

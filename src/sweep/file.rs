@@ -59,7 +59,7 @@ pub struct Resources {
     /// Trials that share a machine: a Slurm task takes so many at a time, and `run` unless told otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trials_per_node: Option<usize>,
-    /// Trials that share a GPU; without it no GPU is asked for.
+    /// Trials that share a GPU, or the GPUs of a trial's ranks. Left out, each trial has its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trials_per_gpu: Option<usize>,
     /// Array tasks that run at a time (Slurm).
@@ -97,15 +97,14 @@ impl Resources {
     }
 }
 
-/// Asynchronous successive halving. A plan names its metric; a sweep file may leave it out: then it is the score of the data set's task.
+/// Asynchronous successive halving. A plan names its metric and goal; a sweep file may leave them out ([`HalvingWritten`]).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Halving<Metric = String> {
+pub struct Halving<Metric = String, Better = Goal> {
     /// Column of `metrics.csv`.
     pub metric: Metric,
     /// Which end of it is good.
-    #[serde(default)]
-    pub goal: Goal,
+    pub goal: Better,
     /// Rounds after which trials are compared: whole numbers, or shares of a trial's rounds below 1.
     pub rungs: Vec<f64>,
     /// Of so many trials that reached a rung, one goes on.
@@ -113,11 +112,14 @@ pub struct Halving<Metric = String> {
     pub factor: usize,
 }
 
+/// As in a sweep file: without a metric it is the score of the data set's task, without a goal the metric's own.
+pub type HalvingWritten = Halving<Option<String>, Option<Goal>>;
+
 fn three() -> usize {
     3
 }
 
-impl<Metric> Halving<Metric> {
+impl<Metric, Better> Halving<Metric, Better> {
     /// Rounds of a trial's rungs, the last of all being its whole length.
     pub fn rounds(&self, all: u64) -> Vec<u64> {
         let at = |rung: &f64| if *rung < 1.0 { (rung * all as f64).round() as u64 } else { *rung as u64 };
@@ -137,11 +139,11 @@ struct Written {
     repeats: Option<u64>,
     seeds: Option<Vec<u64>>,
     metric: Option<String>,
-    goal: Goal,
+    goal: Option<Goal>,
     set: Table,
     axes: Table,
     resources: Resources,
-    halving: Option<Halving<Option<String>>>,
+    halving: Option<HalvingWritten>,
 }
 
 impl Default for Written {
@@ -156,7 +158,7 @@ impl Default for Written {
             repeats: None,
             seeds: None,
             metric: None,
-            goal: Goal::Max,
+            goal: None,
             set: Table::new(),
             axes: Table::new(),
             resources: Resources::default(),
@@ -195,8 +197,8 @@ pub struct SweepFile {
     pub repeats: u64,
     /// What tables are sorted by: a value of `report.json`. Left out: the score that runs are quoted by.
     pub metric: Option<String>,
-    /// Which end of it is good.
-    pub goal: Goal,
+    /// Which end of it is good. Left out: the metric's own.
+    pub goal: Option<Goal>,
     /// Keys that every trial sets.
     pub set: Vec<(String, Value)>,
     /// Directions.
@@ -204,7 +206,7 @@ pub struct SweepFile {
     /// What a trial is given.
     pub resources: Resources,
     /// Early stopping.
-    pub halving: Option<Halving<Option<String>>>,
+    pub halving: Option<HalvingWritten>,
 }
 
 impl SweepFile {

@@ -1,17 +1,23 @@
 //! GPUs of this machine, and NVIDIA's multi-process service where several trials share one.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// GPUs that trials may use: those that CUDA_VISIBLE_DEVICES names (Slurm sets it), else all that `nvidia-smi` lists.
 pub(super) fn visible() -> Vec<String> {
-    if let Ok(named) = std::env::var("CUDA_VISIBLE_DEVICES") {
-        return named.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    if let Ok(list) = std::env::var("CUDA_VISIBLE_DEVICES") {
+        return named(&list);
     }
     let listed = Command::new("nvidia-smi").arg("--list-gpus").stderr(Stdio::null()).output();
     let count = listed.map_or(0, |out| String::from_utf8_lossy(&out.stdout).lines().filter(|line| line.starts_with("GPU ")).count());
     (0..count).map(|i| i.to_string()).collect()
+}
+
+/// GPUs that a list names, up to the first word that is no name (`-1`, Slurm's `NoDevFiles`): so does CUDA.
+fn named(list: &str) -> Vec<String> {
+    let is_name = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) || word.starts_with("GPU-") || word.starts_with("MIG-");
+    list.split(',').map(str::trim).take_while(is_name).map(str::to_owned).collect()
 }
 
 /// A running service; ended when this is dropped. Kernels of the processes that share a GPU then run side by side; without it they
@@ -21,7 +27,7 @@ pub(super) struct Mps {
 }
 
 impl Mps {
-    /// Starts it if it is installed; its files lie on this machine, not in the sweep's folder.
+    /// Starts it if it is installed; its files lie on this machine, not in the sweep's folder. Trials run without it as well.
     pub(super) fn start() -> Result<Option<Self>> {
         let folder = std::env::temp_dir().join(format!("ssdkd-mps-{}", std::process::id()));
         crate::files::create_folder(&folder)?;
@@ -29,7 +35,8 @@ impl Mps {
         match mps.control().arg("-d").stdin(Stdio::null()).status() {
             Ok(status) if status.success() => Ok(Some(mps)),
             Ok(status) => {
-                Err(Error::refused(format!("nvidia-cuda-mps-control -d ended with {status}")).with_hint("leave trials_per_gpu out, or 1"))
+                eprintln!("warning: nvidia-cuda-mps-control -d ended with {status}: trials take turns on the GPU that they share");
+                Ok(None)
             }
             Err(_) => Ok(None),
         }
@@ -42,6 +49,8 @@ impl Mps {
 
     fn control(&self) -> Command {
         let mut command = Command::new("nvidia-cuda-mps-control");
+        // It would number the GPUs of this variable from 0, and its clients, which have the variable too, would look for others.
+        command.env_remove("CUDA_VISIBLE_DEVICES");
         command.envs(self.environment()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -56,5 +65,20 @@ impl Drop for Mps {
             let _ = child.wait();
         }
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_end_where_cuda_stops_reading() {
+        assert_eq!(named("2, 3"), ["2", "3"]);
+        assert_eq!(named("GPU-8932f937,MIG-1,0"), ["GPU-8932f937", "MIG-1", "0"]);
+        assert_eq!(named("1,-1,2"), ["1"]);
+        for none in ["", "-1", "NoDevFiles"] {
+            assert_eq!(named(none), [""; 0], "{none}");
+        }
     }
 }

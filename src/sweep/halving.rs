@@ -7,17 +7,21 @@
 use serde::{Deserialize, Serialize};
 
 /// Which end of a metric is good.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
     /// The largest.
-    #[default]
     Max,
     /// The smallest.
     Min,
 }
 
 impl Goal {
+    /// Of a column or a value of a report, where nobody has said it: losses and divergences are good when small.
+    pub fn of(metric: &str) -> Self {
+        if ["loss", "divergence"].iter().any(|word| metric.contains(word)) { Self::Min } else { Self::Max }
+    }
+
     /// Better first; what is missing or not a number comes last.
     pub fn order(self, a: Option<f64>, b: Option<f64>) -> std::cmp::Ordering {
         let worth = |value: Option<f64>| {
@@ -101,6 +105,16 @@ mod tests {
     fn ladder(trials: &[(Rung, &[f64])], rungs: usize, factor: usize) -> Ladder {
         let trials = trials.iter().map(|(stand, values)| (*stand, values.iter().map(|v| Some(*v)).collect())).collect();
         Ladder { trials, rungs, factor, goal: Goal::Max }
+    }
+
+    #[test]
+    fn losses_are_good_when_small() {
+        for metric in ["loss_student", "student_loss", "student.loss", "student_divergence"] {
+            assert_eq!(Goal::of(metric), Goal::Min, "{metric}");
+        }
+        for metric in ["student_top1", "student.miou", "student.agreement", "buffer_class_balance"] {
+            assert_eq!(Goal::of(metric), Goal::Max, "{metric}");
+        }
     }
 
     #[test]

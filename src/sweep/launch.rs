@@ -4,14 +4,16 @@ use super::folder::{LOG, SweepFolder};
 use super::local::{self, Tally};
 use super::plan::{Plan, Trial};
 use super::{gpu, slurm};
-use crate::config::PREFIX;
+use crate::config::{DeviceName, PREFIX, load_with};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::parallel::allowed_cores;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use toml::Value;
 
 /// What runs a sweep's trials.
 pub enum Launcher {
@@ -51,6 +53,10 @@ pub struct Request {
     pub plan: Plan,
     /// Ranks of a trial.
     pub ranks: usize,
+    /// What its trials compute on: CUDA where one of them asks for it, the CPU where all do.
+    pub device: DeviceName,
+    /// GPUs of a trial on each of its nodes, where it computes on GPUs: one for every rank, or for all where `parallel.share_gpu` says so.
+    pub gpus: usize,
     /// This program.
     pub program: PathBuf,
 }
@@ -61,7 +67,14 @@ impl Request {
         let folder = SweepFolder::new(folder)?;
         let plan = Plan::read(&folder)?;
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", &e))?;
-        Ok(Self { ranks: ranks.unwrap_or(plan.resources.ranks), folder, plan, program })
+        let ranks = ranks.unwrap_or(plan.resources.ranks);
+        let base = load_with(&[folder.path().join(&plan.config)], BTreeMap::new(), "")?.config;
+        let devices = plan.values(&base, "device")?;
+        let asked = |device: &DeviceName| devices.iter().any(|value| value.as_str() == Some(device.name()));
+        let device = [DeviceName::Cuda, DeviceName::Auto].into_iter().find(asked).unwrap_or(DeviceName::Cpu);
+        let share = plan.values(&base, "parallel.share_gpu")?.iter().all(|value| *value == Value::Boolean(true));
+        let gpus = if share { 1 } else { ranks.div_ceil(plan.resources.nodes) };
+        Ok(Self { folder, plan, ranks, device, gpus, program })
     }
 
     /// The words that start a trial, up to round `until` or to its end.
@@ -79,8 +92,8 @@ impl Request {
     /// Starts a trial on a slot; what it says goes to its log.
     pub(super) fn command(&self, trial: &Trial, until: Option<u64>, slot: &Slot) -> Result<Command> {
         let mut command = planned_run(&self.words(trial, until), &self.folder.trial(trial).join(LOG), slot.threads)?;
-        if let Some(gpu) = &slot.gpu {
-            command.env("CUDA_VISIBLE_DEVICES", gpu);
+        if !slot.gpus.is_empty() {
+            command.env("CUDA_VISIBLE_DEVICES", slot.gpus.join(","));
         }
         if !slot.cores.is_empty() {
             let cores = slot.cores.clone();
@@ -157,19 +170,25 @@ pub struct Slot {
     pub cores: Vec<usize>,
     /// Threads of a rank.
     pub threads: usize,
-    /// The GPU it sees.
-    pub gpu: Option<String>,
+    /// The GPUs it sees; none: those that this process sees.
+    pub gpus: Vec<String>,
 }
 
-/// Shares a machine out to `jobs` trials at a time. Each gets cores of its own; GPUs are dealt out in turn.
+/// Shares a machine out to `jobs` trials at a time. Each gets cores of its own; GPUs are dealt out in turn, one for every rank.
 ///
-/// Left out, the number is the plan's `trials_per_node`, else `trials_per_gpu` on every GPU, else as many as there are cores for.
+/// Left out, the number is the plan's `trials_per_node`, else `trials_per_gpu` on every trial's share of the GPUs, else as many as there are
+/// cores for; where trials compute on GPUs, no more than `trials_per_gpu` (1) allows.
+///
+/// # Errors
+/// Fewer GPUs than a trial has ranks.
 pub fn slots(machine: &Machine, jobs: Option<usize>, request: &Request) -> Result<Vec<Slot>> {
     let (resources, ranks) = (&request.plan.resources, request.ranks);
+    let groups = gpu_groups(machine, request)?;
     let cores = machine.granted.map_or(machine.cores.len(), |granted| granted.min(machine.cores.len())).max(1);
-    let by_gpu = resources.trials_per_gpu.map(|each| each * machine.gpus.len()).filter(|all| *all > 0);
+    let by_gpu = (!groups.is_empty()).then(|| groups.len() * resources.trials_per_gpu.unwrap_or(1));
     let by_cores = (cores / (ranks * resources.threads.unwrap_or(1))).max(1);
-    let jobs = jobs.or(resources.trials_per_node).or(by_gpu).unwrap_or(by_cores);
+    let planned = resources.trials_per_node.or(resources.trials_per_gpu.and(by_gpu)).unwrap_or(by_cores);
+    let jobs = jobs.unwrap_or(by_gpu.map_or(planned, |most| planned.min(most)));
     if jobs == 0 {
         return Err(Error::refused("0 jobs at a time do nothing"));
     }
@@ -179,9 +198,29 @@ pub fn slots(machine: &Machine, jobs: Option<usize>, request: &Request) -> Resul
     let slot = |i: usize| Slot {
         cores: machine.cores[i * each..(i + 1) * each].to_vec(),
         threads,
-        gpu: (!machine.gpus.is_empty()).then(|| machine.gpus[i % machine.gpus.len()].clone()),
+        gpus: if groups.is_empty() { Vec::new() } else { groups[i % groups.len()].to_vec() },
     };
     Ok((0..jobs).map(slot).collect())
+}
+
+/// A machine's GPUs, cut into what a trial gets; none where trials compute on the CPU.
+fn gpu_groups<'a>(machine: &'a Machine, request: &Request) -> Result<Vec<&'a [String]>> {
+    let (seen, wanted) = (&machine.gpus, request.gpus);
+    match request.device {
+        DeviceName::Cpu => Ok(Vec::new()),
+        DeviceName::Auto if seen.is_empty() => Ok(Vec::new()),
+        _ if seen.len() < wanted => Err(Error::config(
+            "device",
+            format!(
+                "a trial wants {wanted} of the GPUs that CUDA_VISIBLE_DEVICES, or else nvidia-smi, shows here, and there are {}: launch fewer \
+                 --ranks, or set parallel.share_gpu = true (ranks then take turns) or device = \"cpu\" in the sweep file's [set] and plan again",
+                seen.len()
+            ),
+        )),
+        // Other nodes may count theirs differently.
+        _ if request.plan.resources.nodes > 1 => Ok(vec![&seen[..0]]),
+        _ => Ok(seen.chunks_exact(wanted).collect()),
+    }
 }
 
 /// Launch scripts of the sweep's folder, which then needs nothing from the repository. `site.sh` is the one of the working folder, if
@@ -224,21 +263,25 @@ pub(super) mod tests {
         Request {
             folder: SweepFolder::new(Path::new("/s/my sweep")).unwrap(),
             ranks: plan.resources.ranks,
+            device: DeviceName::Auto,
+            gpus: plan.resources.ranks.div_ceil(plan.resources.nodes),
             plan,
             program: "/bin/ssdkd".into(),
         }
     }
 
-    fn shared_out(machine: (usize, Option<usize>, usize), jobs: Option<usize>, resources: Resources) -> Vec<Slot> {
-        let (cores, granted, gpus) = machine;
-        let machine = Machine { cores: (4..4 + cores).collect(), granted, gpus: (0..gpus).map(|i| format!("g{i}")).collect() };
-        slots(&machine, jobs, &request(resources)).unwrap()
+    fn machine(cores: usize, granted: Option<usize>, gpus: usize) -> Machine {
+        Machine { cores: (4..4 + cores).collect(), granted, gpus: (0..gpus).map(|i| format!("g{i}")).collect() }
+    }
+
+    fn shared_out((cores, granted, gpus): (usize, Option<usize>, usize), jobs: Option<usize>, resources: Resources) -> Vec<Slot> {
+        slots(&machine(cores, granted, gpus), jobs, &request(resources)).unwrap()
     }
 
     #[test]
     fn every_slot_has_cores_of_its_own() {
         let two = shared_out((8, None, 0), Some(2), Resources { ranks: 2, ..Resources::default() });
-        assert_eq!(two[0], Slot { cores: vec![4, 5, 6, 7], threads: 2, gpu: None });
+        assert_eq!(two[0], Slot { cores: vec![4, 5, 6, 7], threads: 2, gpus: vec![] });
         assert_eq!(two[1].cores, [8, 9, 10, 11]);
         // As many as there are cores for, unless the plan says otherwise.
         let threads = Resources { threads: Some(3), ..Resources::default() };
@@ -246,12 +289,43 @@ pub(super) mod tests {
         assert_eq!(shared_out((8, None, 0), None, Resources { trials_per_node: Some(5), ..threads }).len(), 5);
         // More jobs than cores, and cores that Slurm has given to others as well: nobody is bound.
         assert!(shared_out((2, None, 0), Some(4), Resources::default()).iter().all(|slot| slot.cores.is_empty() && slot.threads == 1));
-        assert_eq!(shared_out((16, Some(4), 0), Some(2), Resources::default())[1], Slot { cores: vec![], threads: 2, gpu: None });
+        assert_eq!(shared_out((16, Some(4), 0), Some(2), Resources::default())[1], Slot { cores: vec![], threads: 2, gpus: vec![] });
+    }
+
+    /// A trial's ranks have a GPU each; trials share those of a whole trial, and only where the plan or the user says so.
+    #[test]
+    fn gpus_are_dealt_out_in_turn() {
+        let seen = |gpus, jobs, ranks, trials_per_gpu, trials_per_node| {
+            let resources = Resources { ranks, trials_per_gpu, trials_per_node, ..Resources::default() };
+            shared_out((16, None, gpus), jobs, resources).iter().map(|slot| slot.gpus.join(",")).collect::<Vec<_>>()
+        };
+        assert_eq!(seen(2, None, 1, Some(2), None), ["g0", "g1", "g0", "g1"]);
+        assert_eq!(seen(3, None, 1, None, None), ["g0", "g1", "g2"], "not as many as there are cores for");
+        assert_eq!(seen(5, None, 2, None, None), ["g0,g1", "g2,g3"]);
+        assert_eq!(seen(4, None, 2, Some(2), None), ["g0,g1", "g2,g3", "g0,g1", "g2,g3"]);
+        assert_eq!(seen(4, None, 2, None, Some(3)), ["g0,g1", "g2,g3"]);
+        assert_eq!(seen(2, Some(2), 2, None, None), ["g0,g1", "g0,g1"], "on the user's word");
+        assert_eq!(seen(0, None, 8, None, None), ["", ""], "no GPU, and none asked for");
+        // Fewer cores than GPUs.
+        assert_eq!(shared_out((2, None, 4), None, Resources::default()).len(), 2);
     }
 
     #[test]
-    fn gpus_are_dealt_out_in_turn() {
-        let four = shared_out((8, None, 2), None, Resources { trials_per_gpu: Some(2), ..Resources::default() });
-        assert_eq!(four.iter().map(|slot| slot.gpu.clone().unwrap()).collect::<Vec<_>>(), ["g0", "g1", "g0", "g1"]);
+    fn gpus_are_those_that_trials_compute_on() {
+        let of = |device, gpus, resources, seen| {
+            let request = Request { device, ..request(resources) };
+            slots(&machine(8, None, seen), None, &Request { gpus, ..request })
+        };
+        let two = Resources { ranks: 2, ..Resources::default() };
+        let cpu = of(DeviceName::Cpu, 2, two.clone(), 1).unwrap();
+        assert!(cpu.len() == 4 && cpu.iter().all(|slot| slot.gpus.is_empty()), "{cpu:?}");
+        for (device, seen) in [(DeviceName::Auto, 1), (DeviceName::Cuda, 1), (DeviceName::Cuda, 0)] {
+            let said = of(device, 2, two.clone(), seen).unwrap_err().to_string();
+            assert!(said.contains("device: a trial wants 2 of the GPUs") && said.contains(&format!("there are {seen}:")), "{said}");
+        }
+        // Ranks that share a GPU, and ranks that lie on two nodes, all of whose GPUs are the trial's.
+        assert_eq!(of(DeviceName::Auto, 1, two, 1).unwrap()[0].gpus, ["g0"]);
+        let nodes = of(DeviceName::Cuda, 2, Resources { ranks: 4, nodes: 2, ..Resources::default() }, 2).unwrap();
+        assert!(nodes.len() == 1 && nodes[0].gpus.is_empty(), "{nodes:?}");
     }
 }

@@ -9,9 +9,9 @@ use super::stand::{Ended, Outcome, Stand, Trials};
 use crate::error::{Error, Result, STOPPED};
 use crate::files;
 use crate::run_folder::{State, Status};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use std::collections::BTreeSet;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write, stderr, stdout};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ExitStatus};
@@ -65,7 +65,8 @@ pub(super) struct Signals {
 impl Signals {
     pub(super) fn listen() -> Result<Self> {
         let (any, interrupt) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        for (signal, flag) in [(SIGINT, &any), (SIGTERM, &any), (SIGUSR1, &any), (SIGINT, &interrupt)] {
+        let hung_up = (!is_ignored(SIGHUP)).then_some((SIGHUP, &any));
+        for (signal, flag) in [(SIGINT, &any), (SIGTERM, &any), (SIGUSR1, &any), (SIGINT, &interrupt)].into_iter().chain(hung_up) {
             signal_hook::flag::register(signal, flag.clone())
                 .map_err(|e| Error::refused(format!("cannot listen for signal {signal}: {e}")))?;
         }
@@ -97,6 +98,20 @@ impl Signals {
     }
 }
 
+/// Whether a signal was ignored when this process began: nohup lets a process outlive its terminal.
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: an all-zero action is valid, and the call only fills it in.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Says something to whoever still listens: trials must not lose their runner because a terminal was closed, or a pipe.
+fn say(mut to: impl Write, line: &str) {
+    let _ = writeln!(to, "{line}");
+}
+
 /// What signals ask of runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
@@ -107,10 +122,10 @@ enum Wish {
 }
 
 /// Runs trials until none is left to be run, or `at_most` were begun; others may be doing the same. Trials that fail do not end it. At
-/// SIGINT, SIGTERM or SIGUSR1 the running ones save and stop; a second SIGINT kills them.
+/// SIGINT, SIGTERM, SIGUSR1 or SIGHUP (a closed terminal) the running ones save and stop; a second SIGINT kills them.
 pub fn run(request: &Request, slots: Vec<Slot>, at_most: Option<usize>) -> Result<Tally> {
     let signals = Signals::listen()?;
-    let shared = slots.iter().enumerate().any(|(i, slot)| slot.gpu.is_some() && slots[..i].iter().any(|other| other.gpu == slot.gpu));
+    let shared = slots.iter().enumerate().any(|(i, slot)| !slot.gpus.is_empty() && slots[..i].iter().any(|other| other.gpus == slot.gpus));
     let mps = if shared { Mps::start()? } else { None };
     let (done, left) = (BTreeSet::new(), BTreeSet::new());
     let mut runner = Runner { request, slots, mps, jobs: Vec::new(), done, left, begun: 0, tally: Tally::default() };
@@ -134,8 +149,8 @@ impl Runner<'_> {
             if let Some(wish) = signals.wish(self.tally.stopped) {
                 (self.tally.stopped, look) = (true, false);
                 match wish {
-                    Wish::Save => eprintln!("{} running trials are asked to save and stop", self.jobs.len()),
-                    Wish::Kill => eprintln!("killed: what was computed since the last checkpoints is lost"),
+                    Wish::Save => say(stderr(), &format!("{} running trials are asked to save and stop", self.jobs.len())),
+                    Wish::Kill => say(stderr(), "killed: what was computed since the last checkpoints is lost"),
                 }
                 self.tell(wish);
             }
@@ -185,7 +200,7 @@ impl Runner<'_> {
             command.envs(mps.environment());
         }
         let goal = until.map(|round| format!(" up to round {round} of {}", trial.rounds)).unwrap_or_default();
-        println!("{} begins{goal}: {}", trial.name(), shown(&trial.set));
+        say(stdout(), &format!("{} begins{goal}: {}", trial.name(), shown(&trial.set)));
         let began = Instant::now();
         let child = match command.spawn() {
             Ok(child) => child,
@@ -241,7 +256,7 @@ impl Runner<'_> {
             Ended::Failed => self.tally.failed += 1,
             Ended::Stopped => drop(self.left.insert(job.trial)),
         }
-        println!("{} {}{}", trial.name(), ended.name(), reason.map(|reason| format!(": {reason}")).unwrap_or_default());
+        say(stdout(), &format!("{} {}{}", trial.name(), ended.name(), reason.map(|reason| format!(": {reason}")).unwrap_or_default()));
         Ok(())
     }
 }
@@ -317,4 +332,20 @@ fn metric_at(folder: &Path, metric: &str, rounds: u64) -> Result<Option<f64>> {
         value = row.map_err(trouble)?.get(column).and_then(|cell| cell.parse().ok()).or(value);
     }
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Not asked for where nohup has started the tests.
+    #[test]
+    fn a_closed_terminal_lets_trials_save() {
+        let ignored = is_ignored(SIGHUP);
+        let signals = Signals::listen().unwrap();
+        assert_eq!(signals.wish(false), None);
+        signal_hook::low_level::raise(SIGHUP).unwrap();
+        assert_eq!(signals.wish(false), (!ignored).then_some(Wish::Save));
+        assert_eq!(signals.wish(true), None, "only a second interrupt kills");
+    }
 }

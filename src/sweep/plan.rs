@@ -144,6 +144,13 @@ impl Plan {
         ))
     }
 
+    /// The value of a key in each trial that has one; `base`: the plan's configuration.
+    pub(super) fn values(&self, base: &Config, key: &str) -> Result<Vec<Value>> {
+        let base = get(&table(base)?, key).cloned();
+        let own = |trial: &Trial| trial.set.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone());
+        Ok(self.trials.iter().filter_map(|trial| own(trial).or_else(|| base.clone())).collect())
+    }
+
     /// Whether every trial can be cut to so many ranks.
     ///
     /// # Errors
@@ -164,6 +171,8 @@ pub struct Planned {
     pub left_out: usize,
     /// Combinations that come to the same run as another one.
     pub doubles: usize,
+    /// Points of a random or Sobol sweep that came out like one before.
+    pub drawn_again: usize,
     /// What is legal but probably not meant, and in how many trials.
     pub warnings: BTreeMap<String, usize>,
 }
@@ -180,6 +189,7 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     let text = said_file(&base, file.resources.ranks)?;
     let known = |key: &str| get(&values, key).cloned();
     let found = points(&file.axes, file.strategy, file.trials, file.seed, &known)?;
+    let drawn_again = file.trials.saturating_sub(found.len());
     let seeds: Vec<u64> =
         if file.seeds.is_empty() { (base.config.seed..base.config.seed + file.repeats).collect() } else { file.seeds.clone() };
 
@@ -211,7 +221,7 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     let halving = match file.halving.clone() {
         Some(Halving { metric, goal, rungs, factor }) => {
             let metric = checker.metric_of_all("halving.metric", metric.as_ref(), Task::column)?;
-            Some(Halving { metric, goal, rungs, factor })
+            Some(Halving { goal: goal.unwrap_or_else(|| Goal::of(&metric)), metric, rungs, factor })
         }
         None => None,
     };
@@ -222,8 +232,8 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
         file: std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()),
         config: format!("config-{}.toml", &files::sha256(text.as_bytes())[..8]),
         command: file.command,
+        goal: file.goal.unwrap_or_else(|| Goal::of(&metric)),
         metric,
-        goal: file.goal,
         resources: file.resources.clone(),
         halving,
         trials,
@@ -234,7 +244,7 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     files::write(&folder.path().join(&plan.config), text.as_bytes())?;
     // Last: from here on it can be run.
     files::write(&folder.plan(), plan.text()?.as_bytes())?;
-    Ok(Planned { plan, new: numbers.new, left_out, doubles, warnings })
+    Ok(Planned { plan, new: numbers.new, left_out, doubles, drawn_again, warnings })
 }
 
 /// The names of a point's values, where any axis has names also the words of those that have none, and what the point sets.
@@ -245,7 +255,7 @@ fn named(point: &Point, axes: &[Axis]) -> (Vec<(String, String)>, Point) {
     }
     let said =
         |(key, name): &(String, Value)| (key[NAME.len()..].to_owned(), name.as_str().map_or_else(|| name.to_string(), str::to_owned));
-    let words = |axis: &&Axis| shown(&set.iter().filter(|(key, _)| axis.sets(key)).cloned().collect::<Vec<_>>());
+    let words = |axis: &&Axis| shown(&set.iter().filter(|(key, _)| axis.decides(key)).cloned().collect::<Vec<_>>());
     let nameless = axes.iter().filter(|axis| !axis.is_named()).map(|axis| (axis.name.clone(), words(&axis)));
     (names.iter().map(said).chain(nameless.filter(|(_, words)| !words.is_empty())).collect(), set)
 }

@@ -2,9 +2,11 @@
 //! random or Sobol sweep begins with the points of a shorter one.
 
 use super::axes::{Axis, Domain};
+use super::conditions::{holds, unmet};
 use super::file::Strategy;
 use crate::error::{Error, Finding, Result};
 use crate::rng::{Key, Purpose};
+use std::collections::BTreeSet;
 use toml::Value;
 
 /// Keys that a point sets, in the order of the axes.
@@ -23,9 +25,14 @@ const MOST: usize = 100_000;
 /// Hash-based Owen Scrambling*, JCGT 2020; direction numbers of Joe and Kuo): of the first 2^m, each 2^-m of an axis holds one.
 ///
 /// # Errors
-/// Axes whose conditions go round in a circle, ranges in a grid without a step, more than the sequence or a grid holds.
+/// Axes whose conditions go round in a circle or that no point fulfils, ranges in a grid without a step, more than the sequence or a grid
+/// holds.
 pub fn points(axes: &[Axis], strategy: Strategy, trials: usize, seed: u64, base: &dyn Fn(&str) -> Option<Value>) -> Result<Vec<Point>> {
     let order = in_order(axes)?;
+    let unmet = unmet(axes, strategy, base);
+    if !unmet.is_empty() {
+        return Err(Error::Config(unmet));
+    }
     let mut points = match strategy {
         Strategy::Grid => grid(axes, &order, base)?,
         Strategy::Random => {
@@ -40,7 +47,7 @@ pub fn points(axes: &[Axis], strategy: Strategy, trials: usize, seed: u64, base:
             (0..trials).map(|point| sampled(axes, &order, base, |axis| place(point, axis))).collect()
         }
     };
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     points.retain(|point| seen.insert(format!("{point:?}")));
     Ok(points)
 }
@@ -50,7 +57,7 @@ fn in_order(axes: &[Axis]) -> Result<Vec<usize>> {
     let mut order: Vec<usize> = Vec::new();
     while order.len() < axes.len() {
         let waits = |&i: &usize| {
-            let asks = |j: usize| axes[i].when.iter().any(|(key, _)| axes[j].sets(key));
+            let asks = |j: usize| axes[i].when.iter().any(|(key, _)| axes[j].decides(key));
             (0..axes.len()).any(|j| asks(j) && !order.contains(&j))
         };
         match (0..axes.len()).find(|i| !order.contains(i) && !waits(i)) {
@@ -63,19 +70,6 @@ fn in_order(axes: &[Axis]) -> Result<Vec<usize>> {
         }
     }
     Ok(order)
-}
-
-fn counts(axis: &Axis, point: &Point, base: &dyn Fn(&str) -> Option<Value>) -> bool {
-    axis.when.iter().all(|(key, any)| {
-        let value = point.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone()).or_else(|| base(key));
-        value.is_some_and(|value| any.iter().any(|one| same(one, &value)))
-    })
-}
-
-/// 1 and 1.0 are the same to a condition.
-fn same(a: &Value, b: &Value) -> bool {
-    let number = |value: &Value| value.as_float().or_else(|| value.as_integer().map(|i| i as f64));
-    a == b || number(a).is_some_and(|a| number(b) == Some(a))
 }
 
 fn grid(axes: &[Axis], order: &[usize], base: &dyn Fn(&str) -> Option<Value>) -> Result<Vec<Point>> {
@@ -95,7 +89,7 @@ fn grid(axes: &[Axis], order: &[usize], base: &dyn Fn(&str) -> Option<Value>) ->
         };
         let mut next = Vec::new();
         for point in points {
-            if counts(axis, &point, base) {
+            if holds(axis, &point, base) {
                 next.extend(choices.iter().map(|choice| [&point[..], choice].concat()));
             } else {
                 next.push(point);
@@ -115,7 +109,7 @@ fn grid(axes: &[Axis], order: &[usize], base: &dyn Fn(&str) -> Option<Value>) ->
 fn sampled(axes: &[Axis], order: &[usize], base: &dyn Fn(&str) -> Option<Value>, place: impl Fn(usize) -> f64) -> Point {
     let mut point = Point::new();
     for &i in order {
-        if counts(&axes[i], &point, base) {
+        if holds(&axes[i], &point, base) {
             match &axes[i].domain {
                 Domain::Choices(choices) => point.extend(choices[(place(i) * choices.len() as f64) as usize].iter().cloned()),
                 Domain::Range(range) => point.push((axes[i].name.clone(), range.at(place(i)))),
@@ -165,9 +159,12 @@ mod tests {
         let text = "replay.alpha = { values = [0.5, 1], when = { phi.gamma = [1, 2.0] } }\nphi.gamma = [0, 1, 2]";
         let wanted = ["phi.gamma=0", "phi.gamma=1 replay.alpha=0.5", "phi.gamma=1 replay.alpha=1", "phi.gamma=2 replay.alpha=0.5"];
         assert_eq!(found(text, Strategy::Grid, 0, 0)[..4], wanted);
-        let by_base =
-            |rule: &str| found(&format!("seed = {{ values = [1, 2], when = {{ replay.draw = \"{rule}\" }} }}"), Strategy::Grid, 0, 0);
-        assert_eq!((by_base("uniform"), by_base("priority")), (vec!["seed=1".to_owned(), "seed=2".into()], vec![String::new()]));
+        let by_base = "seed = { values = [1, 2], when = { replay.draw = [\"uniform\"] } }";
+        assert_eq!(found(by_base, Strategy::Grid, 0, 0), ["seed=1", "seed=2"]);
+        // A name, and a value of the base configuration that only some values of an axis leave.
+        let named = "v = [{ name = \"a\", replay.draw = \"priority\" }, { phi.gamma = 3 }]\nseed = { values = [1], when = { v = \"a\" } }\n\
+                    replay.alpha = { values = [2], when = { replay.draw = \"uniform\" } }";
+        assert_eq!(found(named, Strategy::Grid, 0, 0), ["@v=\"a\" replay.draw=\"priority\" seed=1", "phi.gamma=3 replay.alpha=2"]);
         let random = found(text, Strategy::Random, 200, 0);
         assert!(random.iter().all(|point| point.contains("alpha") != point.contains("gamma=0")), "{random:?}");
         assert_eq!(random.len(), 5, "what comes twice is one point");
@@ -240,6 +237,7 @@ mod tests {
             ("a = { min = 0, max = 1 }", "axes.a: a range in a grid wants `step` or `count`"),
             ("a = { min = 0, max = 1, stpe = 2 }", "axes.a: unknown field `stpe`"),
             ("a = { values = [1], when = { b = 1 } }\nb = { values = [1], when = { a = 1 } }", "axes.b: its `when` depends on itself"),
+            ("a = { values = [1], when = { b = [] } }", "axes.a: its `when` names no value of b"),
         ] {
             assert!(refused(text).contains(said), "{text}: {}", refused(text));
         }

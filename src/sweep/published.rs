@@ -4,7 +4,9 @@
 //! say how many inner steps were taken; its scripts have 1,000 and 200 steps for DeepInv-2k and CMI-500. Its CIFAR-10 row of KD is left out:
 //! the same figure in all columns, above the teachers. The row of Fashion-MNIST is this project's own (docs/results.md).
 
-use crate::config::{Config, DatasetName, MethodName, ModelName};
+use crate::config::{Config, DatasetName, MethodName, ModelName, flat, method_values};
+use std::collections::BTreeMap;
+use toml::{Table as Toml, Value};
 
 /// A printed figure.
 pub(super) struct Figure {
@@ -14,13 +16,33 @@ pub(super) struct Figure {
     pub top1: f64,
     /// Where it stands, and what it is.
     pub source: &'static str,
+    /// What it was made with, as far as it is known.
+    settings: BTreeMap<String, Value>,
 }
 
 const README: &str = "Printed figures are the best of all evaluations on the test images, one run each (README of zju-vipa/Fast-Datafree).";
 const DEMO: &str = "The figure is this project's own: the last evaluation of one run of the demo (docs/results.md).";
 
-/// Inner steps of Fast-k with the learning rates of generator and latent vectors that its script takes.
-const FAST: [(u64, f64, f64); 3] = [(2, 5e-3, 0.015), (5, 3e-3, 0.01), (10, 2e-3, 0.01)];
+impl Figure {
+    /// Where a configuration is not what the figure was made with: key, its value, the figure's. Files, and how often a run evaluates
+    /// and draws pictures, do not count.
+    pub fn deviations(&self, config: &Config) -> Vec<(String, String, String)> {
+        let mut taken = BTreeMap::new();
+        flat("", &Toml::try_from(config).unwrap_or_default(), &mut taken);
+        taken.entry("parallel.logical_ranks".into()).or_insert(1.into());
+        let counts = |key: &str| {
+            let others = ["dataset", "method", "data.", "teacher.", "train.eval_every_rounds", "train.picture_every_rounds"];
+            !others.iter().any(|other| key.starts_with(other))
+        };
+        let number = |value: &Value| value.as_float().or(value.as_integer().map(|whole| whole as f64));
+        let differs = |(key, printed): (&String, &Value)| {
+            let value = taken.get(key)?;
+            let same = value == printed || number(value).is_some_and(|n| Some(n) == number(printed));
+            (counts(key) && !same).then(|| (key.clone(), value.to_string(), printed.to_string()))
+        };
+        self.settings.iter().filter_map(differs).collect()
+    }
+}
 
 /// Columns of the tables.
 const PAIRS: [(ModelName, ModelName); 5] = [
@@ -30,6 +52,20 @@ const PAIRS: [(ModelName, ModelName); 5] = [
     (ModelName::Wrn40x2, ModelName::Wrn40x1),
     (ModelName::Wrn40x2, ModelName::Wrn16x2),
 ];
+
+/// A pair's loss weights, which belong to no method.
+macro_rules! pair_files {
+    ($($folder:literal),*) => {
+        [$([
+            include_str!(concat!("../../configs/", $folder, "/resnet34-resnet18.toml")),
+            include_str!(concat!("../../configs/", $folder, "/vgg11-resnet18.toml")),
+            include_str!(concat!("../../configs/", $folder, "/wrn40_2-wrn16_1.toml")),
+            include_str!(concat!("../../configs/", $folder, "/wrn40_2-wrn40_1.toml")),
+            include_str!(concat!("../../configs/", $folder, "/wrn40_2-wrn16_2.toml")),
+        ]),*]
+    };
+}
+const PAIR_FILES: [[&str; 5]; 2] = pair_files!("cifar10", "cifar100");
 
 type Table = &'static [(&'static str, MethodName, Option<u64>, [f64; 5])];
 
@@ -58,57 +94,103 @@ const CIFAR100: Table = &[
     ("student from scratch", MethodName::Scratch, None, [77.10, 77.10, 65.31, 72.19, 73.56]),
 ];
 
-/// The figure printed for a configuration's data set, method and pair.
+/// Values of a configuration file that comes with the program.
+fn values(text: &str) -> BTreeMap<String, Value> {
+    let mut values = BTreeMap::new();
+    flat("", &text.parse().unwrap_or_default(), &mut values);
+    values
+}
+
+/// The figure printed for a configuration's data set, method, pair and inner steps.
 pub(super) fn published(config: &Config) -> Option<Figure> {
     let pair = (config.teacher.model, config.student.model);
-    let table = match config.dataset {
-        DatasetName::Cifar10 => CIFAR10,
-        DatasetName::Cifar100 => CIFAR100,
+    let (files, table) = match config.dataset {
+        DatasetName::Cifar10 => (&PAIR_FILES[0], CIFAR10),
+        DatasetName::Cifar100 => (&PAIR_FILES[1], CIFAR100),
         DatasetName::FashionMnist => {
-            let is_demo =
-                config.method == MethodName::SsdKd && pair == (ModelName::Wrn16x2, ModelName::Wrn16x1) && config.train.rounds == 96;
-            return is_demo.then_some(Figure { row: "the demo", top1: 90.99, source: DEMO });
+            let is_demo = config.method == MethodName::SsdKd && pair == (ModelName::Wrn16x2, ModelName::Wrn16x1);
+            let settings = values(include_str!("../../configs/fashion_mnist/demo.toml"));
+            return is_demo.then_some(Figure { row: "the demo", top1: 90.99, source: DEMO, settings });
         }
         _ => return None,
     };
     let column = PAIRS.iter().position(|known| *known == pair)?;
-    let taken = &config.inversion;
-    let is_script = |method| method != MethodName::FastMeta || FAST.contains(&(taken.steps, taken.lr_generator, taken.lr_latent));
-    let fits = |method, steps: Option<u64>| method == config.method && steps.is_none_or(|steps| steps == taken.steps) && is_script(method);
-    let (row, _, _, figures) = table.iter().find(|(_, method, steps, _)| fits(*method, *steps))?;
-    Some(Figure { row, top1: figures[column], source: README })
+    let fits = |method, steps: Option<u64>| method == config.method && steps.is_none_or(|steps| steps == config.inversion.steps);
+    let (row, method, steps, figures) = table.iter().find(|(_, method, steps, _)| fits(*method, *steps))?;
+    let mut settings = values(files[column]);
+    settings.extend(match (method, steps) {
+        (MethodName::FastMeta, Some(2)) => values(include_str!("../../configs/methods/fast_meta_2.toml")),
+        (MethodName::FastMeta, Some(10)) => values(include_str!("../../configs/methods/fast_meta_10.toml")),
+        (MethodName::Dfq, _) if config.dataset == DatasetName::Cifar100 && column == 0 => {
+            values(include_str!("../../configs/methods/dfq_cifar100_resnet34.toml"))
+        }
+        _ => method_values(method.name()),
+    });
+    // The published programs have one process with the whole batch.
+    settings.extend([("parallel.logical_ranks".to_owned(), 1.into()), ("inversion.batch_size".into(), 256.into())]);
+    if matches!(method, MethodName::Kd | MethodName::Scratch) {
+        settings.retain(|key, _| !key.starts_with("inversion."));
+    }
+    Some(Figure { row, top1: figures[column], source: README, settings })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
+    use crate::config::load_with;
+    use std::path::PathBuf;
 
-    #[test]
-    fn figures_are_found_by_method_pair_and_steps() {
-        let mut config = Config { method: MethodName::FastMeta, ..Config::default() };
-        (config.teacher.model, config.student.model) = (ModelName::Wrn40x2, ModelName::Wrn16x1);
-        (config.inversion.steps, config.inversion.lr_generator, config.inversion.lr_latent) = (5, 3e-3, 0.01);
-        assert_eq!(published(&config).map(|figure| figure.top1), Some(88.90));
-        config.dataset = DatasetName::Cifar100;
-        // Ten steps at the rates of five are no published row.
-        config.inversion.steps = 10;
-        assert!(published(&config).is_none());
-        config.inversion.lr_generator = 2e-3;
-        assert_eq!(published(&config).map(|figure| (figure.row, figure.top1)), Some(("Fast-10", 54.02)));
-        config.inversion.steps = 7;
-        assert!(published(&config).is_none());
-        config.method = MethodName::SsdKd;
-        assert!(published(&config).is_none());
+    fn taken(files: &[&str], sets: &[(&str, Value)]) -> Config {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/configs");
+        let files: Vec<PathBuf> = files.iter().map(|file| format!("{root}/{file}.toml").into()).collect();
+        let sets = sets.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        load_with(&files, sets, "the test").expect("files that come with the program").config
+    }
+
+    fn found(config: &Config) -> Option<(&'static str, f64)> {
+        published(config).map(|figure| (figure.row, figure.top1))
     }
 
     #[test]
-    fn the_demo_is_told_by_its_configuration() {
-        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/fashion_mnist/demo.toml");
-        let mut config = crate::config::load_with(&[demo.into()], BTreeMap::new(), "the test").expect("the demo's file").config;
-        assert_eq!(published(&config).map(|figure| figure.row), Some("the demo"));
-        config.train.rounds -= 1;
-        assert!(published(&config).is_none(), "a run of another length is not the demo");
+    fn figures_are_found_by_method_pair_and_steps() {
+        let config = |dataset: &str, steps: i64| {
+            taken(&[&format!("{dataset}/wrn40_2-wrn16_1"), "methods/fast_meta"], &[("inversion.steps", steps.into())])
+        };
+        assert_eq!(found(&config("cifar10", 5)), Some(("Fast-5", 88.90)));
+        assert_eq!(found(&config("cifar100", 10)), Some(("Fast-10", 54.02)));
+        assert_eq!(found(&config("cifar100", 7)), None);
+        assert_eq!(found(&taken(&["cifar100/wrn40_2-wrn16_1"], &[])), None, "SSD-KD is in no table of theirs");
+    }
+
+    /// A run that was made otherwise than the figure says so.
+    #[test]
+    fn what_differs_from_the_published_settings_is_named() {
+        let keys = |config: &Config| published(config).unwrap().deviations(config).into_iter().map(|(key, ..)| key).collect::<Vec<_>>();
+        let whole = [("parallel.logical_ranks", Value::from(1)), ("inversion.batch_size", 256.into())];
+        let rows: [(&[&str], &str); 4] = [
+            (&["cifar10/wrn40_2-wrn16_1", "methods/fast_meta"], "Fast-5"),
+            (&["cifar100/vgg11-resnet18", "methods/fast_meta_2"], "Fast-2"),
+            (&["cifar100/resnet34-resnet18", "methods/dfq_cifar100_resnet34"], "DFQ"),
+            (&["cifar10/wrn40_2-wrn40_1", "methods/cmi"], "CMI-500"),
+        ];
+        for (files, row) in rows {
+            let config = taken(files, &whole);
+            assert_eq!((published(&config).unwrap().row, keys(&config)), (row, Vec::new()));
+        }
+        let split = taken(rows[0].0, &[]);
+        assert_eq!(keys(&split), ["inversion.batch_size", "parallel.logical_ranks"], "four batches of 64 have statistics of their own");
+        let other = [&whole[..], &[("train.rounds", 1.into()), ("inversion.lr_generator", 2e-3.into())]].concat();
+        assert_eq!(keys(&taken(rows[0].0, &other)), ["inversion.lr_generator", "train.rounds"]);
+        assert_eq!(keys(&taken(&["cifar100/resnet34-resnet18", "methods/dfq"], &whole)), ["student.lr"]);
+        assert_eq!(keys(&taken(&["cifar100/wrn40_2-wrn16_1", "methods/kd"], &whole)), [""; 0]);
+    }
+
+    #[test]
+    fn the_demo_is_its_configuration() {
+        let demo = taken(&["fashion_mnist/demo"], &[]);
+        let figure = published(&demo).unwrap();
+        assert_eq!((figure.row, figure.deviations(&demo)), ("the demo", Vec::new()));
+        let short = taken(&["fashion_mnist/demo"], &[("train.rounds", 95.into()), ("data.dir", "elsewhere".into())]);
+        assert_eq!(figure.deviations(&short), [("train.rounds".to_owned(), "95".to_owned(), "96".to_owned())]);
     }
 }

@@ -13,12 +13,15 @@ use crate::task::Task;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
+use toml::Value;
 
 /// One row of a study's table.
 struct Row {
     point: Found,
     /// In per cent.
     scores: Vec<f64>,
+    /// The teacher's, where it was scored.
+    teacher: Option<f64>,
     minutes: Vec<f64>,
 }
 
@@ -27,6 +30,7 @@ impl Row {
         let numbers = |column: &str| point.trials.iter().filter_map(|trial| trial.number(column)).collect::<Vec<_>>();
         Self {
             scores: numbers(&format!("report.{metric}")).iter().map(|score| 100.0 * score).collect(),
+            teacher: numbers(&format!("report.{}", metric.replace("student.", "teacher."))).first().map(|score| 100.0 * score),
             minutes: numbers("report.seconds.total").iter().map(|seconds| seconds / 60.0).collect(),
             point,
         }
@@ -79,13 +83,13 @@ pub fn show(folder: &SweepFolder, plan: &Plan) -> Result<Shown> {
     let (points, failed) = found(folder, plan)?;
     let mut rows: Vec<Row> = points.into_iter().map(|point| Row::of(point, &plan.metric)).collect();
     let (done, planned) = (rows.iter().map(|r| r.scores.len()).sum::<usize>(), rows.iter().map(|r| r.point.trials.len()).sum::<usize>());
-    let base = base_of(folder, plan)?;
+    let base = config_of(folder, plan, &[])?;
     let unit = Task::unit(&plan.metric);
     let (table, svg) = match kind {
         Kind::Scale => scale(&mut rows, unit, training_images(&base)? as f64),
         Kind::Ablation => ablation(&rows, unit),
         Kind::Compare => compare(&mut rows, unit),
-        Kind::Reproduce => reproduce(&base, &rows, unit),
+        Kind::Reproduce => reproduce(&configs(folder, plan)?, &rows, unit),
     };
     let note = if done < planned { " Rows marked * are missing runs." } else { "" };
     let mut page = format!(
@@ -110,9 +114,15 @@ pub fn write(folder: &SweepFolder, shown: &Shown) -> Result<Vec<PathBuf>> {
     Ok(files.into_iter().map(|(path, _)| path).collect())
 }
 
-/// The study's base configuration, whatever the environment says now.
-fn base_of(folder: &SweepFolder, plan: &Plan) -> Result<Config> {
-    Ok(load_with(&[folder.path().join(&plan.config)], BTreeMap::new(), "")?.config)
+/// The study's base configuration with what a point sets, whatever the environment says now.
+fn config_of(folder: &SweepFolder, plan: &Plan, set: &[(String, Value)]) -> Result<Config> {
+    Ok(load_with(&[folder.path().join(&plan.config)], set.iter().cloned().collect(), "")?.config)
+}
+
+/// Of every point, in their order.
+fn configs(folder: &SweepFolder, plan: &Plan) -> Result<Vec<Config>> {
+    let firsts: BTreeMap<usize, &[(String, Value)]> = plan.trials.iter().rev().map(|trial| (trial.point, &trial.set[..])).collect();
+    firsts.into_values().map(|set| config_of(folder, plan, set)).collect()
 }
 
 /// Sizes that were never filled are those of what was made.
@@ -145,7 +155,8 @@ fn ablation(rows: &[Row], unit: &str) -> (String, String) {
     (table, dots(unit, 2, &rows.iter().map(Row::dots).collect::<Vec<_>>()))
 }
 
-/// Variants below each other, the best first; where there are pairs, a column for each, in the order in which they were given.
+/// The teacher, then variants below each other, the best first; where there are pairs, a column for each, in the order in which they were
+/// given.
 fn compare(rows: &mut [Row], unit: &str) -> (String, String) {
     let mut pairs: Vec<String> = Vec::new();
     for row in rows.iter() {
@@ -157,16 +168,26 @@ fn compare(rows: &mut [Row], unit: &str) -> (String, String) {
     let table = if pairs.is_empty() {
         rows.sort_by(|a, b| b.mean().unwrap_or(f64::MIN).total_cmp(&a.mean().unwrap_or(f64::MIN)));
         let line = |row: &Row| format!("| {} | {} | {} |\n", row.point.title, row.score(), row.time());
-        format!("| | {unit} | minutes |\n| --- | ---: | ---: |\n{}", rows.iter().map(line).collect::<String>())
+        let teacher = rows.iter().find_map(|row| row.teacher).map_or(String::new(), |score| format!("| teacher | {score:.2} | |\n"));
+        format!("| | {unit} | minutes |\n| --- | ---: | ---: |\n{teacher}{}", rows.iter().map(line).collect::<String>())
     } else {
-        format!("{}\nMinutes of a run:\n\n{}", crossed(rows, &pairs, unit, Row::score), crossed(rows, &pairs, "", Row::time))
+        let of = |pair: &String| rows.iter().filter(|row| row.name(PAIR) == pair).find_map(|row| row.teacher);
+        let teachers: Vec<String> = pairs.iter().map(|pair| of(pair).map_or("–".into(), |score| format!("{score:.2}"))).collect();
+        let scores = crossed(rows, &pairs, unit, Some(("teacher", teachers)), Row::score);
+        format!("{scores}\nMinutes of a run:\n\n{}", crossed(rows, &pairs, "", None, Row::time))
     };
     (table, dots(unit, 2, &rows.iter().map(Row::dots).collect::<Vec<_>>()))
 }
 
-/// Variants × pairs.
-fn crossed(rows: &[Row], pairs: &[String], corner: &str, cell: impl Fn(&Row) -> String) -> String {
-    let mut lines: Vec<(&str, Vec<String>)> = Vec::new();
+/// Variants × pairs, below a first line if there is one.
+fn crossed<'a>(
+    rows: &'a [Row],
+    pairs: &[String],
+    corner: &str,
+    first: Option<(&'a str, Vec<String>)>,
+    cell: impl Fn(&Row) -> String,
+) -> String {
+    let mut lines: Vec<(&str, Vec<String>)> = first.into_iter().collect();
     for row in rows {
         let (variant, column) = (row.name(VARIANT), pairs.iter().position(|pair| pair == row.name(PAIR)));
         let at = lines.iter().position(|(name, _)| *name == variant).unwrap_or_else(|| {
@@ -182,60 +203,81 @@ fn crossed(rows: &[Row], pairs: &[String], corner: &str, cell: impl Fn(&Row) -> 
     heads + &lines.iter().map(line).collect::<String>()
 }
 
-/// The row beside the printed figure.
-fn reproduce(config: &Config, rows: &[Row], unit: &str) -> (String, String) {
-    let figure = published(config);
+/// Each pair beside its printed figure, and what was set otherwise than for that.
+fn reproduce(configs: &[Config], rows: &[Row], unit: &str) -> (String, String) {
     let mut table = format!(
         "| data set | method | pair | {unit} | published | difference | hours of all runs |\n| --- | --- | --- | ---: | ---: | ---: | ---: |\n"
     );
-    for row in rows {
+    let (mut notes, mut drawn): (Vec<String>, Vec<(String, Vec<f64>)>) = Default::default();
+    for (config, row) in configs.iter().zip(rows) {
+        let figure = published(config);
         let (printed, difference) = figure.as_ref().map_or(("not published".into(), "–".into()), |figure| {
             let difference = row.mean().map_or("–".into(), |mean| format!("{:+.2}", mean - figure.top1));
             (format!("{:.2} ({})", figure.top1, figure.row), difference)
         });
+        let pair = format!("{} → {}", config.teacher.model.name(), config.student.model.name());
         let _ = writeln!(
             table,
-            "| {} | {} | {} → {} | {} | {printed} | {difference} | {:.2} |",
+            "| {} | {} | {pair} | {} | {printed} | {difference} | {:.2} |",
             config.dataset.name(),
             config.method.name(),
-            config.teacher.model.name(),
-            config.student.model.name(),
             row.score(),
             row.minutes.iter().fold(0.0, |sum, minutes| sum + minutes) / 60.0,
         );
+        let name = if rows.len() == 1 { config.method.name().to_owned() } else { pair.clone() };
+        drawn.push((name.clone(), row.scores.clone()));
+        if let Some(figure) = figure {
+            drawn.push((if rows.len() == 1 { "published".into() } else { format!("{name}, published") }, vec![figure.top1]));
+            let other = figure.deviations(config).into_iter().map(|(key, value, printed)| format!("`{key}` {value} ({printed})"));
+            let other = other.collect::<Vec<_>>().join(", ");
+            if !other.is_empty() {
+                notes.push(format!("**Not the settings of the figure**, {pair}: {other}."));
+            }
+            notes.push(figure.source.to_owned());
+        }
     }
-    if let Some(figure) = &figure {
-        let _ = writeln!(table, "\n{}", figure.source);
+    notes.sort();
+    notes.dedup();
+    for note in notes {
+        let _ = writeln!(table, "\n{note}");
     }
-    let drawn = rows.iter().map(|row| (config.method.name().to_owned(), row.scores.clone()));
-    let printed = figure.map(|figure| ("published".to_owned(), vec![figure.top1]));
-    (table, dots(unit, 2, &drawn.chain(printed).collect::<Vec<_>>()))
+    (table, dots(unit, 2, &drawn))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::collect::Cells;
     use super::*;
-    use crate::config::{MethodName, ModelName};
 
     /// A row whose runs have ended with these scores, each after half an hour.
     fn row(title: &str, names: &[(&str, &str)], scores: &[f64]) -> Row {
         let names = names.iter().map(|(axis, name)| ((*axis).to_owned(), (*name).to_owned())).collect();
         let trials = scores.iter().map(|_| Cells::default()).collect();
         let point = Found { title: title.into(), names, set: Cells::default(), trials };
-        Row { point, scores: scores.to_vec(), minutes: vec![30.0; scores.len()] }
+        Row { point, scores: scores.to_vec(), teacher: Some(93.6), minutes: vec![30.0; scores.len()] }
     }
 
     /// Fast-5 on CIFAR-10, WRN-40-2 → WRN-16-1: 88.90 printed.
     #[test]
     fn a_reproduced_row_says_how_far_it_is_from_print() {
-        let mut config = Config { method: MethodName::FastMeta, ..Config::default() };
-        (config.teacher.model, config.student.model) = (ModelName::Wrn40x2, ModelName::Wrn16x1);
-        (config.inversion.steps, config.inversion.lr_generator, config.inversion.lr_latent) = (5, 3e-3, 0.01);
-        let (table, svg) = reproduce(&config, &[row("", &[], &[88.0, 89.0, 90.0])], "top-1, %");
+        let file = |name: &str| PathBuf::from(format!("{}/configs/{name}.toml", env!("CARGO_MANIFEST_DIR")));
+        let files = ["cifar10/wrn40_2-wrn16_1", "methods/fast_meta"].map(file);
+        let sets = [("parallel.logical_ranks".to_owned(), Value::from(1)), ("inversion.batch_size".into(), 256.into())];
+        let config = load_with(&files, sets.into(), "the test").unwrap().config;
+        let scores = [row("", &[], &[88.0, 89.0, 90.0])];
+        let (table, svg) = reproduce(std::slice::from_ref(&config), &scores, "top-1, %");
         let wanted = "| cifar10 | fast_meta | wrn40_2 → wrn16_1 | 89.00 ± 1.00 | 88.90 (Fast-5) | +0.10 | 1.50 |";
-        assert!(table.contains(wanted), "{table}");
+        assert!(table.contains(wanted) && !table.contains("Not the settings"), "{table}");
         assert!(svg.contains("published") && svg.contains("88.90"));
+        // A second pair, made in another way.
+        let mut other =
+            load_with(&[file("cifar10/vgg11-resnet18"), file("methods/fast_meta")], BTreeMap::new(), "the test").unwrap().config;
+        other.train.rounds = 1;
+        let (table, svg) = reproduce(&[config, other], &[row("a", &[], &[89.0]), row("b", &[], &[])], "top-1, %");
+        assert!(table.contains("| cifar10 | fast_meta | vgg11 → resnet18 | – | 89.94 (Fast-5) | – | 0.00 |"), "{table}");
+        let wanted = "**Not the settings of the figure**, vgg11 → resnet18: `inversion.batch_size` 64 (256), `parallel.logical_ranks` 4 (1), `train.rounds` 1 (220).";
+        assert!(table.contains(wanted), "{table}");
+        assert!(svg.contains("wrn40_2 → wrn16_1, published"));
     }
 
     #[test]
@@ -243,6 +285,11 @@ mod tests {
         let of = |variant, pair, scores: &[f64]| row("", &[(VARIANT, variant), (PAIR, pair)], scores);
         let mut rows = [of("a", "one", &[1.0]), of("a", "two", &[2.0, 4.0]), of("b", "one", &[])];
         let (table, _) = compare(&mut rows, "mIoU, %");
-        assert!(table.starts_with("| mIoU, % | one | two |\n| --- | ---: | ---: |\n| a | 1.00 | 3.00 ± 1.41 |\n| b | –"), "{table}");
+        assert!(
+            table.starts_with(
+                "| mIoU, % | one | two |\n| --- | ---: | ---: |\n| teacher | 93.60 | 93.60 |\n| a | 1.00 | 3.00 ± 1.41 |\n| b | –"
+            ),
+            "{table}"
+        );
     }
 }

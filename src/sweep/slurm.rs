@@ -3,6 +3,7 @@
 use super::file::Resources;
 use super::launch::Request;
 use super::stand::{Stand, Trials};
+use crate::config::DeviceName;
 use crate::error::{Error, Result, STOPPED};
 use crate::files;
 use std::cell::OnceCell;
@@ -23,6 +24,8 @@ pub struct Array {
     pub at_most: Option<usize>,
     /// Ranks of a trial.
     pub ranks: usize,
+    /// GPUs of each node; none: none are asked for.
+    pub gpus: Option<usize>,
     /// What else a trial is given.
     pub resources: Resources,
     /// Name of the job: tells the arrays of this sweep from all others.
@@ -51,11 +54,13 @@ impl Array {
             format!("--ntasks={}", self.packed * self.ranks),
             format!("--cpus-per-task={}", r.threads.unwrap_or(1)),
         ];
+        // Else a node may get more of them than of the GPUs that are asked for by node.
+        options.extend((r.nodes > 1).then(|| format!("--ntasks-per-node={}", self.ranks.div_ceil(r.nodes))));
         options.extend(r.time.as_ref().map(|time| format!("--time={time}")));
         options.extend(r.partition.as_ref().map(|partition| format!("--partition={partition}")));
         options.extend(r.account.as_ref().map(|account| format!("--account={account}")));
         options.extend(r.memory_mb.map(|each| format!("--mem={}M", (each * self.packed as u64).div_ceil(r.nodes as u64))));
-        options.extend(r.trials_per_gpu.map(|each| format!("--gpus-per-node={}", self.packed.div_ceil(each))));
+        options.extend(self.gpus.map(|gpus| format!("--gpus-per-node={gpus}")));
         options.extend(r.sbatch.iter().cloned());
         let options: String = options.into_iter().map(|option| format!("#SBATCH {option}\n")).collect();
         let takes = match self.at_most {
@@ -104,6 +109,7 @@ pub fn arrays(request: &Request, open: usize, queued: usize, largest: usize, nam
         packed,
         at_most: (!halving).then_some(packed),
         ranks: request.ranks,
+        gpus: gpus(request),
         resources: resources.clone(),
         name: format!("{name}-x{packed}"),
         folder: request.folder.path().into(),
@@ -111,6 +117,19 @@ pub fn arrays(request: &Request, open: usize, queued: usize, largest: usize, nam
     };
     let largest = largest.max(1);
     (0..tasks.div_ceil(largest)).map(|i| at(largest.min(tasks - i * largest))).collect()
+}
+
+/// GPUs to ask for on each node: a trial's, for every trial that a task takes or for those that share them. None where trials only might
+/// compute on GPUs, or where the plan's own options ask: not every site has this one.
+fn gpus(request: &Request) -> Option<usize> {
+    let r = &request.plan.resources;
+    let wants = match request.device {
+        DeviceName::Cuda => true,
+        DeviceName::Auto => r.trials_per_gpu.is_some(),
+        DeviceName::Cpu => false,
+    };
+    let asks = |option: &String| ["--gpus", "--gres", "-G"].iter().any(|start| option.starts_with(start));
+    (wants && !r.sbatch.iter().any(asks)).then(|| request.gpus * r.packed().div_ceil(r.trials_per_gpu.unwrap_or(1)))
 }
 
 /// Submits what is open and not in the queue yet, or prints it. Slurm is asked three things, once each: its MaxArraySize, what of this
@@ -313,7 +332,7 @@ mod tests {
             "#SBATCH --ntasks=8",
             "#SBATCH --cpus-per-task=3",
             "#SBATCH --mem=4000M",
-            "#SBATCH --gpus-per-node=2",
+            "#SBATCH --gpus-per-node=4",
             "#SBATCH --partition=gpu",
             "#SBATCH --qos=low",
             "launch \"$SSDKD\" sweep run . --jobs 4 --at-most 4 --ranks 2",
@@ -321,6 +340,32 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
         assert!(!text.contains("--time") && !text.contains("--account"));
+    }
+
+    /// A GPU for every rank of the trials that do not share, on each of a trial's nodes.
+    #[test]
+    fn gpus_are_asked_for_where_trials_want_them() {
+        let asked = |device, resources: Resources| {
+            let request = Request { device, ..request(resources) };
+            let text = arrays(&request, 1, 0, 1001, "s")[0].text();
+            text.lines().find_map(|line| line.strip_prefix("#SBATCH --gpus-per-node=")).map(|count| count.parse::<usize>().unwrap())
+        };
+        let of = |ranks, trials_per_node, trials_per_gpu| Resources { ranks, trials_per_node, trials_per_gpu, ..Resources::default() };
+        for (device, resources, wanted) in [
+            (DeviceName::Auto, of(2, Some(2), None), None),
+            (DeviceName::Cuda, of(2, None, None), Some(2)),
+            (DeviceName::Cuda, of(2, Some(3), None), Some(6)),
+            (DeviceName::Auto, of(2, Some(3), Some(2)), Some(4)),
+            (DeviceName::Auto, of(1, None, Some(4)), Some(1)),
+            (DeviceName::Auto, of(4, None, Some(1)), Some(4)),
+            (DeviceName::Cpu, of(4, None, Some(1)), None),
+            (DeviceName::Cuda, Resources { nodes: 2, ..of(8, None, None) }, Some(4)),
+            (DeviceName::Cuda, Resources { sbatch: vec!["--gres=gpu:a100:2".into()], ..of(2, None, None) }, None),
+        ] {
+            assert_eq!(asked(device, resources.clone()), wanted, "{device:?} {resources:?}");
+        }
+        let nodes = arrays(&request(Resources { nodes: 2, ..of(6, None, None) }), 1, 0, 1001, "s")[0].text();
+        assert!(nodes.contains("#SBATCH --ntasks=6\n#SBATCH --cpus-per-task=1\n#SBATCH --ntasks-per-node=3\n"), "{nodes}");
     }
 
     #[test]

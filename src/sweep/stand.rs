@@ -1,6 +1,6 @@
 //! How trials stand, from the files of their folders, and what is to be run next.
 
-use super::claim::{Claim, Freed, now};
+use super::claim::{Claim, NEXT, SlurmJob, now};
 use super::folder::{LOG, SweepFolder};
 use super::halving::{Ladder, Rung};
 use super::plan::{Plan, Trial};
@@ -128,7 +128,12 @@ pub struct Standing {
 impl Standing {
     /// From a trial's folder; one without the runner's files may hold a run that was started by hand.
     pub fn read(folder: &Path) -> Result<Self> {
-        let claim = Claim::read(folder)?;
+        Self::seen_by(SlurmJob::own().as_ref(), folder)
+    }
+
+    /// The same as `job` sees it: its own claims are none once Slurm has started it again.
+    fn seen_by(job: Option<&SlurmJob>, folder: &Path) -> Result<Self> {
+        let claim = Claim::read(folder)?.filter(|claim| !claim.is_outlived_by(job, folder));
         let outcome = Outcome::read(folder)?;
         let stand = match (claim, &outcome) {
             (_, Some(Outcome { ended: Ended::Done, .. })) => Stand::Done,
@@ -217,33 +222,101 @@ pub fn retry(folder: &SweepFolder, plan: &Plan, named: &[String], queued: &dyn F
     }
     let mut said = Vec::new();
     for trial in plan.trials.iter().filter(|trial| named.is_empty() || is_meant(trial)) {
-        let path = folder.trial(trial);
-        let Standing { stand, outcome } = Standing::read(&path)?;
-        let again = |reason: &str| -> Result<()> {
-            let before = outcome.clone().unwrap_or_else(Outcome::none);
-            let log = path.join(LOG);
-            if log.exists() {
-                let kept = path.join(format!("trial-{}.log", before.launches));
-                fs::rename(&log, &kept).map_err(|e| Error::io("rename", &log, &e))?;
-            }
-            Outcome { ended: Ended::Stopped, code: None, reason: Some(reason.into()), at: now(), ..before }.write(&path)
-        };
-        let line = match stand {
-            Stand::Failed(reason) => {
-                again("to be run again")?;
-                format!("failed ({reason}): to be run again")
-            }
-            Stand::Running(claim) => match claim.free(&path, !named.is_empty(), queued)? {
-                Freed::Yes(why) => {
-                    again("its runner was lost")?;
-                    format!("free again: {why}")
-                }
-                Freed::No(why) => format!("left alone: {why}"),
-            },
-            _ if named.is_empty() => continue,
-            other => format!("left alone: it is {}", other.name()),
-        };
-        said.push((trial.name(), line));
+        said.extend(retry_one(&folder.trial(trial), !named.is_empty(), queued)?.map(|line| (trial.name(), line)));
     }
     Ok(said)
+}
+
+/// What is to be said of a trial, if anything. Whoever changes one holds its claim, so that no runner and no other retry is in the midst of it.
+fn retry_one(folder: &Path, is_named: bool, queued: &dyn Fn(&str) -> Option<bool>) -> Result<Option<String>> {
+    let Standing { stand, outcome } = Standing::read(folder)?;
+    let (claim, reason, line) = match stand {
+        Stand::Failed(why) => (Claim::take(folder)?, "to be run again", format!("failed ({why}): to be run again")),
+        Stand::Running(claim) => match claim.gone(folder, is_named, queued) {
+            Ok(why) => (claim.take_over(folder)?, "its runner was lost", format!("free again: {why}")),
+            Err(why) => return Ok(Some(format!("left alone: {why}"))),
+        },
+        other => return Ok(is_named.then(|| format!("left alone: it is {}", other.name()))),
+    };
+    let Some(claim) = claim else {
+        let next = folder.join(NEXT);
+        let way_out = if next.exists() { format!("; if nobody has, remove {}", next.display()) } else { String::new() };
+        return Ok(Some(format!("left alone: another has just taken it{way_out}")));
+    };
+    let is_again = again(folder, outcome, reason);
+    claim.give_up(folder)?;
+    Ok(Some(if is_again? { line } else { "left alone: another was just at it".into() }))
+}
+
+/// Makes a trial whose claim we hold ready to be run again. False: somebody was through with it since it was looked at.
+fn again(folder: &Path, seen: Option<Outcome>, reason: &str) -> Result<bool> {
+    if Outcome::read(folder)? != seen {
+        return Ok(false);
+    }
+    let before = seen.unwrap_or_else(Outcome::none);
+    let log = folder.join(LOG);
+    if log.exists() {
+        let kept = folder.join(format!("trial-{}.log", before.launches));
+        fs::rename(&log, &kept).map_err(|e| Error::io("rename", &log, &e))?;
+    }
+    Outcome { ended: Ended::Stopped, code: None, reason: Some(reason.into()), at: now(), ..before }.write(folder)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::claim::tests::of_job;
+    use super::super::file::Resources;
+    use super::super::launch::tests::request;
+    use super::*;
+
+    fn plan() -> Plan {
+        let trial =
+            Trial { number: 1, hash: "h".into(), point: 1, repeat: 1, rounds: 4, logical_ranks: 1, names: Vec::new(), set: Vec::new() };
+        Plan { trials: vec![trial], ..request(Resources::default()).plan }
+    }
+
+    fn failed(folder: &Path) -> Outcome {
+        let outcome = Outcome { ended: Ended::Failed, reason: Some("why".into()), launches: 1, ..Outcome::none() };
+        outcome.write(folder).unwrap();
+        outcome
+    }
+
+    /// Of any number of retries at a time one changes the trial, and none what a runner has made of it since it was looked at.
+    #[test]
+    fn retries_do_not_undo_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, plan) = (SweepFolder::new(dir.path()).unwrap(), plan());
+        let path = folder.trial(&plan.trials[0]);
+        fs::create_dir_all(&path).unwrap();
+        for round in 0..20 {
+            let seen = failed(&path);
+            fs::write(path.join(LOG), "said").unwrap();
+            let lines: Vec<String> = std::thread::scope(|scope| {
+                let retries: Vec<_> = (0..4).map(|_| scope.spawn(|| retry(&folder, &plan, &[], &|_| None).unwrap())).collect();
+                retries.into_iter().flat_map(|retry| retry.join().unwrap()).map(|(_, line)| line).collect()
+            });
+            assert_eq!(lines.iter().filter(|line| *line == "failed (why): to be run again").count(), 1, "{round}: {lines:?}");
+            assert!(path.join("trial-1.log").exists() && !path.join(LOG).exists() && !path.join("claim").exists());
+            assert_eq!(Standing::read(&path).unwrap().stand, Stand::Stopped);
+            // One that looked before the others had done it.
+            assert!(!again(&path, Some(seen), "late").unwrap());
+        }
+    }
+
+    /// A task that Slurm has started again goes on with the trials that it had, and nobody else does.
+    #[test]
+    fn a_requeued_task_is_offered_its_own_trials() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("claim"), serde_json::to_string(&of_job("7", 0)).unwrap()).unwrap();
+        let offered = |id: &str, restart| {
+            let job = SlurmJob { id: id.into(), restart };
+            let standing = Standing::seen_by(Some(&job), dir.path()).unwrap();
+            Trials(vec![standing]).next(&plan()).len()
+        };
+        assert_eq!((offered("7", 1), offered("7", 0), offered("8", 1)), (1, 0, 0));
+        Outcome::none().write(dir.path()).unwrap();
+        assert_eq!((offered("7", 1), offered("7", 0)), (1, 0));
+        assert!(matches!(Standing::read(dir.path()).unwrap().stand, Stand::Running(_)));
+    }
 }

@@ -19,7 +19,7 @@ pub enum Kind {
     Ablation,
     /// Methods side by side, on one pair of networks or several.
     Compare,
-    /// One row of the published tables: how far from the printed figure it ends.
+    /// A row of the published tables, on one pair of networks or several: how far from the printed figures it ends.
     Reproduce,
 }
 
@@ -63,7 +63,7 @@ pub struct Study {
     pub sizes: Vec<f64>,
     /// Rows of a comparison: configuration files and `KEY=VALUE`, after `NAME: ` if one is given; none: every method as published.
     pub variants: Vec<String>,
-    /// Columns of a comparison: configuration files and `KEY=VALUE`, after `NAME: ` if one is given; none: the base configuration alone.
+    /// Columns of a comparison or of a published row: configuration files and `KEY=VALUE`, after `NAME: ` if one is given; none: the base configuration alone.
     pub pairs: Vec<String>,
     /// Ranks of a run.
     pub ranks: usize,
@@ -135,12 +135,13 @@ impl Study {
                 let variants = if self.variants.is_empty() {
                     MethodName::ALL.into_iter().map(published_method).collect()
                 } else {
-                    self.variants.iter().map(|text| Choice::read("--variant", text)).collect::<Result<Vec<_>>>()?
+                    choices("--variant", &self.variants)?
                 };
-                let pairs = self.pairs.iter().map(|text| Choice::read("--pair", text)).collect::<Result<Vec<_>>>()?;
+                let pairs = choices("--pair", &self.pairs)?;
                 axes(if pairs.is_empty() { axis(VARIANT, variants.into_iter()) } else { cells(&variants, &pairs) })
             }
-            Kind::Reproduce => axes(String::new()),
+            Kind::Reproduce if self.pairs.is_empty() => axes(String::new()),
+            Kind::Reproduce => axes(axis(PAIR, choices("--pair", &self.pairs)?.into_iter())),
         })
     }
 }
@@ -174,6 +175,17 @@ impl Choice {
     fn row(&self, name: &str) -> String {
         let sets: String = self.sets.iter().map(|(key, value)| format!(", {key} = {value}")).collect();
         format!("  {{ name = {name}{sets} }},\n")
+    }
+}
+
+/// One for each text of an option, under names that tell them apart.
+fn choices(option: &str, texts: &[String]) -> Result<Vec<Choice>> {
+    let choices = texts.iter().map(|text| Choice::read(option, text)).collect::<Result<Vec<_>>>()?;
+    let is_new = |at: usize| choices[..at].iter().all(|other| other.name != choices[at].name);
+    match (0..choices.len()).find(|&at| !is_new(at)) {
+        Some(at) => Err(Error::refused(format!("{option}: two are called `{}`", choices[at].name))
+            .with_hint(format!("give them names: {option} \"NAME: {}\"", texts[at]))),
+        None => Ok(choices),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::eval;
 use crate::files;
 use crate::metrics::{
-    BufferSummary, NetworkScore, Progress, RoundRecord, Sinks, Summary, TimingRecord, Timings, Work, read_table, version,
+    BufferSummary, NetworkScore, Progress, RoundRecord, Seen, Sinks, Summary, TimingRecord, Timings, Work, read_table, version,
 };
 use crate::nn::weights;
 use crate::parallel::{self, World, end_job, host_name, launcher_columns};
@@ -188,11 +188,11 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
     let buffer = match run.memory.replay() {
         Some(replay) => Some(BufferSummary {
             capacity: replay.capacity() as u64,
-            confidence_counts: replay.confidence_counts(world, CONFIDENCE_BINS)?,
-            class_counts,
+            seen: Seen { class_counts, confidence_counts: replay.confidence_counts(world, CONFIDENCE_BINS)? },
         }),
         None => None,
     };
+    let fresh = if buffer.is_none() && world.leads() { picture::seen(run, run.cursor.round().saturating_sub(1)) } else { None };
     let moved = run.moved_by_all(world)?;
     let summary = Summary {
         run_id: outlet.run_id.clone(),
@@ -213,6 +213,7 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
         rows_moved: moved.rows,
         bytes_moved_per_draw: moved.bytes as f64 / moved.draws.max(1) as f64,
         buffer,
+        fresh,
         config_hash: run.plan.config_hash.clone(),
         seed: run.config.seed,
         version: version(),

@@ -4,12 +4,12 @@ use super::Run;
 use crate::data::{Facts, coloured, to_bytes, to_unit};
 use crate::error::Result;
 use crate::losses::predicted_and_confidence;
-use crate::metrics::PICTURE_ROWS;
+use crate::metrics::{PICTURE_ROWS, Seen};
 use crate::nn::Pass;
 use crate::parallel::{World, comm};
 use crate::replay::Replay;
 use crate::rng::{Key, Purpose};
-use crate::task::{self, Task};
+use crate::task::{self, CONFIDENCE_BINS, Task};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -66,15 +66,21 @@ pub(super) fn gather(replay: &Replay, facts: &Facts, world: &World) -> Result<Op
     Ok(Some(filled))
 }
 
-/// Rows of images that the shared generator makes for the picture, where a method keeps none; `None` where it makes none. On one rank:
-/// the generator and the picture are the same on all.
-pub(super) fn made(run: &Run, round: u64) -> Option<Rows> {
+/// Images that the shared generator makes for the picture of a round, with the teacher's categories and its confidence in them, where a
+/// method keeps no images; `None` where it makes none. On one rank: the generator and the images are the same on all.
+fn fresh(run: &Run, round: u64) -> Option<[Tensor; 3]> {
     let (generator, teacher) = (run.generator.as_ref()?, run.teacher.as_ref()?);
-    let classes = (run.facts.classes as usize).min(PICTURE_ROWS);
-    let images = generator.sample(&Key::global(run.config.seed, Purpose::Picture, round), 2 * classes * COLUMNS);
-    let (predicted, _) = predicted_and_confidence(&teacher.evaluate(&run.normalise.apply(&images)).logits);
+    let count = 2 * (run.facts.classes as usize).min(PICTURE_ROWS) * COLUMNS;
+    let images = generator.sample(&Key::global(run.config.seed, Purpose::Picture, round), count);
+    let (predicted, confidence) = predicted_and_confidence(&teacher.evaluate(&run.normalise.apply(&images)).logits);
+    Some([images, predicted, confidence])
+}
+
+/// The rows of those images.
+pub(super) fn made(run: &Run, round: u64) -> Option<Rows> {
+    let [images, predicted, _] = fresh(run, round)?;
     let images = to_bytes(&images).to_device(Device::Cpu);
-    let mut rows: Rows = (0..classes).map(|_| Vec::new()).collect();
+    let mut rows: Rows = (0..(run.facts.classes as usize).min(PICTURE_ROWS)).map(|_| Vec::new()).collect();
     for (i, counts) in task::class_counts(&predicted).iter().enumerate() {
         // An image that shows several classes belongs to the one with most of its pixels.
         let most = counts.iter().max_by_key(|(_, count)| *count).map_or(0, |(class, _)| *class as usize);
@@ -84,6 +90,17 @@ pub(super) fn made(run: &Run, round: u64) -> Option<Rows> {
     }
     rows.iter_mut().for_each(|row| row.resize_with(COLUMNS, || None));
     Some(rows)
+}
+
+/// All of those images by category and by confidence, as a buffer's are counted.
+pub(super) fn seen(run: &Run, round: u64) -> Option<Seen> {
+    let [_, predicted, confidence] = fresh(run, round)?;
+    let bins = (task::per_sample(&confidence) * CONFIDENCE_BINS as f64).to_kind(Kind::Int64).clamp(0, CONFIDENCE_BINS as i64 - 1);
+    let counts = |of: &Tensor, least: i64| {
+        let counts = Vec::<i64>::try_from(of.flatten(0, -1).bincount(None::<&Tensor>, least)).unwrap_or_default();
+        counts.into_iter().map(|n| n as u64).collect()
+    };
+    Some(Seen { class_counts: counts(&predicted, run.facts.classes), confidence_counts: counts(&bins, CONFIDENCE_BINS as i64) })
 }
 
 /// The same rows as the run's task shows them, with what teacher and student see in the images. On one rank.

@@ -76,7 +76,10 @@ fn without_data_a_run_tells_the_agreement_and_the_same_on_any_number_of_ranks() 
     assert!(!page.contains("top-1"));
     let comparison = at("both.html");
     ssdkd(&["report", &at("one"), &at("two"), "--out", &comparison]).expect(0);
-    assert!(std::fs::read_to_string(&comparison).unwrap().contains("agreement, %"));
+    let page = std::fs::read_to_string(&comparison).unwrap();
+    assert!(
+        page.contains("agreement, %") && page.contains("one: categories in the buffer") && page.contains("two: difficulty of the buffer")
+    );
     ssdkd(&["eval", "--run-dir", &at("one")]).expect(2).says(&["dataset: none: there are no images with labels"]);
 
     // The events have it under the name of the table.
@@ -105,7 +108,7 @@ fn images_of_64_and_224_pixels_are_made_and_learned_from() {
     }
 }
 
-/// A method that keeps no buffer has the confidence histogram too.
+/// A method that keeps no buffer has the histograms too, whether or not it saves pictures.
 #[test]
 fn methods_without_a_buffer_do_without_data() {
     let folder = tempfile::tempdir().unwrap();
@@ -118,6 +121,12 @@ fn methods_without_a_buffer_do_without_data() {
     ssdkd(&words(&["train", "--run-dir", run.to_str().unwrap()], &sets)).expect(0);
     let report = json(&run.join("report.json"));
     assert!(report.get("buffer").is_none() && report["student"]["confidence_counts"].is_array(), "{report}");
+    let counted = |of: &str| report["fresh"][of].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>();
+    assert_eq!((counted("class_counts"), counted("confidence_counts")), (240, 240), "{report}");
+    let page = std::fs::read_to_string(run.join("report.html")).unwrap();
+    for part in ["20 fresh synthetic images", "dfad: categories in 240 images of the generator"] {
+        assert!(page.contains(part), "{part}");
+    }
     let config = std::fs::read_to_string(run.join("config.toml")).unwrap();
     assert!(config.contains("classes = 10") && config.contains("size = 32"), "the folder's configuration says it: {config}");
 }

@@ -18,6 +18,16 @@ const METHODS: [(&str, &[&str]); 10] = [
     ("scratch", &["train.warmup_rounds=0"]),
 ];
 
+/// Whether a page needs nothing but itself: pictures lie in it, nothing is loaded, and the only address is the name of SVG's language.
+pub fn is_self_contained(page: &str) -> bool {
+    let mut parts = page.split("src=\"data:image/png;base64,");
+    let head = parts.next().unwrap().to_owned();
+    // Without the pictures, whose letters say nothing.
+    let text: String = std::iter::once(head).chain(parts.map(|part| part.split_once('"').unwrap().1.to_owned())).collect();
+    let loads = ["src=", "href", "url(", "@import", "<script", "<link"].iter().any(|way| text.contains(way));
+    !loads && text.matches("http").count() == text.matches("xmlns=\"http://www.w3.org/2000/svg\"").count()
+}
+
 fn checksums(run: &Path) -> String {
     ssdkd(&["inspect", "--checksum", run.to_str().unwrap()]).expect(0).stdout
 }
@@ -55,6 +65,21 @@ fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
         let page = std::fs::read_to_string(straight.join("report.html")).unwrap();
         let makes_images = !["kd", "scratch"].contains(&method);
         assert!(page.contains(method) && page.contains("synthetic images, round 0") == makes_images, "{method}: its page");
+        assert!(is_self_contained(&page), "{method}: its page");
+        // What the teacher sees in images: in the pool, or in those that the last picture is chosen from.
+        let counted = |of: &str| report["fresh"][of].as_array().map(|all| all.iter().map(|n| n.as_u64().unwrap()).sum::<u64>());
+        let fresh = (makes_images && !has_pool).then_some(2 * 10 * 12);
+        assert_eq!((counted("class_counts"), counted("confidence_counts")), (fresh, fresh), "{method}");
+        let source = if has_pool { "the buffer" } else { "240 images of the generator" };
+        let captions = [format!("{method}: categories in {source}"), format!("{method}: difficulty of {source}")];
+        for part in captions.iter().map(String::as_str).chain(["<li>ankle boot</li>"]) {
+            assert_eq!(page.contains(part), makes_images, "{method}: {part}");
+        }
+        // Terms have their names, and those of other methods are not there.
+        let line = |name: &str| page.contains(&format!(">\n{name}\n<"));
+        let terms = ["task", "φ-weighted task", "other terms"].map(line);
+        let has_task = makes_images && !["zskt", "dfad"].contains(&method);
+        assert_eq!(terms, [has_task, false, ["dafl", "dfq", "deepinv", "cmi"].contains(&method)], "{method}");
     }
     let page = folder.path().join("page.html");
     let dirs = ["fast_meta", "dafl", "kd"].map(|method| folder.path().join(format!("{method}-straight")));
@@ -64,8 +89,17 @@ fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
     for dir in &dirs {
         assert!(text.contains(dir.file_name().unwrap().to_str().unwrap()), "{}", dir.display());
     }
-    // A picture of each that makes images; keys that differ, and no others.
-    assert_eq!(text.matches("<img alt=\"synthetic images").count(), 2);
+    // Curves, time, and of each that makes images histograms and a picture with its categories; keys that differ, and no others.
+    assert!(is_self_contained(&text));
+    for part in ["Score over time", "Statistics loss L_BN", "title=\"inversion: "] {
+        assert!(text.contains(part), "{part}");
+    }
+    for (name, source) in [("fast_meta-straight", "the buffer"), ("dafl-straight", "240 images of the generator")] {
+        for part in [format!("{name}: categories in {source}"), format!("{name}: difficulty of {source}")] {
+            assert!(text.contains(&part), "{part}");
+        }
+    }
+    assert_eq!([text.matches("<img alt=\"synthetic images").count(), text.matches("<li>ankle boot</li>").count()], [2, 2]);
     assert!(text.contains("<code>inversion.steps</code>") && !text.contains("<code>seed</code>"), "settings that differ");
     // The same page that the run itself wrote.
     let (own, again) = (dirs[0].join("report.html"), folder.path().join("again.html"));

@@ -1,6 +1,7 @@
 //! Runs through the real launcher.
 
 use crate::launch::{has_mpirun, mpirun, run, screenshot, small_fashion_mnist, ssdkd, ssdkd_on, tiny};
+use crate::methods::is_self_contained;
 use std::path::Path;
 use std::time::Duration;
 
@@ -180,10 +181,10 @@ fn a_run_folder_holds_what_is_promised() {
     for key in [&report["teacher"]["top1"], &report["student"]["top1"], &report["student"]["top1_best"]] {
         assert!((0.0..=1.0).contains(&key.as_f64().unwrap()));
     }
-    // The report needs nothing but itself.
+    // The report needs nothing but itself, and names the weighted term.
     let html = std::fs::read_to_string(run.join("report.html")).unwrap();
     assert!(html.contains("<svg") && html.contains("data:image/png;base64,"));
-    assert!(!html.contains("http://") || html.matches("http://").count() == html.matches("http://www.w3.org/2000/svg").count());
+    assert!(is_self_contained(&html) && html.contains(">\nφ-weighted task\n<"));
     // A browser shows it: paper and ink, coloured curves, and grey pictures.
     if let Some(page) = screenshot(&run.join("report.html"), folder.path()) {
         let colours: std::collections::HashSet<[u8; 3]> = page.pixels().map(|p| p.0).collect();

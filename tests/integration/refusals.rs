@@ -522,7 +522,7 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 70] = [
+const RANGES: [(&str, &str, &str); 73] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
@@ -575,6 +575,9 @@ const RANGES: [(&str, &str, &str); 70] = [
     ("data.scene_size", "16", "16 is below 32"),
     ("data.scene_size", "1028", "1028 is more than 1024"),
     ("data.scene_size", "50", "50 is no multiple of 4, as the generator needs it"),
+    ("data.scene_crop", "-4", "-4 is below 0"),
+    ("data.scene_crop", "132", "132 is more than 128"),
+    ("data.scene_crop", "50", "50 is no multiple of 4, as the generator needs it"),
     ("data.train_scenes", "0", "0 is below 1"),
     ("data.test_scenes", "0", "0 is below 1"),
     ("data.classes", "-1", "-1 is below 0"),

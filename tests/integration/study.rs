@@ -1,6 +1,7 @@
 //! Studies on runs of about a second.
 
 use crate::launch::{has_mpirun, root, small_fashion_mnist, ssdkd, tiny};
+use crate::methods::is_self_contained;
 use std::path::{Path, PathBuf};
 
 /// `--config …` of a tiny run, and the folder of everything.
@@ -44,6 +45,17 @@ fn column(page: &str, name: &str) -> Vec<String> {
     rows.skip(1).map(|row| row[at].to_owned()).collect()
 }
 
+/// The page about a study's runs: it begins with the study's own table, whose head this is, and plot, and goes on with what every page has.
+fn report(dir: &Path, head: &[&str]) -> String {
+    let html = std::fs::read_to_string(dir.join("report.html")).unwrap();
+    assert!(is_self_contained(&html), "{}", dir.display());
+    let head: String = head.iter().map(|cell| format!("<th>{cell}</th>")).collect();
+    let places = [head.as_str(), "The same as a plot</figcaption><svg", "<h2>Runs</h2>", "<h2>Curves</h2>", "Where the time went"];
+    let places = places.map(|part| html.find(part).unwrap_or_else(|| panic!("{part} is not on the page of {}", dir.display())));
+    assert!(places.is_sorted(), "{places:?}");
+    html
+}
+
 #[test]
 fn an_ablation_has_eight_rows_and_goes_on_where_it_was() {
     let scene = Scene::new();
@@ -74,6 +86,12 @@ fn an_ablation_has_eight_rows_and_goes_on_where_it_was() {
     for name in ["study.svg", "results.parquet", "report.html"] {
         assert!(dir.join(name).metadata().unwrap().len() > 500, "{name}");
     }
+    // The page keeps the table's order, and shows the best six in it.
+    let html = report(&dir, &["diversity factor", "difficulty factor", "priority sampling"]);
+    let names = ["diversity + difficulty + priority", "diversity + difficulty", "diversity + priority", "priority", "none"];
+    let places = names.map(|name| html.find(&format!("<tr><td>{name}</td>")).unwrap());
+    assert!(places.is_sorted() && html.contains("the best 6 of 8"), "{places:?}");
+    assert_eq!(html.matches("<img alt=\"synthetic images").count(), 6);
     // With a second seed, means of two.
     scene.study("ablation", &["--seeds", "2"]);
     assert!(page(&dir).contains("16 of 16 runs done.") && column(&page(&dir), "top-1, %").iter().all(|cell| cell.contains('±')));
@@ -105,12 +123,33 @@ fn sizes_methods_and_a_published_row() {
     assert!(names.contains(&"Fast-1".to_owned()) && names.contains(&"ssd_kd student.lr=0.2".to_owned()), "{names:?}");
     let csv = std::fs::read_to_string(dir.join("results.csv")).unwrap();
     assert!(csv.lines().next().unwrap().contains(",variant,") && csv.contains(",Fast-1,"), "{csv}");
-    assert!(std::fs::read_to_string(dir.join("report.html")).unwrap().contains(">Fast-1<"));
+    // Two methods side by side: curves, time, histograms, pictures.
+    let html = report(&dir, &["", "top-1, %", "minutes"]);
+    for name in ["Fast-1", "ssd_kd student.lr=0.2"] {
+        for part in [format!(">\n{name}\n<"), format!("<span>{name}</span><div class=\"stack\"><i"), format!("<td>{name}</td>")] {
+            assert!(html.contains(&part), "{part}");
+        }
+        for part in ["categories in", "difficulty of"] {
+            assert!(html.contains(&format!("{name}: {part} the buffer")), "{name}: {part}");
+        }
+        assert!(html.contains(&format!("<img alt=\"synthetic images, {name}, round 1\"")), "{name}");
+    }
+    assert_eq!(html.matches("<li>ankle boot</li>").count(), 2);
+    // The same that `ssdkd report` makes of the folder.
+    let again = scene.folder.path().join("again.html");
+    ssdkd(&["report", dir.to_str().unwrap(), "--out", again.to_str().unwrap()]).expect(0);
+    assert!(std::fs::read_to_string(again).unwrap() == html);
     let (_, dir) = scene.study("reproduce", &["--seeds", "1"]);
     assert_eq!(
         (column(&page(&dir), "published"), column(&page(&dir), "pair")),
-        (vec!["not published".to_owned()], vec!["wrn16_2 → wrn16_1".to_owned()])
+        (vec!["90.99 (the demo)".to_owned()], vec!["wrn16_2 → wrn16_1".to_owned()])
     );
+    // Two rounds are not the demo.
+    let said = page(&dir);
+    assert!(said.contains("**Not the settings of the figure**") && said.contains("`train.rounds` "), "{said}");
+    let pairs = ["--pair", "teacher.model=wrn16_2 student.model=wrn16_1", "--pair", "teacher.model=wrn16_2 student.model=wrn16_2"];
+    let (said, _) = scene.study("reproduce", &[&["--seeds", "1", "--plan-only"][..], &pairs].concat());
+    assert!(said.contains("2 runs planned"), "{said}");
     ssdkd(&["study", "show", scene.folder.path().to_str().unwrap()]).expect(2).says(&["holds no plan.toml"]);
 }
 
@@ -126,7 +165,10 @@ fn methods_by_pairs() {
     let (_, dir) = scene.study("compare", &[&["--seeds", "1"][..], &rows, &pairs].concat());
     let page = page(&dir);
     let (scores, minutes) = page.split_once("Minutes of a run:").unwrap();
-    assert_eq!((column(scores, "top-1, %"), column(minutes, "wider").len()), (vec!["ssd_kd".to_owned(), "Fast-1".into()], 2));
+    assert_eq!(
+        (column(scores, "top-1, %"), column(minutes, "wider").len()),
+        (vec!["teacher".to_owned(), "ssd_kd".into(), "Fast-1".into()], 2)
+    );
     let csv = std::fs::read_to_string(dir.join("results.csv")).unwrap();
     let head: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
     let at = |row: &[&str], name: &str| row[head.iter().position(|h| *h == name).unwrap()].to_owned();
@@ -134,7 +176,7 @@ fn methods_by_pairs() {
         let row: Vec<&str> = line.split(',').collect();
         let (variant, pair, model) = (at(&row, "variant"), at(&row, "pair"), at(&row, "student.model"));
         assert_eq!(pair == "wider", model == "wrn16_2");
-        let cell = &column(scores, &pair)[usize::from(variant == "Fast-1")];
+        let cell = &column(scores, &pair)[1 + usize::from(variant == "Fast-1")];
         assert_eq!(*cell, format!("{:.2}", 100.0 * at(&row, "report.student.top1").parse::<f64>().unwrap()), "{variant}, {pair}");
     }
     // Every method by itself, and a method's file beside a pair: images are made as published, whatever the base and the pair say.
@@ -176,6 +218,16 @@ fn what_no_study_can_run_is_refused_and_what_failed_is_named() {
         ("scale", &["--set", "method=fast_meta"], "scale is a study of ssd_kd"),
         ("compare", &["--variant", "fast"], "--variant: `fast` is neither KEY=VALUE nor a file"),
         ("compare", &["--pair", "teacher.model=wrn16_2", "--pair", "dataset=scenes13"], "--pair: pairs that are scored differently"),
+        (
+            "compare",
+            &[
+                "--pair",
+                "teacher.model=wrn16_2 student.model=wrn16_1",
+                "--pair",
+                "teacher.model=wrn16_2 student.model=wrn16_1 student.lr=0.2",
+            ],
+            "--pair: two are called `wrn16_2 → wrn16_1`",
+        ),
         // A network that does not label what the data set labels: before any run.
         ("compare", &["--variant", "student.model=deeplabv3_mobilenet"], "student.model: deeplabv3_mobilenet labels pixels"),
     ] {
@@ -240,7 +292,19 @@ fn ranks_share_the_same_work_or_bring_their_own() {
         (column(&table, "M"), column(&table, "batch")),
         (["2", "2", "1", "2"].map(String::from).to_vec(), ["64", "64", "32", "64"].map(String::from).to_vec())
     );
-    assert_eq!(column(&table, "efficiency")[0], "1.000");
+    let csv = std::fs::read_to_string(dir.join("results.csv")).unwrap();
+    let head: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+    let numbers = |name: &str| {
+        let at = head.iter().position(|h| *h == name).unwrap();
+        csv.lines().skip(1).map(|line| line.split(',').nth(at).unwrap().parse::<f64>().unwrap()).collect::<Vec<_>>()
+    };
+    // By the definitions: time of one rank over R times that of R, and over that of R with R times the work.
+    let s = numbers("seconds");
+    let wanted = [1.0, s[0] / (2.0 * s[1]), 1.0, s[2] / s[3]].map(|e| format!("{e:.3}"));
+    assert_eq!(column(&table, "efficiency"), wanted);
+    let lr = numbers("student.lr");
+    assert_eq!(lr, [lr[0], lr[0], lr[0] / 2.0, lr[0]], "in proportion to the batch");
+    assert_eq!(numbers("bytes_sent").iter().map(|bytes| *bytes > 0.0).collect::<Vec<_>>(), [false, true, false, true]);
     // The same run, cut into more parts.
     let sums = |name: &str| ssdkd(&["inspect", "--checksum", dir.join(name).to_str().unwrap()]).expect(0).stdout;
     assert_eq!(sums("strong-1-seed-0"), sums("strong-2-seed-0"));
@@ -257,5 +321,5 @@ fn ranks_share_the_same_work_or_bring_their_own() {
     let folder = dir.to_str().unwrap();
     assert_eq!(ssdkd(&["study", "show", folder]).expect(0).stdout, page(&dir));
     ssdkd(&["report", folder]).expect(0);
-    assert!(std::fs::read_to_string(dir.join("report.html")).unwrap().contains("weak-2-seed-1"));
+    assert!(report(&dir, &["scaling", "ranks", "M"]).contains("weak-2-seed-1"));
 }

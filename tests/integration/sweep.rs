@@ -188,8 +188,8 @@ fn trials_that_fail_do_not_stop_a_sweep_and_results_are_those_of_the_reports() {
     };
     assert!(page.contains(&line(1, 2)) && page.contains(&line(7, 8)), "{} {}\n{page}", line(1, 2), line(7, 8));
     let at = |text: &str| page.find(text).unwrap();
-    let larger_first = losses(1, 2).iter().sum::<f64>() > losses(7, 8).iter().sum::<f64>();
-    assert_eq!(at(&line(1, 2)) < at(&line(7, 8)), larger_first, "{page}");
+    let smaller_first = losses(1, 2).iter().sum::<f64>() < losses(7, 8).iter().sum::<f64>();
+    assert_eq!(at(&line(1, 2)) < at(&line(7, 8)), smaller_first, "{page}");
     assert!(at("| 2* |") > at(&line(7, 8)) && page.contains("0 of 2, 2 failed") && page.contains("2 of 4 points whole"), "{page}");
 
     let mut csv = csv::Reader::from_path(scene.dir().join("results.csv")).unwrap();
@@ -314,6 +314,15 @@ fn what_cannot_run_is_refused_when_it_is_planned() {
         ("[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2, 8]\n", &["halving.rungs: come to rounds [2, 8, 4]"]),
         ("[axes]\ncheckpoint.signals = [[\"term\"]]\n", &["checkpoint.signals: lacks \"usr1\""]),
         ("[axes]\nseed = [1, 2]\n", &["axes.seed: repeats over seeds are not an axis"]),
+        (
+            "[axes]\nphi.gamma = { values = [1, 2], when = { phi.dificulty = \"focal\" } }\n",
+            &["phi.dificulty: unknown key (from `when` of axis `phi.gamma`); did you mean `phi.difficulty`?"],
+        ),
+        (
+            "[axes]\nvariant = [{ name = \"a\" }, { name = \"b\", replay.draw = \"uniform\" }]\n\
+             phi.gamma = { values = [1, 2], when = { variant = \"c\" } }\n",
+            &["axes.phi.gamma: its `when` asks for variant = \"c\", which no trial has: \"a\", \"b\""],
+        ),
         ("strategy = \"sobol\"\n---\n[axes]\nphi.gamma = [1]\n", &["trials: is left out"]),
         ("[axes]\nphi.gamma = [1]\n[resources]\nrank = 2\n", &["tiny.toml: line", "unknown field `rank`"]),
     ] {
@@ -332,11 +341,30 @@ fn a_plan_names_its_metrics() {
         ("metric = \"buffer.capacity\"\n---\n[axes]\nmethod = [\"ssd_kd\", \"fast\", \"cmi\"]\n", "metric = \"buffer.capacity\""),
         ("dataset = \"none\"\n[axes]\nphi.gamma = [1]\n", "metric = \"student.agreement\""),
         ("dataset = \"none\"\n[axes]\nphi.gamma = [1]\n[halving]\nrungs = [2]\n", "metric = \"student_agreement\""),
+        // What is better when smaller is known from its name.
+        ("metric = \"student.loss\"\n---\n[axes]\nphi.gamma = [1]\n", "metric = \"student.loss\"\ngoal = \"min\""),
+        ("[axes]\nphi.gamma = [1]\n[halving]\nmetric = \"loss_student\"\nrungs = [2]\n", "metric = \"loss_student\"\ngoal = \"min\""),
+        ("metric = \"student.loss\"\ngoal = \"max\"\n---\n[axes]\nphi.gamma = [1]\n", "metric = \"student.loss\"\ngoal = \"max\""),
     ] {
         let scene = Scene::planned(rest);
         let plan = std::fs::read_to_string(scene.dir().join("plan.toml")).unwrap();
         assert!(plan.contains(says), "{rest}: {plan}");
     }
+}
+
+/// Points that come out alike are one, and that is said; a condition can ask for the name of an axis' value.
+#[test]
+fn points_that_are_left_out_are_counted() {
+    let axes = "replay.draw = [\"priority\", \"uniform\"]\nphi.gamma = [1, 2]\n";
+    let scene = Scene::new(&format!("strategy = \"sobol\"\ntrials = 40\n---\n[axes]\n{axes}"));
+    let said = scene.plan().expect(0).stdout;
+    assert!(said.contains("4 trials of 4 points, 4 of them new"), "{said}");
+    assert!(said.contains("36 points were drawn again and are left out"), "{said}");
+    let axes =
+        "variant = [{}, { name = \"even\", replay.draw = \"uniform\" }]\nphi.gamma = { values = [1, 2], when = { variant = \"even\" } }\n";
+    scene.write(&format!("[axes]\n{axes}"));
+    let said = scene.plan().expect(0).stdout;
+    assert!(said.contains("3 trials of 3 points") && !said.contains("left out"), "{said}");
 }
 
 /// The user's Ctrl-C, and a scheduler's TERM: what runs saves itself; the next runner goes on with it, to the same end. Meanwhile each trial
@@ -532,19 +560,24 @@ fn a_run_pauses_at_a_round_and_goes_on() {
 #[test]
 fn trials_that_share_a_gpu_share_it_through_mps() {
     use std::os::unix::fs::PermissionsExt;
-    let scene = Scene::planned("repeats = 2\n---\ndevice = \"cpu\"\n[axes]\nstudent.lr = [0.1]\n[resources]\ntrials_per_gpu = 2\n");
+    let scene = Scene::planned("repeats = 2\n---\n[axes]\nstudent.lr = [0.1]\n[resources]\ntrials_per_gpu = 2\n");
     let (bin, said) = (scene.folder.path().join("bin"), scene.folder.path().join("said"));
     std::fs::create_dir(&bin).unwrap();
     let control = bin.join("nvidia-cuda-mps-control");
-    std::fs::write(
-        &control,
-        format!("#!/bin/sh\n(echo \"$@\"; [ -n \"$1\" ] || cat; echo $CUDA_MPS_PIPE_DIRECTORY) >> {}\n", said.display()),
-    )
-    .unwrap();
-    std::fs::set_permissions(&control, PermissionsExt::from_mode(0o755)).unwrap();
-    let mut command = scene.command("run", &[]);
-    command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())).env("CUDA_VISIBLE_DEVICES", "7");
-    let runner = Runner(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let script = |text: &str| {
+        std::fs::write(&control, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&control, PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let runner = || {
+        let mut command = scene.command("run", &[]);
+        command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())).env("CUDA_VISIBLE_DEVICES", "7");
+        command
+    };
+    // It sees all GPUs: the number 7 means the same to it and to the trials.
+    let tells = "(echo \"$@\"; [ -n \"$1\" ] || cat; echo $CUDA_MPS_PIPE_DIRECTORY; echo sees ${CUDA_VISIBLE_DEVICES-all})";
+    script(&format!("{tells} >> {}", said.display()));
+    let mut command = runner();
+    let running = Runner(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let frozen = [1, 2].map(|number| Frozen::at_first_checkpoint(&scene.trial(number)));
     let before = std::fs::read_to_string(&said).unwrap();
     let pipe = before.lines().nth(1).unwrap();
@@ -555,10 +588,32 @@ fn trials_that_share_a_gpu_share_it_through_mps() {
             assert!(environment.split('\0').any(|variable| variable == wanted), "{wanted}");
         }
     }
-    assert!(before.starts_with("-d\n") && !before.contains("quit"), "{before}");
+    assert!(before.starts_with("-d\n") && before.contains("sees all") && !before.contains("quit"), "{before}");
     drop(frozen);
-    assert_eq!(runner.ends(), Some(0));
+    assert_eq!(running.ends(), Some(0));
     assert!(std::fs::read_to_string(&said).unwrap().contains("quit"));
+    // Where it does not start, trials run without it; here they are done.
+    script("exit 1");
+    run(runner(), DEADLINE).expect(0).says(&["warning: nvidia-cuda-mps-control -d ended with exit status: 1"]);
+}
+
+/// Ranks that could not have a GPU each are told so before anything starts; Slurm is asked for as many as there are ranks.
+#[test]
+fn a_trial_wants_a_gpu_for_every_rank() {
+    let scene = Scene::planned("device = \"cuda\"\n[axes]\nstudent.lr = [0.1]\n[resources]\nranks = 2\n");
+    let mut command = scene.command("run", &[]);
+    command.env("CUDA_VISIBLE_DEVICES", "0");
+    run(command, DEADLINE).expect(2).says(&["device: a trial wants 2 of the GPUs", "there are 1", "parallel.share_gpu = true"]);
+    assert!(!scene.trial(1).exists());
+    let asked = |more: &[&str]| scene.sweep("submit", &[&["--dry-run"], more].concat()).expect(0).stdout;
+    assert!(asked(&[]).contains("#SBATCH --gpus-per-node=2\n"));
+    assert!(asked(&["--ranks", "1"]).contains("#SBATCH --gpus-per-node=1\n"));
+    scene.write("device = \"cuda\"\nparallel.share_gpu = true\n[axes]\nstudent.lr = [0.1]\n[resources]\nranks = 2\n");
+    scene.plan().expect(0);
+    assert!(asked(&[]).contains("#SBATCH --gpus-per-node=1\n"));
+    scene.write("device = \"cpu\"\n[axes]\nstudent.lr = [0.1]\n[resources]\nranks = 2\n");
+    scene.plan().expect(0);
+    assert!(!asked(&[]).contains("gpus"));
 }
 
 /// The batch file of docs/sweeps.md, as `submit` writes it.
@@ -570,12 +625,18 @@ fn the_shipped_batch_file_is_what_submit_prints() {
         packed: 2,
         at_most: Some(2),
         ranks: 1,
+        gpus: None,
         resources: Resources { threads: Some(1), time: Some("01:00:00".into()), ..Resources::default() },
         name: "sweep-student-0123abcd-x2".into(),
         folder: "/shared/me/runs/student".into(),
         program: "/shared/me/ssdkd/target/release/ssdkd".into(),
     };
     check("launch/slurm/sweep.sbatch", &array.text());
+}
+
+/// Of the first array that `submit` says it has submitted.
+fn job_id(said: &str) -> String {
+    said.strip_prefix("job ").and_then(|rest| rest.split(':').next()).unwrap_or_else(|| panic!("{said}")).to_owned()
 }
 
 /// A real array: two trials of two ranks packed into a task, throttled, one task stopped and requeued on its way; submitting again submits nothing while it is queued,
@@ -589,8 +650,7 @@ fn a_job_array_runs_a_sweep() {
     let submit =
         |more: &[&str]| cluster.slurm.call(env!("CARGO_BIN_EXE_ssdkd"), &[&["sweep", "submit", &dir], more].concat()).expect(0).stdout;
     assert!(submit(&["--dry-run"]).contains("#SBATCH --array=0-1%1\n"));
-    let said = submit(&[]);
-    let id = said.strip_prefix("job ").and_then(|rest| rest.split(':').next()).unwrap_or_else(|| panic!("{said}")).to_owned();
+    let id = job_id(&submit(&[]));
     let tasks = [0, 1].map(|task| cluster.slurm.job(&format!("{id}_{task}"), &scene.dir().join(format!("jobs/{id}_{task}.log"))));
     let frozen = [1, 2].map(|number| Frozen::at_first_checkpoint(&scene.trial(number)));
     let states = scene.states();
@@ -645,6 +705,32 @@ fn arrays_of_a_throttled_sweep_follow_each_other() {
     assert_eq!(scene.count("done"), 4);
 }
 
+/// A halving as a real array: two tasks at a time share four trials and each other's rungs.
+#[test]
+fn a_job_array_halves_a_sweep() {
+    let Some(cluster) = cluster() else { return };
+    let tables = "[halving]\nmetric = \"loss_student\"\ngoal = \"min\"\nrungs = [4]\nfactor = 2\n[resources]\nthreads = 1\nthrottle = 2\nsignal_s = 30\n";
+    let scene = Scene::planned(&format!("---\ntrain.rounds = 8\n[axes]\nstudent.lr = [0.001, 0.2, 0.002, 0.05]\n{tables}"));
+    let dir = scene.dir().display().to_string();
+    let submit = || cluster.slurm.call(env!("CARGO_BIN_EXE_ssdkd"), &["sweep", "submit", &dir]).expect(0).stdout;
+    let id = job_id(&submit());
+    let tasks = [0, 1].map(|task| cluster.slurm.job(&format!("{id}_{task}"), &scene.dir().join(format!("jobs/{id}_{task}.log"))));
+    for task in &tasks {
+        assert_eq!(task.ends(), "COMPLETED", "{}", task.log());
+    }
+    let outcomes: Vec<Value> = (1..=4).map(|number| scene.outcome(number)).collect();
+    let rungs: Vec<f64> = outcomes.iter().map(|outcome| outcome["rungs"][0].as_f64().unwrap()).collect();
+    let mut order: Vec<usize> = (0..4).collect();
+    order.sort_by(|a, b| rungs[*a].total_cmp(&rungs[*b]));
+    let states = scene.states();
+    let state = |trial: usize| states[&(trial + 1)].0.as_str();
+    // The third may have been among the best half of those before it, the last of four cannot.
+    assert_eq!([order[0], order[1], order[3]].map(state), ["done", "done", "paused"], "{rungs:?} {states:?}");
+    let lr = ["student.lr=0.001", "student.lr=0.2", "student.lr=0.002", "student.lr=0.05"][order[0]];
+    assert_eq!(checksums(&scene.trial(order[0] + 1)).unwrap().to_vec(), scene.undisturbed(order[0] + 1, 0, &["train.rounds=8", lr]));
+    assert!(submit().contains("nothing to submit: 0 trials are open"));
+}
+
 /// A job that Slurm has lost leaves a claim; Slurm is asked once, and the trial is free.
 #[test]
 fn a_claim_of_a_job_that_is_gone_is_freed() {
@@ -652,8 +738,7 @@ fn a_claim_of_a_job_that_is_gone_is_freed() {
     let scene = Scene::planned("---\ntrain.rounds = 12\n[axes]\nstudent.lr = [0.1]\n");
     let dir = scene.dir().display().to_string();
     let call = |words: &[&str]| cluster.slurm.call(env!("CARGO_BIN_EXE_ssdkd"), words).expect(0).stdout;
-    let said = call(&["sweep", "submit", &dir]);
-    let id = said.strip_prefix("job ").and_then(|rest| rest.split(':').next()).unwrap().to_owned();
+    let id = job_id(&call(&["sweep", "submit", &dir]));
     let task = cluster.slurm.job(&format!("{id}_0"), &scene.dir().join(format!("jobs/{id}_0.log")));
     has_checkpoint(&scene.trial(1));
     // As of another host, where no process can be asked after.

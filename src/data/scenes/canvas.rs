@@ -72,6 +72,23 @@ enum Texture {
     Grain,
 }
 
+/// What things are made of. Several classes are made of the same: a material narrows down what a pixel may be, and shape and place decide.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Material {
+    /// Brown, plain or with a grain: floors, tables, chairs, cupboards, beds, frames.
+    Wood,
+    /// Pale, plain or rough: walls, ceilings, frames of windows, pillows, things.
+    Plaster,
+    /// Any middling colour with a pattern: beds, sofas, seats, carpets, papered walls.
+    Cloth,
+    /// Pale blue and plain: panes, vases.
+    Glass,
+    /// Dark and plain: screens, lids, vases.
+    Dark,
+    /// Vivid, of any colour and pattern: books, pictures, things.
+    Print,
+}
+
 /// Two colours, how they alternate, and how light falls over them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Paint {
@@ -83,20 +100,38 @@ pub(super) struct Paint {
 }
 
 impl Paint {
-    /// Any: no class has colours or textures of its own.
-    pub(super) fn any(dice: &mut Dice) -> Self {
-        let first = [0; 3].map(|_| dice.between(30, 225));
-        let second = first.map(|value| value + dice.between(-45, 45));
-        let texture = match dice.between(0, 9) {
-            0 => Texture::Rows,
-            1 => Texture::Columns,
-            2 => Texture::Checks,
-            3 => Texture::Diagonals,
-            4 => Texture::Dots,
-            5 | 6 => Texture::Grain,
-            _ => Texture::Plain,
+    /// A piece of a material.
+    pub(super) fn of(material: Material, dice: &mut Dice) -> Self {
+        use Texture::{Checks, Columns, Diagonals, Dots, Grain, Plain, Rows};
+        let (first, spread, textures): ([i64; 3], i64, &[Texture]) = match material {
+            Material::Wood => {
+                let red = dice.between(90, 185);
+                let green = red * dice.between(62, 76) / 100;
+                ([red, green, green * dice.between(52, 76) / 100], 22, &[Plain, Grain, Rows, Columns, Diagonals])
+            }
+            Material::Plaster => {
+                let pale = dice.between(150, 215);
+                ([0; 3].map(|_| pale + dice.between(-18, 18)), 14, &[Plain, Plain, Grain])
+            }
+            Material::Cloth => ([0; 3].map(|_| dice.between(50, 170)), 45, &[Rows, Columns, Checks, Diagonals, Dots, Grain]),
+            Material::Glass => {
+                let pale = dice.between(140, 200);
+                ([pale - dice.between(10, 50), pale, pale + dice.between(15, 45)], 0, &[Plain])
+            }
+            Material::Dark => {
+                let dark = dice.between(20, 60);
+                ([0; 3].map(|_| dark + dice.between(-8, 8)), 0, &[Plain])
+            }
+            Material::Print => {
+                // One channel high, one low, one anything: never grey.
+                let (high, vivid) = (dice.between(0, 2), [dice.between(170, 230), dice.between(30, 90), dice.between(30, 230)]);
+                let turned = [0, 1, 2].map(|channel| vivid[((channel + high) % 3) as usize]);
+                (if dice.hit(1, 2) { turned } else { [turned[0], turned[2], turned[1]] }, 45, &[Plain, Plain, Checks, Dots, Diagonals])
+            }
         };
-        Self { colours: [first, second], texture, period: dice.between(3, 9), light: [0; 2].map(|_| dice.between(-110, 110)) }
+        let second = first.map(|value| value + dice.between(-spread, spread));
+        let texture = textures[dice.between(0, textures.len() as i64 - 1) as usize];
+        Self { colours: [first, second], texture, period: dice.between(3, 9), light: [0; 2].map(|_| dice.between(-80, 80)) }
     }
 
     /// The same paint in other light.
