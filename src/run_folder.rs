@@ -281,14 +281,15 @@ impl RunFolder {
                 text => text.map_err(|e| Error::io("read", &path, &e))?,
             };
             let (text, columns) = (String::from_utf8_lossy(&text), header.split(',').collect::<Vec<_>>());
-            let old: Vec<&str> = text.lines().next().unwrap_or_default().split(',').collect();
+            let first = text.lines().next().unwrap_or_default();
+            let (old, is_ours) = (first.split(',').collect::<Vec<_>>(), header.starts_with(first));
             let kept = |line: &str| {
                 let cells: Vec<&str> = line.split(',').collect();
                 cells[0].parse::<u64>().ok().filter(|r| *r < round)?;
                 let cell = |name: &&str| old.iter().position(|other| other == name).map_or("", |at| cells[at]);
                 match cells.len() {
-                    n if n == columns.len() => Some(line.to_owned()),
-                    n if n == old.len() && old[0] == columns[0] => Some(columns.iter().map(cell).collect::<Vec<_>>().join(",")),
+                    n if n == columns.len() && is_ours => Some(line.to_owned()),
+                    n if n == old.len() && !is_ours && old[0] == columns[0] => Some(columns.iter().map(cell).collect::<Vec<_>>().join(",")),
                     _ => None,
                 }
             };
@@ -473,14 +474,17 @@ mod tests {
             run.cut_tables(1).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), format!("{header}\n"));
         }
-        // Rows of a version that had one column less, in another order.
+        // Rows of a version that had its columns in another order, or one less.
         let names: Vec<&str> = header.split(',').collect();
-        let older = [&names[..1], &[names[2], names[1]], &names[4..]].concat();
-        let cells: Vec<String> = (0..older.len()).map(|i| format!("{i}.5")).collect();
-        fs::write(&path, format!("{}\n0,{}\n", older.join(","), cells[1..].join(","))).unwrap();
-        run.cut_tables(1).unwrap();
-        let now = ["0", "2.5", "1.5", ""].into_iter().chain(cells[3..].iter().map(String::as_str)).collect::<Vec<_>>().join(",");
-        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{header}\n{now}\n"));
+        let cells: Vec<String> = (0..names.len()).map(|i| format!("{i}.5")).collect();
+        for (left_out, between) in [(1, vec![""]), (0, vec!["3.5"])] {
+            let older = [&names[..1], &[names[2], names[1]], &names[3 + left_out..]].concat();
+            fs::write(&path, format!("{}\n0,{}\n", older.join(","), cells[1..older.len()].join(","))).unwrap();
+            run.cut_tables(1).unwrap();
+            let behind = cells[4 - left_out..older.len()].iter().map(String::as_str);
+            let now = ["0", "2.5", "1.5"].into_iter().chain(between).chain(behind).collect::<Vec<_>>().join(",");
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{header}\n{now}\n"), "{left_out}");
+        }
         fs::remove_file(&path).unwrap();
         run.cut_tables(1).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{header}\n"));

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::report::compare;
 use crate::sweep::{Kind, Launcher, Plan, RanksStudy, Request, Study, SweepFile, SweepFolder, folder_of, groups, plan, show, write_study};
+use std::io::{Write, stderr, stdout};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -86,7 +87,7 @@ fn tell(folder: &SweepFolder, plan: &Plan, over: &AtomicBool) {
             && shown.page != told
             && write_study(folder, &shown).is_ok()
         {
-            println!("{}", shown.page);
+            say(stdout(), &shown.page);
             told = shown.page;
         }
         let wait = std::time::Instant::now();
@@ -99,7 +100,6 @@ fn tell(folder: &SweepFolder, plan: &Plan, over: &AtomicBool) {
 /// Writes all that a study leaves; how many runs are not done.
 fn finish(folder: &SweepFolder, plan: &Plan) -> Result<usize> {
     let shown = show(folder, plan)?;
-    print!("{}", shown.page);
     let mut written = write_study(folder, &shown)?;
     written.extend(crate::sweep::collect(folder, plan, &[])?.0);
     if shown.done > 0 {
@@ -107,15 +107,21 @@ fn finish(folder: &SweepFolder, plan: &Plan) -> Result<usize> {
         files::write(&page, compare(&folder.name(), &groups(folder, plan))?.as_bytes())?;
         written.push(page);
     }
-    written.iter().for_each(|path| eprintln!("wrote {}", path.display()));
+    say(stdout(), &shown.page);
+    written.iter().for_each(|path| say(stderr(), &format!("wrote {}", path.display())));
     Ok(shown.open)
+}
+
+/// To whoever still listens: trials must not lose their runner because a terminal was closed, or a pipe.
+fn say(mut to: impl Write, text: &str) {
+    let _ = writeln!(to, "{}", text.trim_end());
 }
 
 fn ranks(args: &RanksStudyArgs) -> Result<Outcome> {
     let base = configured(&args.config, Job::Train)?;
     let folder = SweepFolder::new(&args.dir)?;
     let study = RanksStudy { ranks: args.ranks.clone(), threads: args.threads, seeds: args.seeds };
-    let Some(written) = study.run(&base, &folder, &mut |table| println!("{table}"))? else { return Ok(Outcome::Stopped) };
-    written.iter().for_each(|path| eprintln!("wrote {}", path.display()));
+    let Some(written) = study.run(&base, &folder, &mut |table| say(stdout(), table))? else { return Ok(Outcome::Stopped) };
+    written.iter().for_each(|path| say(stderr(), &format!("wrote {}", path.display())));
     Ok(Outcome::Done)
 }

@@ -173,7 +173,9 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
     found.at_least("teach.crop", c.teach.crop, 0);
     found.at_least("data.scene_size", c.data.scene_size, 32);
     found.at_most("data.scene_size", c.data.scene_size, 1024);
-    found.at_least("data.scene_crop", c.data.scene_crop, 0);
+    if c.data.scene_crop != 0 {
+        found.at_least("data.scene_crop", c.data.scene_crop, 32);
+    }
     found.at_most("data.scene_crop", c.data.scene_crop, c.data.scene_size);
     for (key, size) in [("data.scene_size", c.data.scene_size), ("data.scene_crop", c.data.scene_crop)] {
         if size % 4 != 0 {

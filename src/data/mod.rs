@@ -319,6 +319,13 @@ mod tests {
         assert_eq!([&hundred[0], &hundred[39], &hundred[77], &hundred[99]], ["apple", "keyboard", "snail", "worm"]);
     }
 
+    /// Networks see crops of scenes where they are told to, else whole scenes.
+    #[test]
+    fn scenes_are_seen_in_crops() {
+        let size = |scene_crop| described(DatasetName::Scenes13, &config::Data { scene_crop, ..config::Data::default() }).size;
+        assert_eq!((size(0), size(64)), ([128, 128], [64, 64]));
+    }
+
     /// What a weights file says of itself is what a run without data is told.
     #[test]
     fn a_teachers_file_says_what_the_configuration_leaves_open() {

@@ -4,7 +4,7 @@
 //! say how many inner steps were taken; its scripts have 1,000 and 200 steps for DeepInv-2k and CMI-500. Its CIFAR-10 row of KD is left out:
 //! the same figure in all columns, above the teachers. The row of Fashion-MNIST is this project's own (docs/results.md).
 
-use crate::config::{Config, DatasetName, MethodName, ModelName, flat, method_values};
+use crate::config::{Config, DatasetName, MethodName, ModelName, flat, load_with, method_values};
 use std::collections::BTreeMap;
 use toml::{Table as Toml, Value};
 
@@ -16,31 +16,36 @@ pub(super) struct Figure {
     pub top1: f64,
     /// Where it stands, and what it is.
     pub source: &'static str,
-    /// What it was made with, as far as it is known.
-    settings: BTreeMap<String, Value>,
+    /// What it was made with.
+    settings: Config,
 }
 
 const README: &str = "Printed figures are the best of all evaluations on the test images, one run each (README of zju-vipa/Fast-Datafree).";
 const DEMO: &str = "The figure is this project's own: the last evaluation of one run of the demo (docs/results.md).";
 
 impl Figure {
-    /// Where a configuration is not what the figure was made with: key, its value, the figure's. Files, and how often a run evaluates
-    /// and draws pictures, do not count.
+    /// Where a configuration is not what the figure was made with: key, its value, the figure's. What changes no number of its method
+    /// does not count.
     pub fn deviations(&self, config: &Config) -> Vec<(String, String, String)> {
-        let mut taken = BTreeMap::new();
-        flat("", &Toml::try_from(config).unwrap_or_default(), &mut taken);
-        taken.entry("parallel.logical_ranks".into()).or_insert(1.into());
-        let counts = |key: &str| {
-            let others = ["dataset", "method", "data.", "teacher.", "train.eval_every_rounds", "train.picture_every_rounds"];
-            !others.iter().any(|other| key.starts_with(other))
+        let values = |config: &Config| {
+            let mut values = BTreeMap::new();
+            flat("", &Toml::try_from(config).unwrap_or_default(), &mut values);
+            values.entry("parallel.logical_ranks".into()).or_insert(Value::Integer(1));
+            values
         };
-        let number = |value: &Value| value.as_float().or(value.as_integer().map(|whole| whole as f64));
-        let differs = |(key, printed): (&String, &Value)| {
-            let value = taken.get(key)?;
-            let same = value == printed || number(value).is_some_and(|n| Some(n) == number(printed));
-            (counts(key) && !same).then(|| (key.clone(), value.to_string(), printed.to_string()))
+        let counted: &[&str] = match config.method {
+            MethodName::SsdKd => &["replay.", "phi.", "generator.", "inversion."],
+            MethodName::Kd | MethodName::Scratch => &[],
+            _ => &["generator.", "inversion."],
         };
-        self.settings.iter().filter_map(differs).collect()
+        let always = ["student.", "distill.", "train.rounds", "train.warmup_rounds", "parallel.logical_ranks"];
+        let counts = |key: &str| counted.iter().chain(&always).any(|part| key.starts_with(part));
+        let printed = values(&self.settings);
+        let differs = |(key, value): (String, Value)| {
+            let other = printed.get(&key).map_or("–".into(), Value::to_string);
+            (counts(&key) && printed.get(&key) != Some(&value)).then(|| (key, value.to_string(), other))
+        };
+        values(config).into_iter().filter_map(differs).collect()
     }
 }
 
@@ -101,6 +106,11 @@ fn values(text: &str) -> BTreeMap<String, Value> {
     values
 }
 
+/// Such values on top of the defaults.
+fn resolved(values: BTreeMap<String, Value>) -> Option<Config> {
+    load_with(&[], values, "").ok().map(|loaded| loaded.config)
+}
+
 /// The figure printed for a configuration's data set, method, pair and inner steps.
 pub(super) fn published(config: &Config) -> Option<Figure> {
     let pair = (config.teacher.model, config.student.model);
@@ -109,7 +119,7 @@ pub(super) fn published(config: &Config) -> Option<Figure> {
         DatasetName::Cifar100 => (&PAIR_FILES[1], CIFAR100),
         DatasetName::FashionMnist => {
             let is_demo = config.method == MethodName::SsdKd && pair == (ModelName::Wrn16x2, ModelName::Wrn16x1);
-            let settings = values(include_str!("../../configs/fashion_mnist/demo.toml"));
+            let settings = resolved(values(include_str!("../../configs/fashion_mnist/demo.toml")))?;
             return is_demo.then_some(Figure { row: "the demo", top1: 90.99, source: DEMO, settings });
         }
         _ => return None,
@@ -128,16 +138,12 @@ pub(super) fn published(config: &Config) -> Option<Figure> {
     });
     // The published programs have one process with the whole batch.
     settings.extend([("parallel.logical_ranks".to_owned(), 1.into()), ("inversion.batch_size".into(), 256.into())]);
-    if matches!(method, MethodName::Kd | MethodName::Scratch) {
-        settings.retain(|key, _| !key.starts_with("inversion."));
-    }
-    Some(Figure { row, top1: figures[column], source: README, settings })
+    Some(Figure { row, top1: figures[column], source: README, settings: resolved(settings)? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::load_with;
     use std::path::PathBuf;
 
     fn taken(files: &[&str], sets: &[(&str, Value)]) -> Config {
@@ -182,6 +188,9 @@ mod tests {
         let other = [&whole[..], &[("train.rounds", 1.into()), ("inversion.lr_generator", 2e-3.into())]].concat();
         assert_eq!(keys(&taken(rows[0].0, &other)), ["inversion.lr_generator", "train.rounds"]);
         assert_eq!(keys(&taken(&["cifar100/resnet34-resnet18", "methods/dfq"], &whole)), ["student.lr"]);
+        // A key that stands in no file; one that changes nothing in a method without a bounded buffer.
+        let other = [&whole[..], &[("student.weight_decay", 5e-4.into()), ("replay.capacity", 1000.into())]].concat();
+        assert_eq!(keys(&taken(rows[0].0, &other)), ["student.weight_decay"]);
         assert_eq!(keys(&taken(&["cifar100/wrn40_2-wrn16_1", "methods/kd"], &whole)), [""; 0]);
     }
 

@@ -71,8 +71,13 @@ pub(super) fn gather(replay: &Replay, facts: &Facts, world: &World) -> Result<Op
 fn fresh(run: &Run, round: u64) -> Option<[Tensor; 3]> {
     let (generator, teacher) = (run.generator.as_ref()?, run.teacher.as_ref()?);
     let count = 2 * (run.facts.classes as usize).min(PICTURE_ROWS) * COLUMNS;
-    let images = generator.sample(&Key::global(run.config.seed, Purpose::Picture, round), count);
-    let (predicted, confidence) = predicted_and_confidence(&teacher.evaluate(&run.normalise.apply(&images)).logits);
+    // In batches as the generator is trained on: no more at a time has to fit than in a round.
+    let batch = run.config.inversion.batch_size;
+    let parts = count.div_ceil(batch) as u64;
+    let key = |part: u64| Key::global(run.config.seed, Purpose::Picture, round * parts + part);
+    let images = Tensor::cat(&(0..parts).map(|part| generator.sample(&key(part), batch)).collect::<Vec<_>>(), 0);
+    let output = teacher.evaluate_all(&run.normalise.apply(&images), batch as i64);
+    let (predicted, confidence) = predicted_and_confidence(&output.logits);
     Some([images, predicted, confidence])
 }
 

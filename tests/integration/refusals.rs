@@ -575,7 +575,7 @@ const RANGES: [(&str, &str, &str); 73] = [
     ("data.scene_size", "16", "16 is below 32"),
     ("data.scene_size", "1028", "1028 is more than 1024"),
     ("data.scene_size", "50", "50 is no multiple of 4, as the generator needs it"),
-    ("data.scene_crop", "-4", "-4 is below 0"),
+    ("data.scene_crop", "28", "28 is below 32"),
     ("data.scene_crop", "132", "132 is more than 128"),
     ("data.scene_crop", "50", "50 is no multiple of 4, as the generator needs it"),
     ("data.train_scenes", "0", "0 is below 1"),

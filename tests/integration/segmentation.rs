@@ -11,11 +11,12 @@ use std::path::Path;
 use tch::Device;
 
 /// Scenes so small that a step takes no second.
-const SMALL: [&str; 9] = [
+const SMALL: [&str; 10] = [
     "dataset=scenes13",
     "teacher.model=deeplabv3_mobilenet",
     "student.model=deeplabv3_mobilenet",
-    "data.scene_size=32",
+    "data.scene_size=48",
+    "data.scene_crop=32",
     "data.train_scenes=12",
     "data.test_scenes=6",
     "eval.batch_size=2",
@@ -92,18 +93,18 @@ fn a_student_that_labels_pixels_is_made_without_data() {
     }
 
     // Maps of pictures: as large as they are, the labels that the network gives.
-    let data = Data { scene_size: 32, test_scenes: 6, ..Data::default() };
+    let data = Data { scene_size: 48, test_scenes: 6, ..Data::default() };
     let (images, _) = open(ssdkd::config::DatasetName::Scenes13, &data, Split::Test).unwrap().rows(&[0, 1]);
     std::fs::create_dir(at("pictures")).unwrap();
     for i in 0..2 {
         let pixels = Vec::<u8>::try_from(images.get(i).permute([1, 2, 0]).contiguous().flatten(0, -1)).unwrap();
-        image::RgbImage::from_raw(32, 32, pixels).unwrap().save(at("pictures").join(format!("{i}.png"))).unwrap();
+        image::RgbImage::from_raw(48, 48, pixels).unwrap().save(at("pictures").join(format!("{i}.png"))).unwrap();
     }
     let student = at("one/student.safetensors");
     let [student, pictures, maps] = [student, at("pictures"), at("maps")].map(|path| path.display().to_string());
     ssdkd(&["predict", "--weights", &student, "--model", "deeplabv3_mobilenet", "--input", &pictures, "--out", &maps]).expect(0);
     let map = image::open(at("maps/1.png")).unwrap();
-    assert_eq!((map.width(), map.height()), (32, 32));
+    assert_eq!((map.width(), map.height()), (48, 48));
 }
 
 /// The published pair at its real size, 128×128: a few rounds on one rank and on two end with the same bits in every part of the run.
@@ -121,6 +122,7 @@ fn the_published_pair_ends_the_same_on_one_rank_and_on_two() {
     let weights = format!("teacher.weights={}", at("resnet50.safetensors").display());
     let sets = [
         "data.scene_size=128",
+        "data.scene_crop=0",
         "data.test_scenes=2",
         "teacher.model=deeplabv3_resnet50",
         &weights,
