@@ -77,12 +77,16 @@ impl Claim {
         let next = folder.join(NEXT);
         let Some(mine) = self.create(&next)? else { return Ok(None) };
         // From here on nobody else takes it over; somebody may have, since we looked.
-        if Self::read(folder)?.as_ref() != Some(gone) {
-            fs::remove_file(&next).map_err(|e| Error::io("remove", &next, &e))?;
-            return Ok(None);
+        let is_laid = Self::read(folder).and_then(|now| match now.as_ref() == Some(gone) {
+            true => fs::rename(&next, folder.join(NAME)).map(|()| true).map_err(|e| Error::io("rename", &next, &e)),
+            false => Ok(false),
+        });
+        if matches!(is_laid, Ok(true)) {
+            return Ok(Some(mine));
         }
-        fs::rename(&next, folder.join(NAME)).map_err(|e| Error::io("rename", &next, &e))?;
-        Ok(Some(mine))
+        // Left there, it would keep everybody from taking the trial over.
+        let removed = fs::remove_file(&next).map_err(|e| Error::io("remove", &next, &e));
+        is_laid.and(removed).map(|()| None)
     }
 
     /// Writes it where nothing lies. `None`: something does.
@@ -123,8 +127,11 @@ impl Claim {
         }
     }
 
-    /// The holder is done with the trial.
+    /// The holder is done with the trial. If it was taken over meanwhile, on the user's word, the claim that lies there is another's.
     pub fn give_up(&self, folder: &Path) -> Result<()> {
+        if Self::read(folder)?.as_ref() != Some(self) {
+            return Ok(());
+        }
         let path = folder.join(NAME);
         fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))
     }
@@ -208,6 +215,8 @@ pub(super) mod tests {
         let claim = taken.into_iter().flatten().next().unwrap();
         assert_eq!(Claim::read(folder.path()).unwrap(), Some(claim.clone()));
         assert!(!claim.is_dead_here());
+        Claim { since: 0, ..claim.clone() }.give_up(folder.path()).unwrap();
+        assert_eq!(Claim::read(folder.path()).unwrap(), Some(claim.clone()), "only its own is given up");
         claim.give_up(folder.path()).unwrap();
         assert!(Claim::take(folder.path()).unwrap().is_some());
     }

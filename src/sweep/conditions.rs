@@ -60,15 +60,18 @@ fn always_sets(axis: &Axis, key: &str) -> bool {
 enum Offer {
     /// A value.
     Value(Value),
-    /// A number between two ends.
-    Between(f64, f64),
+    /// A whole number between two ends.
+    Whole(f64, f64),
+    /// Any number between two ends: a draw that equals a given one never comes.
+    Drawn(f64, f64),
 }
 
 impl Offer {
     fn has(&self, value: &Value) -> bool {
         match self {
             Self::Value(one) => same(one, value),
-            Self::Between(min, max) => number(value).is_some_and(|number| (*min..=*max).contains(&number)),
+            Self::Whole(min, max) => number(value).is_some_and(|number| number.fract() == 0.0 && (*min..=*max).contains(&number)),
+            Self::Drawn(..) => false,
         }
     }
 }
@@ -77,7 +80,8 @@ impl std::fmt::Display for Offer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Value(value) => value.fmt(f),
-            Self::Between(min, max) => write!(f, "{min} to {max}"),
+            Self::Whole(min, max) => write!(f, "{min} to {max}"),
+            Self::Drawn(min, max) => write!(f, "any number from {min} to {max}, none of them twice (give the range a `step`)"),
         }
     }
 }
@@ -91,7 +95,8 @@ fn offers(axis: &Axis, key: &str, strategy: Strategy) -> Vec<Offer> {
         }
         Domain::Range(range) if axis.name == key => match range.grid().filter(|_| strategy == Strategy::Grid || range.step.is_some()) {
             Some(values) => values.into_iter().map(Offer::Value).collect(),
-            None => vec![Offer::Between(range.min, range.max)],
+            None if range.whole => vec![Offer::Whole(range.min, range.max)],
+            None => vec![Offer::Drawn(range.min, range.max)],
         },
         Domain::Range(_) => Vec::new(),
     }
@@ -152,6 +157,14 @@ mod tests {
         for when in ["phi.gamma = 2.0", "v = \"φ = 1\"", "phi.difficulty = \"focal\""] {
             assert_eq!(found(&(axis(when) + v), Strategy::Grid), "", "{when}");
         }
+        // Of a range without steps a given number comes only where numbers are whole.
+        let ranged = |gamma: &str, when: &str| {
+            found(&format!("seed = {{ values = [1], when = {{ phi.gamma = {when} }} }}\nphi.gamma = {{ {gamma} }}"), Strategy::Sobol)
+        };
+        assert_eq!(ranged("min = 0, max = 4", "3"), "");
+        assert!(ranged("min = 0, max = 4", "2.5").contains("phi.gamma = 2.5, which no trial has: 0 to 4"));
+        assert!(ranged("min = 0.0, max = 4.0", "2.0").contains("which no trial has: any number from 0 to 4"));
+        assert_eq!(ranged("min = 0.0, max = 4.0, step = 1.0", "2.0"), "");
         // The base configuration's value is left to some points, or hidden at all of them.
         let asks = "seed = { values = [1], when = { phi.difficulty = \"focal\" } }\n";
         assert_eq!(found(&format!("{asks}v = [{{}}, {{ phi.difficulty = \"off\" }}]"), Strategy::Grid), "");

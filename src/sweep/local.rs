@@ -195,18 +195,22 @@ impl Runner<'_> {
         let (plan, trial) = (&self.request.plan, &self.request.plan.trials[index]);
         let until = until(plan.halving.as_ref(), trial, rung);
         let slot = (0..self.slots.len()).find(|slot| self.jobs.iter().all(|job| job.slot != *slot)).unwrap_or_default();
-        let mut command = self.request.command(trial, until, &self.slots[slot])?;
-        if let Some(mps) = &self.mps {
-            command.envs(mps.environment());
-        }
-        let goal = until.map(|round| format!(" up to round {round} of {}", trial.rounds)).unwrap_or_default();
-        say(stdout(), &format!("{} begins{goal}: {}", trial.name(), shown(&trial.set)));
         let began = Instant::now();
-        let child = match command.spawn() {
+        let started = self.request.command(trial, until, &self.slots[slot]).and_then(|mut command| {
+            if let Some(mps) = &self.mps {
+                command.envs(mps.environment());
+            }
+            let goal = until.map(|round| format!(" up to round {round} of {}", trial.rounds)).unwrap_or_default();
+            say(stdout(), &format!("{} begins{goal}: {}", trial.name(), shown(&trial.set)));
+            let program = command.get_program().to_string_lossy().into_owned();
+            command.spawn().map_err(|e| Error::refused(format!("{program} cannot be started: {e}")))
+        });
+        let child = match started {
             Ok(child) => child,
             Err(e) => {
+                // What never began is free again.
                 claim.give_up(&self.request.folder.trial(trial))?;
-                return Err(Error::refused(format!("{} cannot be started: {e}", command.get_program().to_string_lossy())));
+                return Err(e);
             }
         };
         self.begun += 1;

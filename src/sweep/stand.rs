@@ -1,6 +1,7 @@
 //! How trials stand, from the files of their folders, and what is to be run next.
 
 use super::claim::{Claim, NEXT, SlurmJob, now};
+use super::file::Halving;
 use super::folder::{LOG, SweepFolder};
 use super::halving::{Ladder, Rung};
 use super::plan::{Plan, Trial};
@@ -128,18 +129,21 @@ pub struct Standing {
 impl Standing {
     /// From a trial's folder; one without the runner's files may hold a run that was started by hand.
     pub fn read(folder: &Path) -> Result<Self> {
-        Self::seen_by(SlurmJob::own().as_ref(), folder)
+        Self::seen_by(SlurmJob::own().as_ref(), folder).map(|(standing, _)| standing)
     }
 
-    /// The same as `job` sees it: its own claims are none once Slurm has started it again.
-    fn seen_by(job: Option<&SlurmJob>, folder: &Path) -> Result<Self> {
-        let claim = Claim::read(folder)?.filter(|claim| !claim.is_outlived_by(job, folder));
+    /// The same as `job` sees it, and whether it is the job's own: its claims are none once Slurm has started it again.
+    fn seen_by(job: Option<&SlurmJob>, folder: &Path) -> Result<(Self, bool)> {
+        let claim = Claim::read(folder)?;
+        let is_ours = claim.as_ref().is_some_and(|claim| claim.is_outlived_by(job, folder));
+        let claim = claim.filter(|_| !is_ours);
         let outcome = Outcome::read(folder)?;
         let stand = match (claim, &outcome) {
             (_, Some(Outcome { ended: Ended::Done, .. })) => Stand::Done,
             (Some(claim), _) => Stand::Running(claim),
             (None, Some(outcome)) => match outcome.ended {
                 Ended::Done => Stand::Done,
+                Ended::Paused if is_ours && !rests(folder) => Stand::Stopped,
                 Ended::Paused => Stand::Paused,
                 Ended::Stopped => Stand::Stopped,
                 Ended::Failed => Stand::Failed(outcome.reason.clone().unwrap_or_default()),
@@ -151,7 +155,7 @@ impl Standing {
                 _ => Stand::Stopped,
             },
         };
-        Ok(Self { stand, outcome })
+        Ok((Self { stand, outcome }, is_ours))
     }
 
     /// Rounds that are over: of a run in the middle, lines of metrics.csv after its head.
@@ -167,27 +171,54 @@ impl Standing {
     }
 }
 
-/// Every trial of a plan, as they stood when they were looked at.
+/// Whether a run whose holder is gone waits at a rung. Its outcome says so until its next launch has ended, so that the run itself
+/// is asked; a state that cannot be read is for the next launch to complain of.
+fn rests(folder: &Path) -> bool {
+    Status::read(folder).is_ok_and(|status| status.state == State::Paused)
+}
+
+/// Every trial of a plan, as they stood when they were looked at; and indices of those that this job had before Slurm started it again:
+/// to all others they are running, so that nobody else would go on with them.
 #[derive(Debug)]
-pub struct Trials(pub Vec<Standing>);
+pub struct Trials(pub Vec<Standing>, BTreeSet<usize>);
 
 impl Trials {
     /// Looks at all of them. Those `known` to be done are not looked at again.
     pub fn read(folder: &SweepFolder, plan: &Plan, known: &BTreeSet<usize>) -> Result<Self> {
-        let look = |(i, trial): (usize, &Trial)| match known.contains(&i) && plan.halving.is_none() {
-            true => Ok(Standing { stand: Stand::Done, outcome: None }),
-            false => Standing::read(&folder.trial(trial)),
-        };
-        plan.trials.iter().enumerate().map(look).collect::<Result<_>>().map(Self)
+        Self::seen_by(SlurmJob::own().as_ref(), folder, plan, known)
+    }
+
+    fn seen_by(job: Option<&SlurmJob>, folder: &SweepFolder, plan: &Plan, known: &BTreeSet<usize>) -> Result<Self> {
+        let mut trials = Self(Vec::new(), BTreeSet::new());
+        for (i, trial) in plan.trials.iter().enumerate() {
+            let (standing, is_ours) = match known.contains(&i) && plan.halving.is_none() {
+                true => (Standing { stand: Stand::Done, outcome: None }, false),
+                false => Standing::seen_by(job, &folder.trial(trial))?,
+            };
+            trials.0.push(standing);
+            if is_ours {
+                trials.1.insert(i);
+            }
+        }
+        Ok(trials)
     }
 
     /// Indices of trials that can be run now, in the order in which they should be, each with the index of the rung it is to reach.
-    /// Interrupted ones come first.
+    /// This job's own come first, then what is interrupted.
     pub fn next(&self, plan: &Plan) -> Vec<(usize, Option<usize>)> {
-        let Some(halving) = &plan.halving else {
-            let all = |stand: Stand| self.0.iter().enumerate().filter(move |(_, s)| s.stand == stand).map(|(i, _)| (i, None));
-            return all(Stand::Stopped).chain(all(Stand::Planned)).collect();
+        let is_open = |i: &usize| matches!(self.0[*i].stand, Stand::Stopped | Stand::Planned);
+        let mut steps = match &plan.halving {
+            Some(halving) => self.climbing(plan, halving),
+            None => (0..self.0.len()).filter(is_open).map(|i| (i, None)).collect(),
         };
+        // A task that may begin a few only must not end without those that wait for it. What is begun goes before what is not, whatever
+        // its seed.
+        steps.sort_by_key(|(i, _)| (!self.1.contains(i), self.0[*i].stand == Stand::Planned));
+        steps
+    }
+
+    /// Those that can go on to a rung.
+    fn climbing(&self, plan: &Plan, halving: &Halving) -> Vec<(usize, Option<usize>)> {
         let mut steps = Vec::new();
         // Trials with the same seed compete; a point's repeats are judged each on its own.
         for repeat in plan.trials.iter().map(|trial| trial.repeat).collect::<BTreeSet<_>>() {
@@ -206,8 +237,6 @@ impl Trials {
             let ladder = Ladder { trials, rungs: halving.rungs.len(), factor: halving.factor, goal: halving.goal };
             steps.extend(ladder.steps().into_iter().map(|step| (members[step.trial], Some(step.rung))));
         }
-        // What is begun goes before what is not, whatever its seed.
-        steps.sort_by_key(|(i, _)| self.0[*i].stand == Stand::Planned);
         steps
     }
 }
@@ -248,15 +277,20 @@ fn retry_one(folder: &Path, is_named: bool, queued: &dyn Fn(&str) -> Option<bool
     Ok(Some(if is_again? { line } else { "left alone: another was just at it".into() }))
 }
 
-/// Makes a trial whose claim we hold ready to be run again. False: somebody was through with it since it was looked at.
+/// Makes a trial whose claim we hold ready to be run again; one that waits at a rung goes on waiting, free of its claim. False: somebody
+/// was through with it since it was looked at.
 fn again(folder: &Path, seen: Option<Outcome>, reason: &str) -> Result<bool> {
     if Outcome::read(folder)? != seen {
         return Ok(false);
     }
     let before = seen.unwrap_or_else(Outcome::none);
+    if before.ended == Ended::Paused && rests(folder) {
+        return Ok(true);
+    }
     let log = folder.join(LOG);
-    if log.exists() {
-        let kept = folder.join(format!("trial-{}.log", before.launches));
+    // Launches that lost their runner are not counted: the number may be taken.
+    let free = (before.launches..=u32::MAX).map(|n| folder.join(format!("trial-{n}.log"))).find(|path| !path.exists());
+    if let Some(kept) = free.filter(|_| log.exists()) {
         fs::rename(&log, &kept).map_err(|e| Error::io("rename", &log, &e))?;
     }
     Outcome { ended: Ended::Stopped, code: None, reason: Some(reason.into()), at: now(), ..before }.write(folder)?;
@@ -267,13 +301,35 @@ fn again(folder: &Path, seen: Option<Outcome>, reason: &str) -> Result<bool> {
 mod tests {
     use super::super::claim::tests::of_job;
     use super::super::file::Resources;
+    use super::super::halving::Goal;
     use super::super::launch::tests::request;
     use super::*;
 
-    fn plan() -> Plan {
-        let trial =
-            Trial { number: 1, hash: "h".into(), point: 1, repeat: 1, rounds: 4, logical_ranks: 1, names: Vec::new(), set: Vec::new() };
-        Plan { trials: vec![trial], ..request(Resources::default()).plan }
+    fn plan(trials: usize) -> Plan {
+        let trial = |number| Trial {
+            number,
+            hash: "h".into(),
+            point: number,
+            repeat: 1,
+            rounds: 4,
+            logical_ranks: 1,
+            names: Vec::new(),
+            set: Vec::new(),
+        };
+        Plan { trials: (1..=trials).map(trial).collect(), ..request(Resources::default()).plan }
+    }
+
+    fn halved(trials: usize) -> Plan {
+        let halving = Halving { metric: "student_top1".into(), goal: Goal::Max, rungs: vec![1.0, 2.0], factor: 3 };
+        Plan { halving: Some(halving), ..plan(trials) }
+    }
+
+    fn claimed(folder: &Path, claim: &Claim) {
+        fs::write(folder.join("claim"), serde_json::to_string(claim).unwrap()).unwrap();
+    }
+
+    fn says(folder: &Path, state: State) {
+        Status { state, ..Status::new() }.write(folder).unwrap();
     }
 
     fn failed(folder: &Path) -> Outcome {
@@ -286,7 +342,7 @@ mod tests {
     #[test]
     fn retries_do_not_undo_each_other() {
         let dir = tempfile::tempdir().unwrap();
-        let (folder, plan) = (SweepFolder::new(dir.path()).unwrap(), plan());
+        let (folder, plan) = (SweepFolder::new(dir.path()).unwrap(), plan(1));
         let path = folder.trial(&plan.trials[0]);
         fs::create_dir_all(&path).unwrap();
         for round in 0..20 {
@@ -304,19 +360,66 @@ mod tests {
         }
     }
 
-    /// A task that Slurm has started again goes on with the trials that it had, and nobody else does.
+    /// A task that Slurm has started again goes on with the trials that it had, before any other, and nobody else does.
     #[test]
     fn a_requeued_task_is_offered_its_own_trials() {
+        for plan in [plan(4), halved(4)] {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = SweepFolder::new(dir.path()).unwrap();
+            let path = |i: usize| folder.trial(&plan.trials[i]);
+            (0..4).for_each(|i| fs::create_dir_all(path(i)).unwrap());
+            let offered = |id: &str, restart| {
+                let job = SlurmJob { id: id.into(), restart };
+                let trials = Trials::seen_by(Some(&job), &folder, &plan, &BTreeSet::new()).unwrap();
+                trials.next(&plan).into_iter().map(|(i, _)| i).collect::<Vec<_>>()
+            };
+            // The second was interrupted, the fourth had not begun when its task ended; nor has the first, that nobody had.
+            Outcome::none().write(&path(1)).unwrap();
+            (2..4).for_each(|i| claimed(&path(i), &of_job("7", 0)));
+            assert_eq!((offered("7", 1), offered("7", 0), offered("8", 1)), (vec![2, 3, 1, 0], vec![1, 0], vec![1, 0]));
+            Outcome::none().write(&path(3)).unwrap();
+            assert_eq!((offered("7", 1), offered("7", 0)), (vec![3, 2, 1, 0], vec![1, 0]));
+            assert!(matches!(Standing::read(&path(3)).unwrap().stand, Stand::Running(_)));
+        }
+    }
+
+    /// The outcome of a trial that has left its rung still says that it waits there.
+    #[test]
+    fn a_trial_that_was_lost_on_its_way_to_a_rung_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("claim"), serde_json::to_string(&of_job("7", 0)).unwrap()).unwrap();
-        let offered = |id: &str, restart| {
-            let job = SlurmJob { id: id.into(), restart };
-            let standing = Standing::seen_by(Some(&job), dir.path()).unwrap();
-            Trials(vec![standing]).next(&plan()).len()
-        };
-        assert_eq!((offered("7", 1), offered("7", 0), offered("8", 1)), (1, 0, 0));
-        Outcome::none().write(dir.path()).unwrap();
-        assert_eq!((offered("7", 1), offered("7", 0)), (1, 0));
-        assert!(matches!(Standing::read(dir.path()).unwrap().stand, Stand::Running(_)));
+        let (folder, plan) = (SweepFolder::new(dir.path()).unwrap(), halved(2));
+        let path = folder.trial(&plan.trials[0]);
+        fs::create_dir_all(&path).unwrap();
+        let paused = Outcome { ended: Ended::Paused, launches: 1, rungs: vec![Some(0.5)], ..Outcome::none() };
+        let dead = Claim { process_began: Some(1), ..of_job("7", 0) };
+        let job = SlurmJob { id: "7".into(), restart: 1 };
+        for (state, seen) in [(State::Paused, Stand::Paused), (State::Running, Stand::Stopped), (State::Stopped, Stand::Stopped)] {
+            paused.write(&path).unwrap();
+            claimed(&path, &dead);
+            says(&path, state);
+            let trials = Trials::seen_by(Some(&job), &folder, &plan, &BTreeSet::new()).unwrap();
+            assert_eq!(trials.0[0].stand, seen, "{state:?}");
+            assert_eq!(trials.next(&plan).contains(&(0, Some(1))), seen == Stand::Stopped, "{state:?}");
+            let said = retry(&folder, &plan, &[], &|_| None).unwrap();
+            assert_eq!(said[0].1, "free again: its runner is dead");
+            assert_eq!(Standing::read(&path).unwrap().stand, seen, "{state:?}");
+            assert_eq!(Outcome::read(&path).unwrap().unwrap().rungs, paused.rungs);
+            assert!(!path.join("claim").exists());
+        }
+    }
+
+    #[test]
+    fn a_log_of_a_lost_runner_is_kept_beside_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, plan) = (SweepFolder::new(dir.path()).unwrap(), plan(1));
+        let path = folder.trial(&plan.trials[0]);
+        fs::create_dir_all(&path).unwrap();
+        for said in ["first", "second"] {
+            claimed(&path, &Claim { process_began: Some(1), ..of_job("7", 0) });
+            fs::write(path.join(LOG), said).unwrap();
+            retry(&folder, &plan, &[], &|_| None).unwrap();
+        }
+        let kept = ["trial-0.log", "trial-1.log"].map(|name| fs::read_to_string(path.join(name)).unwrap());
+        assert_eq!(kept, ["first", "second"]);
     }
 }
