@@ -313,7 +313,7 @@ pub struct SweepRunArgs {
     /// The sweep's folder.
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Trials at a time, each on cores (and a GPU) of its own; left out: the sweep file's, or as many as there are cores for.
+    /// Trials at a time, each on cores (and GPUs) of its own; left out: the sweep file's, or as many as there are cores and GPUs for.
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     /// End after so many trials (or rungs of trials).
@@ -384,7 +384,7 @@ pub struct StudyArgs {
     /// Runs of each row, with seeds of their own.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub seeds: u64,
-    /// Runs at a time; left out, as many as there are cores for.
+    /// Runs at a time; left out, as many as there are cores and GPUs for.
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     /// Ranks of a run.

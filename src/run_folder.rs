@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::layout::Rank;
-use crate::metrics::{NetworkScore, RoundRecord, Seconds, TimingRecord, header};
+use crate::metrics::{NetworkScore, RoundRecord, Seconds, Sent, TimingRecord, header};
 use crate::parallel::{HEARTBEATS, host_name};
 use crate::replay::Moved;
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,9 @@ pub struct Status {
     /// What draws have sent between ranks up to the last checkpoint, over all launches.
     #[serde(default)]
     pub moved: Moved,
+    /// What rank 0 has sent in all, up to the last checkpoint, over all launches.
+    #[serde(default)]
+    pub sent: Sent,
     /// The values that fix the run's numbers.
     #[serde(default)]
     pub identity: BTreeMap<String, String>,
@@ -79,8 +82,8 @@ pub struct Status {
 impl Status {
     /// Of a run that has just begun.
     pub fn new() -> Self {
-        let (seconds, moved, identity) = (Seconds::default(), Moved::default(), BTreeMap::new());
-        Self { id: String::new(), state: State::Running, student_steps: 0, seconds, moved, identity, teacher: None, cause: None }
+        let (seconds, moved, sent, identity) = (Seconds::default(), Moved::default(), Sent::default(), BTreeMap::new());
+        Self { id: String::new(), state: State::Running, student_steps: 0, seconds, moved, sent, identity, teacher: None, cause: None }
     }
 
     /// Reads a run folder's status.

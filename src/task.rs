@@ -72,6 +72,15 @@ pub fn class_counts(predicted: &Tensor) -> Vec<Vec<(u32, u32)>> {
         .collect()
 }
 
+/// (Category, count) pairs of any number of images, added up by category.
+pub fn total_counts<'a>(pairs: impl IntoIterator<Item = &'a (u32, u32)>, classes: usize) -> Vec<u64> {
+    let mut counts_k = vec![0; classes];
+    for (class, count) in pairs {
+        counts_k[*class as usize] += u64::from(*count);
+    }
+    counts_k
+}
+
 /// What labels are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
@@ -257,6 +266,15 @@ pub enum Counts {
 /// Bars of a histogram of confidences.
 pub const CONFIDENCE_BINS: usize = 20;
 
+/// How many confidences lie in each of [`CONFIDENCE_BINS`] equal parts of 0..1; 1 itself belongs to the last.
+pub fn confidence_counts(confidences: impl IntoIterator<Item = f32>) -> Vec<u64> {
+    let mut counts = vec![0; CONFIDENCE_BINS];
+    for confidence in confidences {
+        counts[((confidence * CONFIDENCE_BINS as f32) as usize).min(CONFIDENCE_BINS - 1)] += 1;
+    }
+    counts
+}
+
 impl Counts {
     /// Of one batch and what is expected of it.
     pub fn of(logits: &Tensor, expected: &Expected) -> Self {
@@ -269,11 +287,8 @@ impl Counts {
     fn of_two(logits: &Tensor, others: &Tensor) -> Self {
         let (confidence, category) = others.softmax(1, Kind::Float).max_dim(1, false);
         let same = logits.argmax(1, false).eq_tensor(&category).sum(Kind::Int64).int64_value(&[]) as u64;
-        let mut counts = vec![0; CONFIDENCE_BINS];
-        for value in Vec::<f32>::try_from(confidence.flatten(0, -1)).unwrap_or_default() {
-            counts[((value * CONFIDENCE_BINS as f32) as usize).min(CONFIDENCE_BINS - 1)] += 1;
-        }
-        Self::Agreement { images: category.numel() as u64, same, confidence: counts }
+        let confidence = confidence_counts(Vec::<f32>::try_from(confidence.flatten(0, -1)).unwrap_or_default());
+        Self::Agreement { images: category.numel() as u64, same, confidence }
     }
 
     /// Labels are i64, [`IGNORED`] where there is none.

@@ -26,7 +26,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
             for dir in dirs {
                 all.extend(in_folder(dir)?);
             }
-            compare(&title(dirs), &all)?
+            compare(&title(dirs), &dirs.iter().map(PathBuf::as_path).collect::<Vec<_>>(), &all)?
         }
     };
     files::write(&out, page.as_bytes())?;

@@ -6,8 +6,10 @@ use crate::config::Job;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::report::compare;
-use crate::sweep::{Kind, Launcher, Plan, RanksStudy, Request, Study, SweepFile, SweepFolder, folder_of, groups, plan, show, write_study};
-use std::io::{Write, stderr, stdout};
+use crate::sweep::{
+    Kind, Launcher, Plan, RanksStudy, Request, Study, SweepFile, SweepFolder, folder_of, groups, plan, say, show, write_study,
+};
+use std::io::{stderr, stdout};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -104,17 +106,12 @@ fn finish(folder: &SweepFolder, plan: &Plan) -> Result<usize> {
     written.extend(crate::sweep::collect(folder, plan, &[])?.0);
     if shown.done > 0 {
         let page = folder.path().join("report.html");
-        files::write(&page, compare(&folder.name(), &groups(folder, plan))?.as_bytes())?;
+        files::write(&page, compare(&folder.name(), &[folder.path()], &groups(folder, plan))?.as_bytes())?;
         written.push(page);
     }
     say(stdout(), &shown.page);
     written.iter().for_each(|path| say(stderr(), &format!("wrote {}", path.display())));
     Ok(shown.open)
-}
-
-/// To whoever still listens: trials must not lose their runner because a terminal was closed, or a pipe.
-fn say(mut to: impl Write, text: &str) {
-    let _ = writeln!(to, "{}", text.trim_end());
 }
 
 fn ranks(args: &RanksStudyArgs) -> Result<Outcome> {

@@ -103,7 +103,7 @@ fn start(
         return Ok(Outcome::Done);
     }
     let status = Status { state: State::Running, cause: None, identity: run.plan.identity.clone(), ..status.unwrap_or_default() };
-    run.moved_before = status.moved;
+    (run.moved_before, run.sent_before) = (status.moved, status.sent);
     timings.resume(status.seconds);
     let mut keeper = world.agree(Keeper::new(folder.path(), &run.config.checkpoint, status, timings.clone(), &world))?;
     let resumed = keeper.resume(&mut run, &world)?;

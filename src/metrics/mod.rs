@@ -7,7 +7,7 @@ mod tensorboard;
 mod timings;
 
 pub use progress::{Pace, Progress, Work};
-pub use record::{RoundRecord, Sinks, TimingRecord, header, read_table};
+pub use record::{RoundRecord, Sent, Sinks, TimingRecord, header, read_table};
 pub use summary::{BufferSummary, NetworkScore, PICTURE_ROWS, Seen, Summary, mean_and_std, spread, version};
 pub use tensorboard::EventWriter;
 pub use timings::{Seconds, Timings, TimingsLayer};

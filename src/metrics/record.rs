@@ -94,6 +94,15 @@ impl RoundRecord {
     }
 }
 
+/// What rank 0 has sent to other ranks up to now, over all launches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// Bytes, in all collectives.
+    pub bytes: u64,
+    /// Rows of draws.
+    pub rows: u64,
+}
+
 /// Where a round's time went, and what it sent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimingRecord {
@@ -111,15 +120,15 @@ pub struct TimingRecord {
     pub communication: f64,
     /// Seconds in evaluation.
     pub evaluation: f64,
-    /// Bytes rank 0 has sent to other ranks.
+    /// Bytes rank 0 has sent to other ranks, over all launches.
     pub bytes_sent: u64,
-    /// Rows rank 0 has sent to other ranks.
+    /// Rows rank 0 has sent to other ranks, over all launches.
     pub rows_sent_away: u64,
 }
 
 impl TimingRecord {
     /// From accumulated seconds.
-    pub fn new(round: u64, seconds: &Seconds, bytes_sent: u64, rows_sent_away: u64) -> Self {
+    pub fn new(round: u64, seconds: &Seconds, sent: Sent) -> Self {
         Self {
             round,
             seconds: seconds.total,
@@ -128,8 +137,8 @@ impl TimingRecord {
             distillation: seconds.distillation,
             communication: seconds.communication,
             evaluation: seconds.evaluation,
-            bytes_sent,
-            rows_sent_away,
+            bytes_sent: sent.bytes,
+            rows_sent_away: sent.rows,
         }
     }
 }
@@ -241,7 +250,7 @@ mod tests {
         let pixels = Scores { miou: Some(0.1), pixel_accuracy: Some(0.7), class_iou: Some(vec![1.0 / 3.0, 0.0]), ..Scores::default() };
         let scores = Scores { agreement: Some(0.3), divergence: Some(0.1), confidence_counts: Some(vec![4, 0, 7]), ..pixels };
         let folder = tempfile::tempdir().unwrap();
-        let timing = TimingRecord::new(0, &Seconds::default(), 1, 2);
+        let timing = TimingRecord::new(0, &Seconds::default(), Sent { bytes: 1, rows: 2 });
         Sinks::open(folder.path()).unwrap().write(&RoundRecord::default().evaluated(&scores, Some(2.5)), &timing).unwrap();
         let back: Vec<RoundRecord> = read_table(&folder.path().join("metrics.csv")).unwrap();
         assert_eq!((back[0].scores(), back[0].student_loss), (scores, Some(2.5)));
@@ -251,7 +260,7 @@ mod tests {
     #[test]
     fn rows_are_appended_under_one_header_and_read_back_exactly() {
         let folder = tempfile::tempdir().unwrap();
-        let timing = TimingRecord::new(0, &Seconds::default(), 1, 2);
+        let timing = TimingRecord::new(0, &Seconds::default(), Sent { bytes: 1, rows: 2 });
         for round in 0..2 {
             Sinks::open(folder.path()).unwrap().write(&record(round), &timing).unwrap();
         }

@@ -92,7 +92,7 @@ pub struct Summary {
     pub samples_synthesised: u64,
     /// Student steps done.
     pub student_steps: u64,
-    /// Bytes rank 0 sent to other ranks since the last start.
+    /// Bytes rank 0 sent to other ranks, over all launches.
     pub bytes_sent: u64,
     /// Rows that were trained on by another rank than held them, over all launches.
     #[serde(default)]

@@ -95,3 +95,34 @@ impl Network for ResNet {
         (self.blocks.len() > SHALLOW).then(|| self.stages.iter().map(|(_, channels)| channels).sum())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Purpose;
+    use tch::{Device, Kind};
+
+    /// Inputs of `layer1` to `layer4`, of 64, 64, 128 and 256 channels; the shallower one is embedded at its batch-norms.
+    #[test]
+    fn a_resnet34_is_embedded_at_its_stages() {
+        let shape = Shape { channels: 1, classes: 2 };
+        let network = ResNet::new(&[3, 4, 6, 3], shape);
+        assert_eq!(network.embedding(), (Embedding::Stages, 512));
+        let state = State::initialised(&network.blueprint, 1, Purpose::StudentInit, Device::Cpu);
+        let images_bchw = Tensor::arange(128, (Kind::Float, Device::Cpu)).view([2, 1, 8, 8]) / 128;
+        let mut pass = Pass::eval().embedding(Embedding::Stages);
+        network.forward(&state, &images_bchw, &mut pass);
+
+        let mut x = network.bn1.forward(&state, &network.conv1.forward(&state, &images_bchw), &mut Pass::eval(), Activation::Relu);
+        let mut parts = Vec::new();
+        for (index, block) in network.blocks.iter().enumerate() {
+            if [0, 3, 3 + 4, 3 + 4 + 6].contains(&index) {
+                parts.push(x.mean_dim([2i64, 3].as_slice(), false, Kind::Float));
+            }
+            x = block.forward(&state, &x, &mut Pass::eval());
+        }
+        assert_eq!(parts.iter().map(|part| part.size()[1]).collect::<Vec<_>>(), [64, 64, 128, 256]);
+        assert!(pass.take_embedding().unwrap().equal(&Tensor::cat(&parts, 1)));
+        assert_eq!(ResNet::new(&[2, 2, 2, 2], shape).embedding().0, Embedding::BatchNorms);
+    }
+}

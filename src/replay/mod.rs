@@ -273,25 +273,18 @@ impl Replay {
 
     /// Samples (pixels) per predicted category over all shards. A collective; 8·k bytes per logical rank.
     pub fn class_counts(&self, world: &World) -> Result<Vec<u64>> {
-        self.histogram(world, self.shape.classes, Shard::count_classes)
+        self.total(world, |shard| shard.class_counts(self.shape.classes))
     }
 
-    /// Samples by the teacher's confidence in `bins` equal parts of [0, 1], over all shards. A collective.
-    pub fn confidence_counts(&self, world: &World, bins: usize) -> Result<Vec<u64>> {
-        self.histogram(world, bins, Shard::count_confidence)
+    /// Samples by the teacher's confidence, over all shards. A collective.
+    pub fn confidence_counts(&self, world: &World) -> Result<Vec<u64>> {
+        self.total(world, Shard::confidence_counts)
     }
 
-    fn histogram(&self, world: &World, bins: usize, count: fn(&Shard, &mut [u64])) -> Result<Vec<u64>> {
-        let mine = PerRank::build(world.hosted(), |rank| {
-            let mut counts = vec![0; bins];
-            count(self.shards.get(rank), &mut counts);
-            counts
-        });
-        let mut total = vec![0u64; bins];
-        for counts in world.gather_vectors(&mine)? {
-            total.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
-        }
-        Ok(total)
+    fn total(&self, world: &World, counts: impl Fn(&Shard) -> Vec<u64>) -> Result<Vec<u64>> {
+        let all = world.gather_vectors(&PerRank::build(world.hosted(), |rank| counts(self.shards.get(rank))))?;
+        let add = |sum: Vec<u64>, more: Vec<u64>| sum.iter().zip(more).map(|(a, b)| a + b).collect();
+        Ok(all.into_iter().reduce(add).unwrap_or_default())
     }
 
     /// Takes new samples into this process's shards. Local.

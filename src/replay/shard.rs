@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::inversion::Samples;
 use crate::nn::{Entries, Stateful};
 use crate::rng::Key;
+use crate::task;
 use tch::{Device, Kind, Tensor};
 
 /// What a shard knows of a sample besides its tensors.
@@ -102,19 +103,14 @@ impl Shard {
         self.priorities.smallest()
     }
 
-    /// Adds to `counts_k` the samples (pixels) per predicted category.
-    pub fn count_classes(&self, counts_k: &mut [u64]) {
-        for (class, count) in self.slots.iter().flat_map(|s| &s.class_counts) {
-            counts_k[*class as usize] += u64::from(*count);
-        }
+    /// Samples (pixels) per predicted category.
+    pub fn class_counts(&self, classes: usize) -> Vec<u64> {
+        task::total_counts(self.slots.iter().flat_map(|slot| &slot.class_counts), classes)
     }
 
-    /// Adds to `bins` the samples by confidence: equal parts of [0, 1].
-    pub fn count_confidence(&self, bins: &mut [u64]) {
-        let last = bins.len() - 1;
-        for slot in &self.slots {
-            bins[((slot.confidence * bins.len() as f32) as usize).min(last)] += 1;
-        }
+    /// Samples by the teacher's confidence.
+    pub fn confidence_counts(&self) -> Vec<u64> {
+        task::confidence_counts(self.slots.iter().map(|slot| slot.confidence))
     }
 
     /// Takes new samples in; others leave by the configured rule when there is no room.

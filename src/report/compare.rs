@@ -93,11 +93,12 @@ impl Column<'_> {
     }
 }
 
-/// One self-contained HTML page about all groups, the best first. Runs of a study keep its order, below its own table and plot.
+/// One self-contained HTML page about all groups, the best first; below the tables and plots that folders among `of` have of themselves
+/// as studies, in their order.
 ///
 /// # Errors
 /// No group with a finished run; a result file that is missing or damaged, by name.
-pub fn compare(title: &str, groups: &[Group]) -> Result<String> {
+pub fn compare(title: &str, of: &[&Path], groups: &[Group]) -> Result<String> {
     let mut columns = Vec::new();
     for group in groups {
         let runs: Vec<Run> = group.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
@@ -109,7 +110,7 @@ pub fn compare(title: &str, groups: &[Group]) -> Result<String> {
         let kinds = axes.into_iter().collect::<Vec<_>>().join(" and ");
         return Err(Error::refused(format!("{title}: {kinds} cannot be compared")).with_hint("make a page for each task"));
     }
-    let studies = study::folders(groups);
+    let studies: Vec<&&Path> = of.iter().filter(|folder| study::is_one(folder)).collect();
     if studies.is_empty() {
         columns.sort_by(|a, b| b.rating().total_cmp(&a.rating()));
     }

@@ -187,7 +187,7 @@ fn time_split(out: &mut String, summary: &Summary) {
     }
     let _ = write!(
         out,
-        "</section><p>Rank 0 sent {:.1} MB to other ranks since the last start. A draw from the buffer moved {:.2} kB between ranks.</p>",
+        "</section><p>Rank 0 sent {:.1} MB to other ranks. A draw from the buffer moved {:.2} kB between ranks.</p>",
         summary.bytes_sent as f64 / 1e6,
         summary.bytes_moved_per_draw / 1e3,
     );

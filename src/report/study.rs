@@ -1,24 +1,21 @@
 //! What a study has written of itself: the head of a page about its runs.
 
-use super::{Group, escape, figures, table};
+use super::{escape, figures, table};
 use crate::error::Result;
 use crate::files;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Folders of the studies that runs are of, as they are met: a run lies in its study's folder, or below that in `trials`.
-pub(super) fn folders(groups: &[Group]) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = Vec::new();
-    for run in groups.iter().flat_map(|group| &group.runs) {
-        let study = run.ancestors().skip(1).take(2).find(|folder| folder.join("study.md").is_file());
-        found.extend(study.filter(|folder| !found.iter().any(|other| other == folder)).map(Path::to_path_buf));
-    }
-    found
+const TABLE: &str = "study.md";
+
+/// Whether a study has written of itself there.
+pub(super) fn is_one(folder: &Path) -> bool {
+    folder.join(TABLE).is_file()
 }
 
 /// A study's own table, laid out by its kind, and its plot. A heading that is the page's title is not said again.
 pub(super) fn head(out: &mut String, folder: &Path, title: &str) -> Result<()> {
-    let text = String::from_utf8_lossy(&files::read(&folder.join("study.md"))?).into_owned();
+    let text = String::from_utf8_lossy(&files::read(&folder.join(TABLE))?).into_owned();
     out.push_str(&html(text.strip_prefix(&format!("# {title}\n")).unwrap_or(&text)));
     let plot = folder.join("study.svg");
     if plot.is_file() {
@@ -79,22 +76,18 @@ mod tests {
     }
 
     #[test]
-    fn runs_know_the_studies_they_are_of() {
+    fn a_head_does_not_repeat_the_title() {
         let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        for (name, text) in [("a", "# a\n\nsaid\n"), ("b", "# Scaling\n")] {
-            std::fs::create_dir_all(at(name).join("trials")).unwrap();
-            std::fs::write(at(name).join("study.md"), text).unwrap();
-        }
-        std::fs::write(at("a/study.svg"), "<svg>dots</svg>").unwrap();
-        let runs = ["a/trials/1", "b/strong-1", "a/trials/2", "c/trials/1"].map(at).to_vec();
-        assert_eq!(folders(&[Group { name: "g".into(), runs }]), [at("a"), at("b")]);
-        let head = |name: &str| {
+        assert!(!is_one(folder.path()));
+        std::fs::write(folder.path().join("study.md"), "# a\n\nsaid\n").unwrap();
+        let head = |title: &str| {
             let mut out = String::new();
-            head(&mut out, &at(name), "a").unwrap();
+            head(&mut out, folder.path(), title).unwrap();
             out
         };
-        assert!(head("a").starts_with("<p>said</p>") && head("a").contains("<svg>dots</svg>"), "{}", head("a"));
-        assert_eq!(head("b"), "<h2>Scaling</h2>");
+        assert!(is_one(folder.path()));
+        assert_eq!((head("a"), head("b")), ("<p>said</p>".into(), "<h2>a</h2><p>said</p>".into()));
+        std::fs::write(folder.path().join("study.svg"), "<svg>dots</svg>").unwrap();
+        assert!(head("a").contains("<svg>dots</svg>"));
     }
 }

@@ -108,8 +108,8 @@ fn is_ignored(signal: i32) -> bool {
 }
 
 /// Says something to whoever still listens: trials must not lose their runner because a terminal was closed, or a pipe.
-fn say(mut to: impl Write, line: &str) {
-    let _ = writeln!(to, "{line}");
+pub fn say(mut to: impl Write, text: &str) {
+    let _ = writeln!(to, "{}", text.trim_end());
 }
 
 /// What signals ask of runs.
@@ -172,6 +172,10 @@ impl Runner<'_> {
         let plan = &self.request.plan;
         let trials = Trials::read(&self.request.folder, plan, &self.done)?;
         self.done.extend((0..plan.trials.len()).filter(|&i| trials.0[i].stand == Stand::Done));
+        for trial in trials.resting() {
+            let folder = self.request.folder.trial(&plan.trials[trial]);
+            Claim::take(&folder)?.map_or(Ok(()), |claim| claim.give_up(&folder))?;
+        }
         for (trial, rung) in trials.next(plan) {
             if self.left.contains(&trial) {
                 continue;
@@ -180,12 +184,12 @@ impl Runner<'_> {
             files::create_folder(&folder)?;
             let Some(claim) = Claim::take(&folder)? else { continue };
             // Between the look and the claim another runner may have been through with it.
-            let now = Outcome::read(&folder)?;
-            if now != trials.0[trial].outcome {
+            let now = Outcome::read(&folder);
+            if !now.as_ref().is_ok_and(|now| *now == trials.0[trial].outcome) {
                 claim.give_up(&folder)?;
-                return Ok(true);
+                return now.map(|_| true);
             }
-            self.begin(trial, rung, claim, now.unwrap_or_else(Outcome::none))?;
+            self.begin(trial, rung, claim, now?.unwrap_or_else(Outcome::none))?;
             return Ok(true);
         }
         Ok(false)

@@ -38,7 +38,7 @@ pub use file::{Halving, HalvingWritten, Resources, Strategy, SweepFile};
 pub use folder::SweepFolder;
 pub use halving::{Goal, Ladder, Rung, Step};
 pub use launch::{Launcher, Machine, Request, Slot, slots};
-pub use local::{Tally, run};
+pub use local::{Tally, run, say};
 pub use plan::{Plan, Planned, Trial, plan};
 pub use points::{Point, points};
 pub use scaling::RanksStudy;

@@ -10,7 +10,7 @@ use crate::config::{Config, Loaded, steps_per_round};
 use crate::error::{Error, Result, STOPPED};
 use crate::files;
 use crate::layout::Layout;
-use crate::metrics::{Summary, TimingRecord, mean_and_std, read_table, spread};
+use crate::metrics::{Summary, mean_and_std, spread};
 use crate::report::{Series, lines};
 use crate::task::Headline;
 use std::fmt::Write;
@@ -138,12 +138,7 @@ impl RanksStudy {
         let mut child = planned_run(&words, &log, self.threads)?.spawn().map_err(|e| Error::io("start", Path::new(&words[0]), &e))?;
         let (status, asked) = signals.wait(&mut child)?;
         if status.success() {
-            let mut summary = Summary::read(&dir)?;
-            // A run counts what it sends from each start anew.
-            let rounds: Vec<TimingRecord> = read_table(&dir.join("timings.csv"))?;
-            let restarts = rounds.windows(2).filter(|pair| pair[1].bytes_sent < pair[0].bytes_sent);
-            summary.bytes_sent += restarts.map(|pair| pair[0].bytes_sent).sum::<u64>();
-            return Ok(Some(summary));
+            return Summary::read(&dir).map(Some);
         }
         if asked || status.code() == Some(STOPPED) {
             return Ok(None);

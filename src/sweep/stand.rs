@@ -203,6 +203,11 @@ impl Trials {
         Ok(trials)
     }
 
+    /// Indices of this job's own that wait at a rung: their claims are in the way of others for nothing.
+    pub(super) fn resting(&self) -> impl Iterator<Item = usize> {
+        self.1.iter().copied().filter(|i| self.0[*i].stand == Stand::Paused)
+    }
+
     /// Indices of trials that can be run now, in the order in which they should be, each with the index of the rung it is to reach.
     /// This job's own come first, then what is interrupted.
     pub fn next(&self, plan: &Plan) -> Vec<(usize, Option<usize>)> {
@@ -400,6 +405,7 @@ mod tests {
             let trials = Trials::seen_by(Some(&job), &folder, &plan, &BTreeSet::new()).unwrap();
             assert_eq!(trials.0[0].stand, seen, "{state:?}");
             assert_eq!(trials.next(&plan).contains(&(0, Some(1))), seen == Stand::Stopped, "{state:?}");
+            assert_eq!(trials.resting().count() == 1, seen == Stand::Paused, "{state:?}");
             let said = retry(&folder, &plan, &[], &|_| None).unwrap();
             assert_eq!(said[0].1, "free again: its runner is dead");
             assert_eq!(Standing::read(&path).unwrap().stand, seen, "{state:?}");

@@ -166,6 +166,7 @@ impl Keeper {
         self.status.student_steps = run.cursor.student_steps();
         self.status.seconds = self.timings.seconds();
         self.status.moved = run.moved_by_all(world)?;
+        self.status.sent = run.sent(world);
         world.agree(if world.leads() { self.status.write(&self.folder) } else { Ok(()) })
     }
 

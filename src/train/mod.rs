@@ -22,7 +22,7 @@ use crate::metrics::{
 use crate::nn::weights;
 use crate::parallel::{self, World, end_job, host_name, launcher_columns};
 use crate::run_folder::{RunFolder, State, Status, new_run_id};
-use crate::task::{Best, CONFIDENCE_BINS};
+use crate::task::Best;
 use std::path::PathBuf;
 
 /// Where a run writes. Files and screen belong to the leading rank.
@@ -154,7 +154,7 @@ fn after_round(run: &Run, world: &World, outlet: &mut Outlet, record: &RoundReco
     };
     let seconds = outlet.timings.seconds();
     let written = outlet.sinks.as_mut().map_or(Ok(()), |sinks| {
-        let timing = TimingRecord::new(record.round, &seconds, world.meter().total_bytes(), run.moved.rows);
+        let timing = TimingRecord::new(record.round, &seconds, run.sent(world));
         sinks.write(record, &timing)?;
         if let Some(rows) = picture {
             let (png, size) = write_grid(&picture::explained(rows, run))?;
@@ -188,7 +188,7 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
     let buffer = match run.memory.replay() {
         Some(replay) => Some(BufferSummary {
             capacity: replay.capacity() as u64,
-            seen: Seen { class_counts, confidence_counts: replay.confidence_counts(world, CONFIDENCE_BINS)? },
+            seen: Seen { class_counts, confidence_counts: replay.confidence_counts(world)? },
         }),
         None => None,
     };
@@ -209,7 +209,7 @@ fn finish(run: &Run, world: &World, outlet: &Outlet, teacher: Option<NetworkScor
         seconds: outlet.timings.seconds(),
         samples_synthesised: run.samples_synthesised(),
         student_steps: run.cursor.student_steps(),
-        bytes_sent: world.meter().total_bytes(),
+        bytes_sent: run.sent(world).bytes,
         rows_moved: moved.rows,
         bytes_moved_per_draw: moved.bytes as f64 / moved.draws.max(1) as f64,
         buffer,

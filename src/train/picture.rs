@@ -9,7 +9,7 @@ use crate::nn::Pass;
 use crate::parallel::{World, comm};
 use crate::replay::Replay;
 use crate::rng::{Key, Purpose};
-use crate::task::{self, CONFIDENCE_BINS, Task};
+use crate::task::{self, Task};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -100,12 +100,9 @@ pub(super) fn made(run: &Run, round: u64) -> Option<Rows> {
 /// All of those images by category and by confidence, as a buffer's are counted.
 pub(super) fn seen(run: &Run, round: u64) -> Option<Seen> {
     let [_, predicted, confidence] = fresh(run, round)?;
-    let bins = (task::per_sample(&confidence) * CONFIDENCE_BINS as f64).to_kind(Kind::Int64).clamp(0, CONFIDENCE_BINS as i64 - 1);
-    let counts = |of: &Tensor, least: i64| {
-        let counts = Vec::<i64>::try_from(of.flatten(0, -1).bincount(None::<&Tensor>, least)).unwrap_or_default();
-        counts.into_iter().map(|n| n as u64).collect()
-    };
-    Some(Seen { class_counts: counts(&predicted, run.facts.classes), confidence_counts: counts(&bins, CONFIDENCE_BINS as i64) })
+    let class_counts = task::total_counts(task::class_counts(&predicted).iter().flatten(), run.facts.classes as usize);
+    let confidences = Vec::<f32>::try_from(task::per_sample(&confidence)).unwrap_or_default();
+    Some(Seen { class_counts, confidence_counts: task::confidence_counts(confidences) })
 }
 
 /// The same rows as the run's task shows them, with what teacher and student see in the images. On one rank.

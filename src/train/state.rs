@@ -14,7 +14,7 @@ use crate::inversion::{
 use crate::layout::LogicalRank;
 use crate::losses::StatisticsAverage;
 use crate::methods::{self, Method};
-use crate::metrics::RoundRecord;
+use crate::metrics::{RoundRecord, Sent};
 use crate::models::{self, Shape};
 use crate::nn::weights::bytes_of;
 use crate::nn::{Entries, State, Stateful, compute_in, layer_values, room_for};
@@ -59,6 +59,8 @@ pub struct Run {
     pub moved: Moved,
     /// What they had sent from all processes in earlier launches.
     pub moved_before: Moved,
+    /// What rank 0 had sent in earlier launches.
+    pub sent_before: Sent,
 }
 
 /// Position of a run.
@@ -229,6 +231,7 @@ impl Run {
             cursor: Cursor::default(),
             moved: Moved::default(),
             moved_before: Moved::default(),
+            sent_before: Sent::default(),
             teacher,
             student,
             generator,
@@ -397,6 +400,11 @@ impl Run {
         // Every process counts every draw.
         total += Moved { draws: self.moved.draws, rows, bytes };
         Ok(total)
+    }
+
+    /// What rank 0 has sent, over all launches. Only there it means anything.
+    pub fn sent(&self, world: &World) -> Sent {
+        Sent { bytes: self.sent_before.bytes + world.meter().total_bytes(), rows: self.sent_before.rows + self.moved.rows }
     }
 
     /// Where the run is, for a checkpoint.

@@ -4,7 +4,7 @@
 use crate::launch::{Outcome, has_mpirun, is_open_mpi, mpirun, root, run, small_fashion_mnist, ssdkd, tiny};
 use crate::refusals::{GONE, HELD, NONE_WHOLE, OTHER_SETTINGS};
 use ssdkd::checkpoint::{InARow, checksums, read_all};
-use ssdkd::metrics::{RoundRecord, read_table};
+use ssdkd::metrics::{RoundRecord, TimingRecord, read_table};
 use ssdkd::nn::weights;
 use ssdkd::run_folder::{State, Status};
 use std::path::{Path, PathBuf};
@@ -260,6 +260,15 @@ fn a_rank_that_stops_is_named_by_the_watchdog() {
     for key in ["rows_moved", "bytes_moved_per_draw"] {
         assert!(report[key].is_number() && report[key] == undisturbed[key], "{key}: {} and {}", report[key], undisturbed[key]);
     }
+    // So does what rank 0 has sent: the same rows, and a second start-up's bytes.
+    let [sent, whole] = [&run, &reference().run].map(|run| read_table::<TimingRecord>(&run.join("timings.csv")).unwrap().pop().unwrap());
+    assert!(
+        whole.rows_sent_away > 0 && sent.rows_sent_away == whole.rows_sent_away,
+        "{} and {}",
+        sent.rows_sent_away,
+        whole.rows_sent_away
+    );
+    assert!(sent.bytes_sent > whole.bytes_sent, "{} and {}", sent.bytes_sent, whole.bytes_sent);
 }
 
 /// Before the folder is held, heartbeats lie in the host's temporary folder: the late rank is named there too, and nothing is left.
