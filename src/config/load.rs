@@ -211,7 +211,6 @@ fn command_line_layer(sets: &[String]) -> Result<Layer> {
 }
 
 /// A TOML value where the text is one, else the text itself: `5` is a number, `cpu` a string.
-/// A value as it is typed: TOML, or else text.
 pub fn literal(text: &str) -> Value {
     format!("x = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("x")).unwrap_or_else(|| Value::String(text.to_owned()))
 }

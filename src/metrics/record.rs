@@ -30,7 +30,7 @@ pub struct RoundRecord {
     pub phi: Option<f64>,
     /// All other terms of the last inner step, weighted and added: balance, activation, smoothness, contrast.
     pub loss_prior: Option<f64>,
-    /// Mean of w·KL (or of the cross entropy) over the round's rows.
+    /// Mean of the method's loss over the round's rows: w·KL for SSD-KD.
     pub loss_student: Option<f64>,
     /// The same without w.
     pub loss_unweighted: Option<f64>,

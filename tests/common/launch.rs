@@ -128,10 +128,10 @@ pub fn tiny(data: &Path, run: &Path) -> Vec<String> {
         "train.warmup_rounds=1",
         "train.eval_every_rounds=2",
         "inversion.steps=2",
-        "inversion.batch_size=16",
+        "inversion.batch_size=8",
         "generator.filters=8",
-        "replay.capacity=150",
-        "distill.batch_size=64",
+        "replay.capacity=75",
+        "distill.batch_size=32",
         "distill.steps_per_round=2",
         "distill.teacher_views=2",
     ] {

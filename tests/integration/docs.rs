@@ -1,7 +1,7 @@
 //! Documents agree with the code: generated pages are current, links lead somewhere, named files exist.
 
 use crate::launch::{root, ssdkd};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use std::path::{Path, PathBuf};
 
 /// Compares a generated page, or writes it when UPDATE_DOCS is set.
@@ -20,50 +20,25 @@ fn the_configuration_reference_is_current() {
     check("docs/config.md", &printed);
 }
 
+/// Commands below one, in the order of the code, each before its own.
+fn commands(of: &clap::Command, name: &str) -> Vec<String> {
+    let below = of.get_subcommands().flat_map(|command| commands(command, &format!("{name} {}", command.get_name())));
+    std::iter::once(name.to_owned()).chain(below).collect()
+}
+
 #[test]
 fn the_command_reference_is_current() {
-    let commands = [
-        "train",
-        "teach",
-        "eval",
-        "predict",
-        "export",
-        "inspect",
-        "report",
-        "data",
-        "data check",
-        "bench",
-        "bench replay",
-        "bench step",
-        "bench ranks",
-        "sweep",
-        "sweep plan",
-        "sweep run",
-        "sweep submit",
-        "sweep status",
-        "sweep collect",
-        "sweep retry",
-        "study",
-        "study scale",
-        "study ablation",
-        "study compare",
-        "study reproduce",
-        "study ranks",
-        "study show",
-        "doctor",
-        "config",
-        "config show",
-        "config check",
-        "config reference",
-    ];
+    // As wide as where there is no terminal.
+    let cli = || ssdkd::cli::Cli::command().term_width(100);
     let mut page = String::from("# Commands\n\nGenerated from `src/cli.rs`; a test fails when this page is stale.\n");
-    for command in std::iter::once("").chain(commands) {
-        let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
-        let help = ssdkd(&arguments).expect(0).stdout;
+    for command in commands(&cli(), "ssdkd") {
+        let help = cli().try_get_matches_from(command.split(' ').chain(["--help"])).unwrap_err().to_string();
         let help: String = help.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-        page.push_str(&format!("\n## `{}`\n\n```text\n{}\n```\n", format!("ssdkd {command}").trim(), help.trim_end()));
+        page.push_str(&format!("\n## `{command}`\n\n```text\n{}\n```\n", help.trim_end()));
     }
     check("docs/commands.md", &page);
+    // What the program itself prints.
+    assert!(page.contains(ssdkd(&["bench", "ranks", "--help"]).expect(0).stdout.lines().next_back().unwrap().trim()));
 }
 
 /// The projected table is the one that the command above it prints.

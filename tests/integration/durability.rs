@@ -32,7 +32,7 @@ fn reference() -> &'static Reference {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("durability");
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
-        let data = small_fashion_mnist(&folder, 100);
+        let data = small_fashion_mnist(&folder, 50);
         let run = folder.join("undisturbed");
         let out = launch(2, &arguments(&data, &run, &[]), None).expect(0);
         let sums = checksums(&run).unwrap();
@@ -144,7 +144,7 @@ fn a_run_that_was_moved_ends_undisturbed() {
         std::fs::create_dir(place(name)).unwrap();
         small_fashion_mnist(&place(name), count)
     };
-    let (here, there, data, others) = (place("here"), place("there"), images("data", 100), images("others", 99));
+    let (here, there, data, others) = (place("here"), place("there"), images("data", 50), images("others", 49));
     let first = with(&arguments(&reference().data, &here, &[]), &[&format!("teacher.weights={}", text(&place("teacher.safetensors")))]);
     launch(1, &[&first[..], &["--until-round".into(), "2".into()]].concat(), None).expect(0);
     // In place: another name of the same file would change with it.
@@ -640,7 +640,7 @@ fn a_batch_that_is_not_finite_is_refused_everywhere_and_saved() {
     for rank in 0..2 {
         let file = weights::read(&run.join(format!("nonfinite/rank-{rank:05}.safetensors"))).unwrap();
         for logical in [2 * rank, 2 * rank + 1] {
-            for (name, shape) in [("images", vec![16, 1, 32, 32]), ("targets", vec![16, 10]), ("ids", vec![16]), ("weights", vec![16])] {
+            for (name, shape) in [("images", vec![8, 1, 32, 32]), ("targets", vec![8, 10]), ("ids", vec![8]), ("weights", vec![8])] {
                 let key = format!("{logical}.{name}");
                 let found = file.tensors.iter().find(|(k, _)| *k == key).unwrap_or_else(|| panic!("{key} is missing"));
                 assert_eq!(found.1.size(), shape, "{key}");
@@ -671,7 +671,7 @@ fn an_inversion_that_is_never_finite_ends_the_run() {
         let file = weights::read(&run.join(format!("nonfinite/rank-{rank:05}.safetensors"))).unwrap();
         for logical in [2 * rank, 2 * rank + 1] {
             let images = file.tensors.iter().find(|(key, _)| *key == format!("{logical}.images")).unwrap();
-            assert_eq!(images.1.size(), [16, 1, 32, 32]);
+            assert_eq!(images.1.size(), [8, 1, 32, 32]);
         }
     }
     // What was refused is in no mean: there is none for those inversions, and the student's are of its good steps.

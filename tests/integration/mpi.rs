@@ -23,7 +23,7 @@ fn with(mut arguments: Vec<String>, sets: &[&str]) -> Vec<String> {
 #[test]
 fn the_number_of_ranks_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let data = small_fashion_mnist(folder.path(), 100);
+    let data = small_fashion_mnist(folder.path(), 50);
     let run = |name: &str| folder.path().join(name);
     ssdkd(&tiny(&data, &run("alone"))).expect(0);
     let alone = results(&run("alone"));
@@ -52,10 +52,10 @@ fn six_logical_ranks_on_two_and_on_three_are_those_on_one() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let data = small_fashion_mnist(folder.path(), 100);
+    let data = small_fashion_mnist(folder.path(), 50);
     let [one, two, three] = [1, 2, 3].map(|ranks| {
         let run = folder.path().join(ranks.to_string());
-        ssdkd_on(ranks, &with(tiny(&data, &run), &["parallel.logical_ranks=6", "distill.batch_size=66"])).expect(0);
+        ssdkd_on(ranks, &with(tiny(&data, &run), &["parallel.logical_ranks=6", "distill.batch_size=36"])).expect(0);
         results(&run)
     });
     for other in [two, three] {
@@ -71,10 +71,12 @@ fn a_run_in_bf16_learns_and_is_the_same_on_two_ranks() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let data = small_fashion_mnist(folder.path(), 100);
+    let data = small_fashion_mnist(folder.path(), 50);
     let run = |name: &str| folder.path().join(name);
     let arguments = |name: &str, precision: &str| {
-        with(tiny(&data, &run(name)), &[&format!("train.precision={precision}"), "train.rounds=6", "distill.steps_per_round=8"])
+        let longer =
+            ["train.rounds=6", "distill.steps_per_round=8", "inversion.batch_size=16", "distill.batch_size=64", "replay.capacity=150"];
+        with(tiny(&data, &run(name)), &[&[format!("train.precision={precision}").as_str()][..], &longer].concat())
     };
     ssdkd(&arguments("alone", "bf16")).expect(0);
     ssdkd(&arguments("f32", "f32")).expect(0);
@@ -157,7 +159,7 @@ fn three_hundred_steps_are_the_same_straight_or_resumed_on_any_number_of_ranks()
 #[test]
 fn a_run_folder_holds_what_is_promised() {
     let folder = tempfile::tempdir().unwrap();
-    let data = small_fashion_mnist(folder.path(), 100);
+    let data = small_fashion_mnist(folder.path(), 50);
     let run = folder.path().join("run");
     let out = ssdkd(&tiny(&data, &run)).expect(0);
     for line in ["teacher top-1", "student top-1", "seconds in inversion", "seconds in communication", "report.html"] {
@@ -176,7 +178,7 @@ fn a_run_folder_holds_what_is_promised() {
     for key in ["total", "inversion", "sampling", "distillation", "communication", "evaluation"] {
         assert!(report["seconds"][key].is_f64(), "seconds.{key}");
     }
-    assert_eq!(report["samples_synthesised"], 4 * 64);
+    assert_eq!(report["samples_synthesised"], 4 * 32);
     assert_eq!(report["student_steps"], 3 * 2);
     for key in [&report["teacher"]["top1"], &report["student"]["top1"], &report["student"]["top1_best"]] {
         assert!((0.0..=1.0).contains(&key.as_f64().unwrap()));

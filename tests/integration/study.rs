@@ -290,7 +290,7 @@ fn ranks_share_the_same_work_or_bring_their_own() {
     assert_eq!(column(&table, "scaling"), ["strong", "strong", "weak", "weak"]);
     assert_eq!(
         (column(&table, "M"), column(&table, "batch")),
-        (["2", "2", "1", "2"].map(String::from).to_vec(), ["64", "64", "32", "64"].map(String::from).to_vec())
+        (["2", "2", "1", "2"].map(String::from).to_vec(), ["32", "32", "16", "32"].map(String::from).to_vec())
     );
     let csv = std::fs::read_to_string(dir.join("results.csv")).unwrap();
     let head: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
@@ -317,7 +317,7 @@ fn ranks_share_the_same_work_or_bring_their_own() {
     scene.study("ranks", &["--ranks", "1", "2", "--seeds", "2"]);
     assert!(column(&page(&dir), "seconds").iter().all(|cell| cell.contains('±')), "{}", page(&dir));
     let csv = std::fs::read_to_string(dir.join("results.csv")).unwrap();
-    assert!(csv.lines().count() == 9 && csv.contains("weak,2,2,64,"), "{csv}");
+    assert!(csv.lines().count() == 9 && csv.contains("weak,2,2,32,"), "{csv}");
     let folder = dir.to_str().unwrap();
     assert_eq!(ssdkd(&["study", "show", folder]).expect(0).stdout, page(&dir));
     ssdkd(&["report", folder]).expect(0);

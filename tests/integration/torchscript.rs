@@ -244,7 +244,7 @@ fn programs_that_do_not_fit_are_refused_with_the_way_out() {
 #[test]
 fn runs_take_programs_as_teachers() {
     let folder = tempfile::tempdir().unwrap();
-    let data = small_fashion_mnist(folder.path(), 100);
+    let data = small_fashion_mnist(folder.path(), 50);
     let arguments = |run: &str, teacher: &str, sets: &[&str]| {
         let mut words = tiny(&data, &folder.path().join(run));
         let teacher = [format!("teacher.weights={}", golden(teacher).display()), "teacher.model=torchscript".into()];

@@ -75,7 +75,7 @@ fn a_trace_shows_rounds_of_all_ranks_and_agrees_with_the_report() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let data = small_fashion_mnist(folder.path(), 100);
+    let data = small_fashion_mnist(folder.path(), 50);
     let (run_dir, trace) = (folder.path().join("run"), folder.path().join("trace.json"));
     ssdkd_on(2, &traced(tiny(&data, &run_dir), &trace)).expect(0);
     let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -133,7 +133,7 @@ fn a_trace_shows_rounds_of_all_ranks_and_agrees_with_the_report() {
 #[test]
 fn a_run_that_is_killed_leaves_the_rounds_it_has_ended() {
     let folder = tempfile::tempdir().unwrap();
-    let data = small_fashion_mnist(folder.path(), 100);
+    let data = small_fashion_mnist(folder.path(), 50);
     let trace = folder.path().join("trace.json");
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
     // Four logical ranks: the tenth inversion is in the third round.

@@ -70,7 +70,7 @@ fn json(path: &Path) -> serde_json::Value {
 fn names_are_those_of_the_page() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    ssdkd(&tiny(&small_fashion_mnist(folder.path(), 100), &run)).expect(0);
+    ssdkd(&tiny(&small_fashion_mnist(folder.path(), 50), &run)).expect(0);
     let metrics = documented("Metrics");
     assert_eq!(metrics.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), header(&run, "metrics.csv"));
     assert_eq!(documented("Timings").into_iter().map(|(name, _)| name).collect::<Vec<_>>(), header(&run, "timings.csv"));
@@ -105,7 +105,7 @@ fn names_are_those_of_the_page() {
 #[test]
 fn a_run_keeps_its_id_and_has_its_tags() {
     let folder = tempfile::tempdir().unwrap();
-    let data = small_fashion_mnist(folder.path(), 100);
+    let data = small_fashion_mnist(folder.path(), 50);
     let run = folder.path().join("run");
     let start = |more: &[&str]| ssdkd(&[tiny(&data, &run), more.iter().map(|word| (*word).to_owned()).collect()].concat()).expect(0);
     let id = || json(&run.join("state.json"))["id"].as_str().unwrap().to_owned();
