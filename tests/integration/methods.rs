@@ -43,7 +43,7 @@ fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
         let [straight, stopped] = ["straight", "stopped"].map(|name| folder.path().join(format!("{method}-{name}")));
         let arguments = |run: &Path| {
             let mut arguments = tiny(&data, run);
-            arguments.extend(["--set".into(), format!("method={method}")]);
+            arguments.extend(["--set".into(), format!("method={method}"), "--set".into(), "parallel.logical_ranks=2".into()]);
             sets.iter().for_each(|set| arguments.extend(["--set".into(), (*set).into()]));
             arguments
         };
