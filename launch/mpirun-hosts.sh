@@ -7,11 +7,13 @@ set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
+# shellcheck source=launch/slurm/site.sh
+[ ! -r "$(dirname "$0")/slurm/site.sh" ] || . "$(dirname "$0")/slurm/site.sh"
 hostfile=$1 ranks=$2; shift 2
 [ -r "$hostfile" ] || { echo "error: $hostfile: no such file: it names the hosts, one a line" >&2; exit 2; }
 # Slots say how many ranks a host gets; a hostfile that asks for more than there are cores is taken at its word.
 mpirun_options 1
-if [ ${#options[@]} -gt 0 ]; then
+if is_open_mpi; then
     options+=(--hostfile "$hostfile")
     for name in $(compgen -e | grep -E '^(OMP_NUM_THREADS$|SSDKD_)'); do options+=(-x "$name"); done
 else

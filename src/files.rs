@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Writes a file so that a crash at any moment leaves either the old one or the new one, whole: a temporary file in the
 /// same folder, synced, renamed over, and the folder synced.
@@ -14,7 +15,7 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
         _ => Path::new("."),
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}.part", std::process::id()));
+    let temporary = folder.join(format!(".{name}.{}.part", apart()));
     let attempt = || -> std::io::Result<()> {
         let mut file = File::create(&temporary)?;
         file.write_all(contents)?;
@@ -26,6 +27,12 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
         Error::io("write", path, &e)
     })
+}
+
+/// A number that no other writer has at this moment: hosts that share a disk share numbers of processes.
+fn apart() -> u32 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    std::process::id().wrapping_mul(0x9e37_79b1) ^ (now.as_nanos() as u32)
 }
 
 /// Whether there is a folder for a file (or folder) that is to be written.

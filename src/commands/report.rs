@@ -4,6 +4,7 @@ use crate::cli::ReportArgs;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::report::{self, Group, compare};
+use crate::run_folder::Status;
 use crate::sweep::{Plan, SweepFolder, groups};
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,10 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     };
     files::check_target(&out)?;
     let page = match args.dirs.as_slice() {
-        [dir] if !is_sweep(dir) && runs_below(dir)?.is_empty() => report::of_run(dir)?,
+        [dir] if !is_sweep(dir) && runs_below(dir)?.is_empty() => {
+            is_finished(dir)?;
+            report::of_run(dir)?
+        }
         dirs => {
             let mut all = Vec::new();
             for dir in dirs {
@@ -32,6 +36,16 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     files::write(&out, page.as_bytes())?;
     println!("{}", out.display());
     Ok(())
+}
+
+fn is_finished(dir: &Path) -> Result<()> {
+    match Status::known(dir)? {
+        Some(status) if !dir.join("report.json").exists() => {
+            let problem = format!("{} holds a run that is not finished: {} student steps are saved", dir.display(), status.student_steps);
+            Err(Error::refused(problem).with_hint("start it again and it goes on; its metrics.csv shows how far it is"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn is_sweep(dir: &Path) -> bool {

@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::report::compare;
 use crate::sweep::{
-    Kind, Launcher, Plan, RanksStudy, Request, Study, SweepFile, SweepFolder, folder_of, groups, plan, say, show, write_study,
+    Kind, Launcher, Plan, RanksStudy, Request, Study, SweepFile, SweepFolder, Trials, folder_of, groups, plan, say, show, write_study,
 };
+use std::collections::BTreeSet;
 use std::io::{stderr, stdout};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -71,12 +72,16 @@ fn run_study(args: &StudyArgs, study: Study) -> Result<Outcome> {
     if tally.stopped {
         return Ok(Outcome::Stopped);
     }
-    if open > 0 {
-        let dir = folder.path().display();
+    let dir = folder.path().display();
+    let elsewhere = Trials::read(&folder, &request.plan, &BTreeSet::new())?.with_others();
+    if open > elsewhere {
         let hint = format!(
             "`ssdkd sweep status {dir}` says why, `ssdkd sweep retry {dir}` lets those that failed, or whose runner is gone, run again"
         );
-        return Err(Error::refused(format!("{open} runs are not done")).with_hint(hint).after_start());
+        return Err(Error::refused(format!("{} runs are not done", open - elsewhere)).with_hint(hint).after_start());
+    }
+    if open > 0 {
+        say(stdout(), &format!("{open} runs have other runners: `ssdkd study show {dir}` shows what came of them"));
     }
     Ok(Outcome::Done)
 }

@@ -3,8 +3,10 @@
 use super::Outcome;
 use crate::cli::{SweepAction, SweepRunArgs};
 use crate::error::{Error, Result};
-use crate::sweep::{Launcher, Plan, Queue, Request, Status, SweepFile, SweepFolder, collect, plan, retry, status_table};
-use std::io::Write;
+use crate::sweep::{
+    Launcher, Plan, Queue, Request, Stand, Status, SweepFile, SweepFolder, Trials, collect, plan, retry, say, status_table,
+};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Rows of a plan that are shown; the rest is in its file.
@@ -80,14 +82,19 @@ fn planned(file: &Path, dir: Option<&Path>) -> Result<()> {
 
 fn run_here(args: &SweepRunArgs) -> Result<Outcome> {
     let launcher = Launcher::Local { jobs: args.jobs, at_most: args.at_most };
-    let tally = launcher.start(&Request::new(&args.dir, args.ranks)?)?;
-    // Not `println`: the end of a runner must not hang on a terminal that was closed.
-    let _ = writeln!(std::io::stdout(), "{} done, {} rungs reached, {} failed", tally.done, tally.paused, tally.failed);
+    let request = Request::new(&args.dir, args.ranks)?;
+    let tally = launcher.start(&request)?;
+    say(std::io::stdout(), &format!("{} done, {} rungs reached, {} failed", tally.done, tally.paused, tally.failed));
+    let dir = args.dir.display();
+    let taken = Trials::read(&request.folder, &request.plan, &BTreeSet::new())?.0;
+    let taken = taken.iter().filter(|trial| matches!(trial.stand, Stand::Running(_))).count();
+    if taken > 0 {
+        say(std::io::stdout(), &format!("{taken} trials are taken by other runners: `ssdkd sweep status {dir}` says by whom"));
+    }
     if tally.stopped {
         return Ok(Outcome::Stopped);
     }
     if tally.failed > 0 {
-        let dir = args.dir.display();
         let error = Error::refused(format!("{} trials failed", tally.failed));
         return Err(error
             .with_hint(format!("`ssdkd sweep status {dir}` says why, `ssdkd sweep retry {dir}` lets them be run again"))

@@ -99,11 +99,12 @@ impl Crop {
     const ATTEMPTS: u64 = 10;
 
     /// Crop number `index` of a stream: an area share uniform in [0.25, 1), a log-uniform aspect ratio in [3/4, 4/3), a box of whole
-    /// pixels anywhere inside. Source: kornia's `RandomResizedCrop`, as zju-vipa/DataFree `contrastive.py` uses it.
-    pub fn draw(key: &Key, index: u64, size: [i64; 2]) -> Self {
+    /// pixels anywhere inside; flips (if `flip`) one half. Source: kornia's `RandomResizedCrop`, as zju-vipa/DataFree `contrastive.py`
+    /// uses it.
+    pub fn draw(key: &Key, index: u64, size: [i64; 2], flip: bool) -> Self {
         let [h, w] = size.map(|s| s as f64);
         let number = |part: u64| index * (4 * Self::ATTEMPTS) + part;
-        let flip = key.bits(number(3)) & 1 == 1;
+        let flip = flip && key.bits(number(3)) & 1 == 1;
         for attempt in 0..Self::ATTEMPTS {
             let part = |part: u64| number(4 * attempt + part);
             let area = h * w * (0.25 + 0.75 * key.uniform(part(0)));
@@ -297,7 +298,7 @@ mod tests {
     #[test]
     fn crops_have_the_areas_and_ratios_they_should() {
         let key = Key::global(1, Purpose::LocalView, 0);
-        let crops: Vec<Crop> = (0..20_000).map(|i| Crop::draw(&key, i, [32, 32])).collect();
+        let crops: Vec<Crop> = (0..20_000).map(|i| Crop::draw(&key, i, [32, 32], true)).collect();
         assert!(crops.iter().all(|c| (0..2).all(|d| c.size[d] >= 1 && c.at[d] >= 0 && c.at[d] + c.size[d] <= 32)));
         let ratio = |c: &Crop| c.size[1] as f64 / c.size[0] as f64;
         assert!(crops.iter().all(|c| (0.68..1.47).contains(&ratio(c))), "whole pixels move the ratio a little beyond 3/4 and 4/3");
@@ -305,5 +306,7 @@ mod tests {
         assert!((mean - 0.575).abs() < 0.008, "{mean}");
         let flipped = crops.iter().filter(|c| c.flip).count() as f64;
         assert!((flipped - 10_000.0).abs() < 5.0 * 5000f64.sqrt(), "{flipped}");
+        let plain = |i: usize| Crop::draw(&key, i as u64, [32, 32], false);
+        assert!((0..100).all(|i| plain(i) == Crop { flip: false, ..crops[i] }));
     }
 }

@@ -50,9 +50,7 @@ impl Sight {
         let embedded = pass.take_embedding().map(|global_bd| {
             let key = call.key_of_step(settings, Purpose::LocalView, step);
             let size = [settings.image[1], settings.image[2]];
-            let crop = |i| Crop::draw(&key, i, size);
-            let crops = (0..images_bchw.size()[0] as u64).map(crop).map(|crop| Crop { flip: crop.flip && k.view_flip, ..crop });
-            let crops: Vec<Crop> = crops.collect();
+            let crops: Vec<Crop> = (0..images_bchw.size()[0] as u64).map(|i| Crop::draw(&key, i, size, k.view_flip)).collect();
             let mut local = Pass::eval().embedding(embedding);
             teacher.watch(&networks.normalise.apply(&apply_crops(images_bchw, &crops)), &mut local);
             [local.take_embedding().unwrap_or_default(), global_bd]

@@ -93,8 +93,8 @@ impl Column<'_> {
     }
 }
 
-/// One self-contained HTML page about all groups, the best first; below the tables and plots that folders among `of` have of themselves
-/// as studies, in their order.
+/// One self-contained HTML page about all groups, the best first. Where folders among `of` are studies, groups keep their order, below the
+/// studies' own tables and plots.
 ///
 /// # Errors
 /// No group with a finished run; a result file that is missing or damaged, by name.
@@ -110,7 +110,7 @@ pub fn compare(title: &str, of: &[&Path], groups: &[Group]) -> Result<String> {
         let kinds = axes.into_iter().collect::<Vec<_>>().join(" and ");
         return Err(Error::refused(format!("{title}: {kinds} cannot be compared")).with_hint("make a page for each task"));
     }
-    let studies: Vec<&&Path> = of.iter().filter(|folder| study::is_one(folder)).collect();
+    let studies: Vec<&Path> = of.iter().copied().filter(|folder| study::is_one(folder)).collect();
     if studies.is_empty() {
         columns.sort_by(|a, b| b.rating().total_cmp(&a.rating()));
     }

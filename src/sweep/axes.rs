@@ -248,7 +248,7 @@ impl Range {
     }
 }
 
-/// Six digits: a plan is read by people, and no result hangs on the seventh.
+/// Six digits: a plan is read by people, and no result hangs on the seventh. Whole numbers have all of theirs.
 fn readable(number: f64) -> f64 {
-    format!("{number:.5e}").parse().unwrap_or(number)
+    if number.fract() == 0.0 { number } else { format!("{number:.5e}").parse().unwrap_or(number) }
 }

@@ -5,10 +5,11 @@ use super::file::SweepFile;
 use super::keys::put;
 use super::plan::shown;
 use super::points::Point;
-use crate::config::{self, Config, Job, StopSignal, check_paths, is_free, load_with};
+use crate::config::{self, Config, DatasetName, Job, StopSignal, check_paths, is_free, load_with, method_values};
+use crate::data::{self, Split};
 use crate::error::{Error, Finding, Result};
 use crate::files;
-use crate::methods::{self, Method};
+use crate::methods::{self, Memory, Method};
 use crate::metrics::{BufferSummary, NetworkScore, RoundRecord, Summary, header};
 use crate::task::Task;
 use std::collections::BTreeMap;
@@ -29,6 +30,8 @@ pub(super) struct Checker<'a> {
     /// Base configurations, one for every method that occurs.
     bases: BTreeMap<String, Table>,
     hashes: BTreeMap<PathBuf, String>,
+    /// Data sets whose training images are there.
+    opened: Vec<(DatasetName, Option<PathBuf>)>,
     problems: Vec<Problem>,
     /// Those of the trials, each once.
     tasks: Vec<Task>,
@@ -54,6 +57,7 @@ impl<'a> Checker<'a> {
             set,
             bases: BTreeMap::new(),
             hashes: BTreeMap::new(),
+            opened: Vec::new(),
             problems: Vec::new(),
             tasks: Vec::new(),
             warnings: BTreeMap::new(),
@@ -98,6 +102,10 @@ impl<'a> Checker<'a> {
             (config.train.rounds, config.train.warmup_rounds) = (config.teach.epochs, 0);
         }
         let method = if job == Job::Train { Method::of(&config) } else { Method::teach() };
+        if method.memory == Memory::RealData {
+            self.training_images(&config)?;
+        }
+        self.length(&config, job);
         let backbone = if job == Job::Train { &config.student.backbone } else { &config.teach.backbone };
         let [teacher, backbone] = [self.hash(method.teacher_weights(&config)?)?, self.hash(backbone.as_deref())?];
         let plan = config::Plan::new(&config, job, self.file.resources.ranks, &teacher, &backbone)?;
@@ -164,6 +172,27 @@ impl<'a> Checker<'a> {
         let hash = files::hash(file)?;
         self.hashes.insert(path.into(), hash.clone());
         Ok(hash)
+    }
+
+    /// Whether the images that a method trains on are there; each data set is looked at once.
+    fn training_images(&mut self, config: &Config) -> Result<()> {
+        let place = (config.dataset, config.data.dir.clone());
+        if !self.opened.contains(&place) {
+            data::open(config.dataset, &config.data, Split::Train)?;
+            self.opened.push(place);
+        }
+        Ok(())
+    }
+
+    /// A tenth of what a method was published with is mostly another method's length.
+    fn length(&mut self, config: &Config, job: Job) {
+        let published = method_values(config.method.name()).get("train.rounds").and_then(Value::as_integer).unwrap_or(0);
+        let rounds = config.train.rounds;
+        if job == Job::Train && published > 10 * rounds as i64 {
+            let (name, key) = (config.method.name(), "train.rounds");
+            let warning = format!("{key}: {rounds} rounds; {name} is published with {published} (configs/methods/{name}.toml)");
+            *self.warnings.entry(warning).or_default() += 1;
+        }
     }
 
     /// Whether reports like this one have the number that tables are to be sorted by.

@@ -107,7 +107,7 @@ pub(super) struct Found {
     pub trials: Vec<Cells>,
 }
 
-/// A sweep by its points, and a line for every trial that failed.
+/// A sweep by its points, and a line for every trial that failed or lost its runner.
 pub(super) fn found(folder: &SweepFolder, plan: &Plan) -> Result<(Vec<Found>, Vec<String>)> {
     let trials = Trials::read(folder, plan, &BTreeSet::new())?;
     let mut points: BTreeMap<usize, Found> = BTreeMap::new();
@@ -196,11 +196,15 @@ fn page(name: &str, plan: &Plan, table: &Table, trials: &Trials, metrics: &[Stri
     out
 }
 
-/// A line for every trial that failed.
+/// A line for every trial that failed or lost its runner.
 fn failed(plan: &Plan, trials: &Trials) -> Vec<String> {
-    let line = |(trial, standing): (&Trial, &Standing)| match &standing.stand {
-        Stand::Failed(reason) => Some(format!("* {} ({}): {reason}\n", trial.name(), shown(&trial.set))),
-        _ => None,
+    let line = |(trial, standing): (&Trial, &Standing)| {
+        let reason = match &standing.stand {
+            Stand::Failed(reason) => reason,
+            Stand::Running(claim) if claim.is_dead_here() => "its runner is dead",
+            _ => return None,
+        };
+        Some(format!("* {} ({}): {reason}\n", trial.name(), shown(&trial.set)))
     };
     plan.trials.iter().zip(&trials.0).filter_map(line).collect()
 }

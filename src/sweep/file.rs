@@ -39,7 +39,7 @@ pub enum Order {
 pub struct Resources {
     /// Ranks of a trial.
     pub ranks: usize,
-    /// Threads of a rank. Left out: the cores of its share of the machine divided by its ranks; under Slurm 1.
+    /// Threads of a rank. Left out: the cores of its share of the machine divided by its ranks; a Slurm task asks for 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// Nodes of a trial (Slurm).
@@ -209,8 +209,28 @@ pub struct SweepFile {
     pub halving: Option<HalvingWritten>,
 }
 
+/// A time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds, or days- before hours and what follows them. None
+/// for words such as UNLIMITED, and for what sbatch will refuse.
+fn seconds(limit: &str) -> Option<u64> {
+    let (days, clock) = limit.split_once('-').map_or((None, limit), |(days, clock)| (Some(days), clock));
+    let parts: Vec<u64> = clock.split(':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    Some(match (days, parts.as_slice()) {
+        (None, [m]) => 60 * m,
+        (None, [m, s]) => 60 * m + s,
+        (None, [h, m, s]) => 3600 * h + 60 * m + s,
+        (Some(days), [h, rest @ ..]) if rest.len() <= 2 => {
+            let of = |place: usize| rest.get(place).copied().unwrap_or(0);
+            86_400 * days.parse::<u64>().ok()? + 3600 * h + 60 * of(0) + of(1)
+        }
+        _ => return None,
+    })
+}
+
 impl SweepFile {
-    /// Reads and checks it; all findings at once.
+    /// Reads and checks it.
+    ///
+    /// # Errors
+    /// All findings at once; a file that is not there, or no TOML.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = files::read(path)?;
         let text = String::from_utf8(bytes).map_err(|_| Error::file(path, "is not text"))?;
@@ -241,6 +261,17 @@ impl SweepFile {
         ] {
             find(value == Some(0), &format!("resources.{name}"), "is 0");
         }
+        find(r.nodes > r.ranks, "resources.nodes", "is more than resources.ranks: a node without a rank computes nothing");
+        // Slurm may send the signal a minute early.
+        let warned = r.signal_s + 60;
+        find(
+            r.time.as_deref().and_then(seconds).is_some_and(|limit| limit <= warned),
+            "resources.time",
+            &format!(
+                "leaves no time to compute: trials are told to save resources.signal_s = {} s before it, and up to a minute earlier",
+                r.signal_s
+            ),
+        );
         find(
             r.nodes > 1 && r.packed() > 1,
             "resources.nodes",
@@ -284,5 +315,26 @@ impl SweepFile {
             resources: written.resources,
             halving: written.halving,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_limits_are_read_as_sbatch_reads_them() {
+        for (limit, wanted) in [
+            ("5", Some(300)),
+            ("5:30", Some(330)),
+            ("01:00:05", Some(3605)),
+            ("1-2", Some(93_600)),
+            ("1-2:03", Some(93_780)),
+            ("1-02:03:04", Some(93_784)),
+            ("UNLIMITED", None),
+            ("1:2:3:4", None),
+        ] {
+            assert_eq!(seconds(limit), wanted, "{limit}");
+        }
     }
 }

@@ -17,9 +17,9 @@ pub enum Goal {
 }
 
 impl Goal {
-    /// Of a column or a value of a report, where nobody has said it: losses and divergences are good when small.
+    /// Of a column or a value of a report, where nobody has said it: losses, divergences, times and bytes are good when small.
     pub fn of(metric: &str) -> Self {
-        if ["loss", "divergence"].iter().any(|word| metric.contains(word)) { Self::Min } else { Self::Max }
+        if ["loss", "divergence", "seconds", "bytes"].iter().any(|word| metric.contains(word)) { Self::Min } else { Self::Max }
     }
 
     /// Better first; what is missing or not a number comes last.

@@ -224,12 +224,12 @@ fn gpu_groups<'a>(machine: &'a Machine, request: &Request) -> Result<Vec<&'a [St
 }
 
 /// Launch scripts of the sweep's folder, which then needs nothing from the repository. `site.sh` is the one of the working folder, if
-/// that is a repository's.
+/// that is a repository's, else the one that is there.
 pub(super) fn write_scripts(folder: &SweepFolder) -> Result<()> {
     let launch = folder.launch();
     files::create_folder(&launch.join("slurm"))?;
-    let site = Path::new("launch/slurm/site.sh");
-    let site = if site.is_file() { files::read(site)? } else { include_bytes!("../../launch/slurm/site.sh").to_vec() };
+    let known = [PathBuf::from("launch/slurm/site.sh"), launch.join("slurm/site.sh")].into_iter().find(|path| path.is_file());
+    let site = known.map_or_else(|| Ok(include_bytes!("../../launch/slurm/site.sh").to_vec()), |path| files::read(&path))?;
     for (name, text) in [
         ("common.sh", &include_bytes!("../../launch/common.sh")[..]),
         ("mpirun.sh", include_bytes!("../../launch/mpirun.sh")),

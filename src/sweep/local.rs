@@ -172,10 +172,7 @@ impl Runner<'_> {
         let plan = &self.request.plan;
         let trials = Trials::read(&self.request.folder, plan, &self.done)?;
         self.done.extend((0..plan.trials.len()).filter(|&i| trials.0[i].stand == Stand::Done));
-        for trial in trials.resting() {
-            let folder = self.request.folder.trial(&plan.trials[trial]);
-            Claim::take(&folder)?.map_or(Ok(()), |claim| claim.give_up(&folder))?;
-        }
+        trials.set_free(&self.request.folder, plan)?;
         for (trial, rung) in trials.next(plan) {
             if self.left.contains(&trial) {
                 continue;
@@ -256,6 +253,12 @@ impl Runner<'_> {
         let seconds = job.before.seconds + job.began.elapsed().as_secs_f64();
         let outcome =
             Outcome { ended, code: status.code(), reason: reason.clone(), launches: job.before.launches + 1, seconds, rungs, at: now() };
+        if !job.claim.stands(&folder)? {
+            // On the user's word: what comes of the trial is another's to say.
+            say(stderr(), &format!("{} was taken over by another runner", trial.name()));
+            self.left.insert(job.trial);
+            return Ok(());
+        }
         outcome.write(&folder)?;
         job.claim.give_up(&folder)?;
         match ended {
@@ -299,7 +302,7 @@ fn judge(folder: &Path, status: ExitStatus, asked: bool) -> (Ended, Option<Strin
         return (Ended::Stopped, Some("told to stop".into()));
     }
     // A shell, and mpirun, say 128 and the signal.
-    let signal = status.signal().or(status.code().filter(|code| *code > 128).map(|code| code - 128));
+    let signal = status.signal().or(status.code().map(|code| code - 128).filter(|signal| (1..=64).contains(signal)));
     let cause = state.filter(|status| status.state == State::Failed).and_then(|status| status.cause);
     // The log is of this attempt; a state may be of one before.
     let said = last_words(folder).or(cause).unwrap_or_else(|| format!("ended with {status}, and said nothing"));

@@ -180,8 +180,9 @@ pub struct Planned {
 /// Makes the plan of a sweep, checks every trial, and writes it all into the folder. Trials that were there keep their number and folder.
 ///
 /// # Errors
-/// Every finding of every trial at once, each with the axis it comes from; nothing is written then.
+/// Every finding of every trial at once, each with the axis it comes from; a folder with the plan of another file. Nothing is written then.
 pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
+    is_free_for(folder, &file.path)?;
     let near = |set: &[(String, Value)]| -> Point { set.iter().map(|(k, v)| (k.clone(), resolved(&file.path, k, v))).collect() };
     let set = near(&file.set);
     let base = load_with(&file.config, set.iter().cloned().collect(), "[set]")?;
@@ -245,6 +246,22 @@ pub fn plan(file: &SweepFile, folder: &SweepFolder) -> Result<Planned> {
     // Last: from here on it can be run.
     files::write(&folder.plan(), plan.text()?.as_bytes())?;
     Ok(Planned { plan, new: numbers.new, left_out, doubles, drawn_again, warnings })
+}
+
+/// Whether a folder's plan, if it has one, is of this file: tasks that were submitted for another would run what is in the place of theirs.
+/// Studies, whose files lie in the folder, follow each other there.
+fn is_free_for(folder: &SweepFolder, file: &Path) -> Result<()> {
+    let Some(before) = Plan::read(folder).ok().map(|plan| plan.file) else { return Ok(()) };
+    let own = folder.path().canonicalize().ok();
+    let is_own = |path: &Path| path.parent() == own.as_deref();
+    match (before.canonicalize(), file.canonicalize()) {
+        (Ok(before), Ok(file)) if before != file && !(is_own(&before) && is_own(&file)) => {
+            let (place, before) = (folder.path().display(), before.display());
+            Err(Error::refused(format!("{place} has the plan of {before}"))
+                .with_hint(format!("name another --dir, or remove {}", folder.plan().display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The names of a point's values, where any axis has names also the words of those that have none, and what the point sets.

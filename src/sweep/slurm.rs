@@ -1,5 +1,6 @@
 //! Job arrays: their text (pure), and what is asked of Slurm, each once and when the user says so.
 
+use super::claim::{SlurmJob, user};
 use super::file::Resources;
 use super::launch::Request;
 use super::stand::{Stand, Trials};
@@ -155,7 +156,8 @@ pub fn submit(request: &Request, really: bool) -> Result<()> {
     let Queued { trials: queued, last } = jobs.map_or(Queued::default(), |text| Queued::read(&text, &name));
     let arrays = arrays(request, open, queued, largest.unwrap_or(1001), &name);
     if arrays.is_empty() {
-        println!("nothing to submit: {open} trials are open, tasks for {queued} are in the queue");
+        let taken = trials.0.iter().filter(|trial| matches!(trial.stand, Stand::Running(_))).count();
+        println!("nothing to submit: {open} trials are open, tasks for {queued} are in the queue, {taken} are taken by a runner");
     }
     let mut before = last.map(|job| job.to_string());
     for array in &arrays {
@@ -177,17 +179,30 @@ pub fn submit(request: &Request, really: bool) -> Result<()> {
     Ok(())
 }
 
-/// Jobs that Slurm has and that are not over, asked for once and only if somebody wants to know.
+/// The cluster that Slurm's commands speak to here, and its jobs that are not over, asked for once and only if somebody wants to know.
 #[derive(Default)]
-pub struct Queue(OnceCell<Option<BTreeSet<String>>>);
+pub struct Queue(OnceCell<Option<(String, BTreeSet<String>)>>);
 
 impl Queue {
-    /// Whether a job is among them; `None` where there is no Slurm to ask.
-    pub fn has(&self, job: &str) -> Option<bool> {
-        // Of all users: a colleague may have submitted the sweep.
-        let all =
-            || Some(ask("squeue", &["--noheader", "--array", "--format=%A"]).ok()?.lines().map(|line| line.trim().to_owned()).collect());
-        self.0.get_or_init(all).as_ref().map(|jobs| jobs.contains(job))
+    /// Whether a job is among them; `None` where there is no Slurm to ask, or where a job that is not shown may still be there.
+    pub fn has(&self, job: &SlurmJob) -> Option<bool> {
+        let all = || {
+            // Of all users and hidden partitions: a colleague may have submitted the sweep.
+            let jobs = ask("squeue", &["--noheader", "--all", "--array", "--format=%A"]).ok()?;
+            let cluster = setting(&ask("scontrol", &["show", "config"]).ok()?, "ClusterName")?;
+            Some((cluster, jobs.lines().map(|line| line.trim().to_owned()).collect()))
+        };
+        let (cluster, jobs) = self.0.get_or_init(all).as_ref()?;
+        known(job, cluster, jobs, user())
+    }
+}
+
+/// Whether a job is among a cluster's, as a user sees them.
+fn known(job: &SlurmJob, cluster: &str, jobs: &BTreeSet<String>, user: u32) -> Option<bool> {
+    match (job.cluster == cluster, jobs.contains(&job.id)) {
+        (true, true) => Some(true),
+        (true, false) if job.user == user => Some(false),
+        _ => None,
     }
 }
 
@@ -201,7 +216,9 @@ fn shell(path: &Path) -> String {
 /// The folder's name for people, and its path's hash for Slurm's list of jobs.
 fn job_name(request: &Request) -> String {
     let path = request.folder.path().display().to_string();
-    format!("sweep-{}-{}", request.folder.name(), &files::sha256(path.as_bytes())[..8])
+    // As one word, in batch files and in what squeue prints.
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    format!("sweep-{}-{}", request.folder.name().chars().map(plain).collect::<String>(), &files::sha256(path.as_bytes())[..8])
 }
 
 /// What Slurm has of a sweep.
@@ -231,7 +248,13 @@ impl Queued {
 }
 
 fn max_array_size(config: &str) -> Option<usize> {
-    config.lines().find_map(|line| line.trim().strip_prefix("MaxArraySize")?.split('=').nth(1)?.trim().parse().ok())
+    setting(config, "MaxArraySize")?.parse().ok()
+}
+
+/// A value of `scontrol show config`.
+fn setting(config: &str, name: &str) -> Option<String> {
+    let value = |line: &str| line.trim().strip_prefix(name)?.trim_start().strip_prefix('=').map(|value| value.trim().to_owned());
+    config.lines().find_map(value)
 }
 
 fn ask(program: &str, words: &[&str]) -> Result<String> {
@@ -370,7 +393,23 @@ mod tests {
 
     #[test]
     fn answers_of_slurm_are_read() {
-        assert_eq!(max_array_size("Foo = 1\nMaxArraySize            = 1001\nBar = 2"), Some(1001));
+        let config = "Foo = 1\nMaxArraySize            = 1001\nClusterName             = one\nBar = 2";
+        assert_eq!((max_array_size(config), setting(config, "ClusterName")), (Some(1001), Some("one".into())));
+        let (jobs, job) = (BTreeSet::from(["7".to_owned()]), |id: &str, cluster: &str, user| SlurmJob {
+            id: id.into(),
+            cluster: cluster.into(),
+            user,
+            ..SlurmJob::default()
+        });
+        assert_eq!(known(&job("7", "one", 5), "one", &jobs, 4), Some(true));
+        assert_eq!(known(&job("8", "one", 4), "one", &jobs, 4), Some(false));
+        for hidden in [job("8", "one", 5), job("7", "two", 4), job("8", "", 4)] {
+            assert_eq!(known(&hidden, "one", &jobs, 4), None, "{hidden:?}");
+        }
+        // The folder's name has a space.
+        let name = job_name(&request(Resources::default()));
+        assert!(name.starts_with("sweep-my-sweep-"), "{name}");
+        assert_eq!(Queued::read(&format!("PD 7 {name}-x4\n"), &name).trials, 4);
         let tasks = "PD 7 s-x4\nPD 7 s-x4 \nR 9 ssdkd\nPD 8 s-x1\nPD 12 other-x9\nR 6 s-x4\n";
         assert_eq!(Queued::read(tasks, "s"), Queued { trials: 9, last: Some(8) });
         assert_eq!(Queued::read("R 6 s-x4\n", "s"), Queued { trials: 0, last: Some(6) });

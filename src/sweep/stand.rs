@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::run_folder::{State, Status};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -132,18 +132,19 @@ impl Standing {
         Self::seen_by(SlurmJob::own().as_ref(), folder).map(|(standing, _)| standing)
     }
 
-    /// The same as `job` sees it, and whether it is the job's own: its claims are none once Slurm has started it again.
-    fn seen_by(job: Option<&SlurmJob>, folder: &Path) -> Result<(Self, bool)> {
-        let claim = Claim::read(folder)?;
-        let is_ours = claim.as_ref().is_some_and(|claim| claim.is_outlived_by(job, folder));
-        let claim = claim.filter(|_| !is_ours);
+    /// The same as `job` sees it, and the claim that is the job's own from before Slurm started it again: to the job it is none.
+    fn seen_by(job: Option<&SlurmJob>, folder: &Path) -> Result<(Self, Option<Claim>)> {
+        let (own, claim) = match Claim::read(folder)? {
+            Some(claim) if claim.is_outlived_by(job, folder) => (Some(claim), None),
+            claim => (None, claim),
+        };
         let outcome = Outcome::read(folder)?;
         let stand = match (claim, &outcome) {
             (_, Some(Outcome { ended: Ended::Done, .. })) => Stand::Done,
             (Some(claim), _) => Stand::Running(claim),
             (None, Some(outcome)) => match outcome.ended {
                 Ended::Done => Stand::Done,
-                Ended::Paused if is_ours && !rests(folder) => Stand::Stopped,
+                Ended::Paused if own.is_some() && !rests(folder) => Stand::Stopped,
                 Ended::Paused => Stand::Paused,
                 Ended::Stopped => Stand::Stopped,
                 Ended::Failed => Stand::Failed(outcome.reason.clone().unwrap_or_default()),
@@ -155,7 +156,7 @@ impl Standing {
                 _ => Stand::Stopped,
             },
         };
-        Ok((Self { stand, outcome }, is_ours))
+        Ok((Self { stand, outcome }, own))
     }
 
     /// Rounds that are over: of a run in the middle, lines of metrics.csv after its head.
@@ -177,10 +178,10 @@ fn rests(folder: &Path) -> bool {
     Status::read(folder).is_ok_and(|status| status.state == State::Paused)
 }
 
-/// Every trial of a plan, as they stood when they were looked at; and indices of those that this job had before Slurm started it again:
-/// to all others they are running, so that nobody else would go on with them.
+/// Every trial of a plan, as they stood when they were looked at; and the claims, by index, that this job had laid before Slurm started it
+/// again: to all others those trials are running, so that nobody else would go on with them.
 #[derive(Debug)]
-pub struct Trials(pub Vec<Standing>, BTreeSet<usize>);
+pub struct Trials(pub Vec<Standing>, BTreeMap<usize, Claim>);
 
 impl Trials {
     /// Looks at all of them. Those `known` to be done are not looked at again.
@@ -189,23 +190,36 @@ impl Trials {
     }
 
     fn seen_by(job: Option<&SlurmJob>, folder: &SweepFolder, plan: &Plan, known: &BTreeSet<usize>) -> Result<Self> {
-        let mut trials = Self(Vec::new(), BTreeSet::new());
+        let mut trials = Self(Vec::new(), BTreeMap::new());
         for (i, trial) in plan.trials.iter().enumerate() {
-            let (standing, is_ours) = match known.contains(&i) && plan.halving.is_none() {
-                true => (Standing { stand: Stand::Done, outcome: None }, false),
+            let (standing, own) = match known.contains(&i) && plan.halving.is_none() {
+                true => (Standing { stand: Stand::Done, outcome: None }, None),
                 false => Standing::seen_by(job, &folder.trial(trial))?,
             };
             trials.0.push(standing);
-            if is_ours {
-                trials.1.insert(i);
-            }
+            trials.1.extend(own.map(|claim| (i, claim)));
         }
         Ok(trials)
     }
 
-    /// Indices of this job's own that wait at a rung: their claims are in the way of others for nothing.
-    pub(super) fn resting(&self) -> impl Iterator<Item = usize> {
-        self.1.iter().copied().filter(|i| self.0[*i].stand == Stand::Paused)
+    /// How many have a runner that may be alive.
+    pub fn with_others(&self) -> usize {
+        self.0.iter().filter(|trial| matches!(&trial.stand, Stand::Running(claim) if !claim.is_dead_here())).count()
+    }
+
+    /// Gives up the claims of this job's own that nothing is to be done with now: to all others they are running.
+    ///
+    /// # Errors
+    /// A claim that cannot be read, made or removed.
+    pub(super) fn set_free(&self, folder: &SweepFolder, plan: &Plan) -> Result<()> {
+        for (&i, claim) in self.1.iter().filter(|(i, _)| matches!(self.0[**i].stand, Stand::Paused | Stand::Failed(_))) {
+            let folder = folder.trial(&plan.trials[i]);
+            // Not where another process of this job has taken it meanwhile.
+            if let Some(claim) = claim.take_over(&folder)? {
+                claim.give_up(&folder)?;
+            }
+        }
+        Ok(())
     }
 
     /// Indices of trials that can be run now, in the order in which they should be, each with the index of the rung it is to reach.
@@ -218,7 +232,7 @@ impl Trials {
         };
         // A task that may begin a few only must not end without those that wait for it. What is begun goes before what is not, whatever
         // its seed.
-        steps.sort_by_key(|(i, _)| (!self.1.contains(i), self.0[*i].stand == Stand::Planned));
+        steps.sort_by_key(|(i, _)| (!self.1.contains_key(i), self.0[*i].stand == Stand::Planned));
         steps
     }
 
@@ -248,7 +262,12 @@ impl Trials {
 
 /// Makes trials that failed, and those whose runner is gone, ready to be run again; their logs are kept. Named trials only, where any are
 /// named. Returns a line for every trial that was looked at.
-pub fn retry(folder: &SweepFolder, plan: &Plan, named: &[String], queued: &dyn Fn(&str) -> Option<bool>) -> Result<Vec<(String, String)>> {
+pub fn retry(
+    folder: &SweepFolder,
+    plan: &Plan,
+    named: &[String],
+    queued: &dyn Fn(&SlurmJob) -> Option<bool>,
+) -> Result<Vec<(String, String)>> {
     let is_meant = |trial: &Trial| named.iter().any(|name| *name == trial.name() || name.parse() == Ok(trial.number));
     if let Some(unknown) = named.iter().find(|name| !plan.trials.iter().any(|t| **name == t.name() || name.parse() == Ok(t.number))) {
         return Err(Error::refused(format!("{unknown} is no trial of this plan"))
@@ -262,7 +281,7 @@ pub fn retry(folder: &SweepFolder, plan: &Plan, named: &[String], queued: &dyn F
 }
 
 /// What is to be said of a trial, if anything. Whoever changes one holds its claim, so that no runner and no other retry is in the midst of it.
-fn retry_one(folder: &Path, is_named: bool, queued: &dyn Fn(&str) -> Option<bool>) -> Result<Option<String>> {
+fn retry_one(folder: &Path, is_named: bool, queued: &dyn Fn(&SlurmJob) -> Option<bool>) -> Result<Option<String>> {
     let Standing { stand, outcome } = Standing::read(folder)?;
     let (claim, reason, line) = match stand {
         Stand::Failed(why) => (Claim::take(folder)?, "to be run again", format!("failed ({why}): to be run again")),
@@ -374,7 +393,7 @@ mod tests {
             let path = |i: usize| folder.trial(&plan.trials[i]);
             (0..4).for_each(|i| fs::create_dir_all(path(i)).unwrap());
             let offered = |id: &str, restart| {
-                let job = SlurmJob { id: id.into(), restart };
+                let job = SlurmJob { id: id.into(), restart, ..SlurmJob::default() };
                 let trials = Trials::seen_by(Some(&job), &folder, &plan, &BTreeSet::new()).unwrap();
                 trials.next(&plan).into_iter().map(|(i, _)| i).collect::<Vec<_>>()
             };
@@ -397,7 +416,7 @@ mod tests {
         fs::create_dir_all(&path).unwrap();
         let paused = Outcome { ended: Ended::Paused, launches: 1, rungs: vec![Some(0.5)], ..Outcome::none() };
         let dead = Claim { process_began: Some(1), ..of_job("7", 0) };
-        let job = SlurmJob { id: "7".into(), restart: 1 };
+        let job = SlurmJob { id: "7".into(), restart: 1, ..SlurmJob::default() };
         for (state, seen) in [(State::Paused, Stand::Paused), (State::Running, Stand::Stopped), (State::Stopped, Stand::Stopped)] {
             paused.write(&path).unwrap();
             claimed(&path, &dead);
@@ -405,7 +424,9 @@ mod tests {
             let trials = Trials::seen_by(Some(&job), &folder, &plan, &BTreeSet::new()).unwrap();
             assert_eq!(trials.0[0].stand, seen, "{state:?}");
             assert_eq!(trials.next(&plan).contains(&(0, Some(1))), seen == Stand::Stopped, "{state:?}");
-            assert_eq!(trials.resting().count() == 1, seen == Stand::Paused, "{state:?}");
+            trials.set_free(&folder, &plan).unwrap();
+            assert_eq!(path.join("claim").exists(), seen != Stand::Paused, "{state:?}");
+            claimed(&path, &dead);
             let said = retry(&folder, &plan, &[], &|_| None).unwrap();
             assert_eq!(said[0].1, "free again: its runner is dead");
             assert_eq!(Standing::read(&path).unwrap().stand, seen, "{state:?}");

@@ -1,6 +1,7 @@
 //! How a sweep stands, for people and as JSON.
 
 use super::claim::now;
+use super::file::Halving;
 use super::folder::SweepFolder;
 use super::plan::{Plan, Trial, shown};
 use super::stand::{Stand, Standing, Trials};
@@ -52,7 +53,7 @@ impl Status {
             *counts.entry(standing.stand.name()).or_default() += 1;
             let path = folder.trial(trial);
             let round = standing.rounds_done(&path, trial);
-            pace.count(standing, trial, round);
+            pace.count(standing, trial, round, plan.halving.as_ref());
             let state = standing.stand.name();
             rows.push(Row { name: trial.name(), state, round, rounds: trial.rounds, set: shown(&trial.set), note: note(standing, &path) });
         }
@@ -65,12 +66,15 @@ impl Status {
 struct Pace {
     rounds: u64,
     seconds: f64,
-    left: u64,
+    /// Rounds that open trials have to their ends, or to their next rungs.
+    left: f64,
+    /// Rounds that a halving can be expected to have left.
+    expected: f64,
     running: usize,
 }
 
 impl Pace {
-    fn count(&mut self, standing: &Standing, trial: &Trial, round: u64) {
+    fn count(&mut self, standing: &Standing, trial: &Trial, round: u64, halving: Option<&Halving>) {
         let before = standing.outcome.as_ref().map_or(0.0, |outcome| outcome.seconds);
         let since = match &standing.stand {
             Stand::Running(claim) if !claim.is_dead_here() => {
@@ -83,14 +87,24 @@ impl Pace {
             self.rounds += round;
             self.seconds += before + since;
         }
+        let goals = halving.map_or_else(|| vec![trial.rounds], |halving| halving.rounds(trial.rounds));
         // What waits at a rung may wait for good.
         if !matches!(standing.stand, Stand::Done | Stand::Failed(_) | Stand::Paused) {
-            self.left += trial.rounds.saturating_sub(round);
+            let goal = goals.iter().copied().find(|goal| *goal > round).unwrap_or(trial.rounds);
+            self.left += goal.saturating_sub(round) as f64;
+        }
+        if let Some(halving) = halving {
+            // Of so many trials that reach a rung, one goes on.
+            let share = |rung: usize| 1.0 / (halving.factor as f64).powi(rung as i32);
+            let before = std::iter::once(0).chain(goals.iter().copied());
+            let all = goals.iter().zip(before).enumerate().map(|(rung, (goal, before))| (goal - before) as f64 * share(rung));
+            self.expected += all.sum::<f64>() - round as f64;
         }
     }
 
     fn seconds_left(&self) -> Option<f64> {
-        (self.rounds > 0 && self.running > 0).then(|| self.seconds / self.rounds as f64 * self.left as f64 / self.running as f64)
+        let left = self.left.max(self.expected);
+        (self.rounds > 0 && self.running > 0).then(|| self.seconds / self.rounds as f64 * left / self.running as f64)
     }
 }
 
@@ -141,6 +155,7 @@ fn time(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::claim::Claim;
+    use super::super::halving::Goal;
     use super::super::stand::{Ended, Outcome};
     use super::*;
 
@@ -155,19 +170,28 @@ mod tests {
             Some(Outcome { ended: Ended::Stopped, code: None, reason: None, launches: 1, seconds, rungs: Vec::new(), at: 0 })
         };
         let mut pace = Pace::default();
-        let mut count = |stand, outcome, round| pace.count(&Standing { stand, outcome }, &trial, round);
+        let mut count = |stand, outcome, round| pace.count(&Standing { stand, outcome }, &trial, round, None);
         count(Stand::Done, after(12_000.0), 12);
         count(Stand::Planned, None, 0);
         count(Stand::Failed("why".into()), after(4000.0), 4);
         count(Stand::Paused, after(4000.0), 4);
         count(Stand::Stopped, after(2000.0), 2);
         assert_eq!(pace.seconds_left(), None, "nothing runs");
-        pace.count(&Standing { stand: Stand::Running(claim.clone()), outcome: after(3000.0) }, &trial, 3);
+        pace.count(&Standing { stand: Stand::Running(claim.clone()), outcome: after(3000.0) }, &trial, 3, None);
         let wanted = 1000.0 * f64::from(12 + 10 + 9);
         let left = pace.seconds_left().unwrap();
         assert!((left - wanted).abs() < 0.01 * wanted, "{left}");
-        pace.count(&Standing { stand: Stand::Running(claim), outcome: after(3000.0) }, &trial, 3);
+        pace.count(&Standing { stand: Stand::Running(claim), outcome: after(3000.0) }, &trial, 3, None);
         let wanted = 1000.0 * f64::from(12 + 10 + 9 + 9) / 2.0;
         assert!((pace.seconds_left().unwrap() - wanted).abs() < 0.01 * wanted, "two at a time");
+
+        // Nine trials of 12 rounds with rungs after 2 and 6: all have 2 rounds before them, three 4 more, one 6 more.
+        let halving = Halving { metric: "m".into(), goal: Goal::Max, rungs: vec![2.0, 6.0], factor: 3 };
+        let mut pace = Pace::default();
+        let running = || Standing { stand: Stand::Running(Claim::read(folder.path()).unwrap().unwrap()), outcome: after(1000.0) };
+        pace.count(&running(), &trial, 1, Some(&halving));
+        (0..8).for_each(|_| pace.count(&Standing { stand: Stand::Planned, outcome: None }, &trial, 0, Some(&halving)));
+        let wanted = 1000.0 * (9.0 * 2.0 + 3.0 * 4.0 + 6.0 - 1.0);
+        assert!((pace.seconds_left().unwrap() - wanted).abs() < 0.01 * wanted, "{:?}", pace.seconds_left());
     }
 }

@@ -38,7 +38,9 @@ fn the_command_reference_is_current() {
     }
     check("docs/commands.md", &page);
     // What the program itself prints.
-    assert!(page.contains(ssdkd(&["bench", "ranks", "--help"]).expect(0).stdout.lines().next_back().unwrap().trim()));
+    let printed = ssdkd(&["bench", "ranks", "--help"]).expect(0).stdout;
+    let printed: Vec<&str> = printed.trim_end().lines().map(str::trim_end).collect();
+    assert!(page.contains(&format!("```text\n{}\n```", printed.join("\n"))), "{printed:?}");
 }
 
 /// The projected table is the one that the command above it prints.

@@ -253,6 +253,7 @@ fn a_rank_that_stops_is_named_by_the_watchdog() {
     assert!(line.contains("did not arrive at ") && line.contains(" number ") && line.ends_with("within 10 s"), "{line}");
     assert_eq!(words.matches("error: rank").count(), 1, "{words}");
     assert_eq!(saved_steps(&run), 1);
+    let saved = Status::read(&run).unwrap().sent;
     ends_undisturbed(&run, launch(2, &arguments, None));
     // What draws have moved adds up over the launches, as the numbers of ranks were the same.
     let [report, undisturbed] = [&run, &reference().run]
@@ -268,6 +269,7 @@ fn a_rank_that_stops_is_named_by_the_watchdog() {
         sent.rows_sent_away,
         whole.rows_sent_away
     );
+    assert!(saved.rows > 0 && saved.bytes > 0, "{saved:?}");
     assert!(sent.bytes_sent > whole.bytes_sent, "{} and {}", sent.bytes_sent, whole.bytes_sent);
 }
 

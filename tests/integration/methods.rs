@@ -36,7 +36,7 @@ fn checksums(run: &Path) -> String {
 #[test]
 fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
     let folder = tempfile::tempdir().unwrap();
-    let data = small_fashion_mnist(folder.path(), 64);
+    let data = small_fashion_mnist(folder.path(), 50);
     let ranks = if has_mpirun() { 2 } else { 1 };
     let launch = |arguments: &[String]| if ranks == 1 { ssdkd(arguments) } else { ssdkd_on(ranks, arguments) };
     for (method, sets) in METHODS {

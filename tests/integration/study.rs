@@ -65,7 +65,9 @@ fn an_ablation_has_eight_rows_and_goes_on_where_it_was() {
     ssdkd(&["sweep", "run", dir.to_str().unwrap(), "--at-most", "3"]).expect(0);
     let partial = ssdkd(&["study", "show", dir.to_str().unwrap()]).expect(0).stdout;
     assert!(partial.contains("3 of 8 runs done") && partial.contains("–* |"), "{partial}");
-    scene.study("ablation", &["--seeds", "1"]);
+    let (said, _) = scene.study("ablation", &["--seeds", "1"]);
+    // While it runs, and at its end.
+    assert!(said.contains("3 of 8 runs done") && said.contains("8 of 8 runs done"), "{said}");
     let whole = page(&dir);
     assert!(whole.contains("8 of 8 runs done.") && !whole.contains('*'), "{whole}");
     let marks = ["diversity factor", "difficulty factor", "priority sampling"].map(|name| column(&whole, name));
@@ -86,14 +88,19 @@ fn an_ablation_has_eight_rows_and_goes_on_where_it_was() {
     for name in ["study.svg", "results.parquet", "report.html"] {
         assert!(dir.join(name).metadata().unwrap().len() > 500, "{name}");
     }
+    // Where there are no fonts there is none of it.
+    let svg = std::fs::read_to_string(dir.join("study.svg")).unwrap();
+    assert_eq!(std::fs::read(dir.join("study.png")).ok(), ssdkd::report::to_png(&svg));
     // The page keeps the table's order, and shows the best six in it.
     let html = report(&dir, &["diversity factor", "difficulty factor", "priority sampling"]);
     let names = ["diversity + difficulty + priority", "diversity + difficulty", "diversity + priority", "priority", "none"];
     let places = names.map(|name| html.find(&format!("<tr><td>{name}</td>")).unwrap());
     assert!(places.is_sorted() && html.contains("the best 6 of 8"), "{places:?}");
     assert_eq!(html.matches("<img alt=\"synthetic images").count(), 6);
-    // With a second seed, means of two.
+    // With a second seed, means of two; it comes after all of the first.
     scene.study("ablation", &["--seeds", "2"]);
+    let plan = ssdkd::sweep::Plan::read(&ssdkd::sweep::SweepFolder::new(&dir).unwrap()).unwrap();
+    assert_eq!(plan.trials.iter().map(|trial| trial.repeat).collect::<Vec<_>>(), [[1; 8], [2; 8]].concat());
     assert!(page(&dir).contains("16 of 16 runs done.") && column(&page(&dir), "top-1, %").iter().all(|cell| cell.contains('±')));
 }
 
@@ -109,6 +116,8 @@ fn sizes_methods_and_a_published_row() {
     scene.study("scale", &["--seeds", "1", "--sizes", "20", "0.5"]);
     let names = |name: &str| column(&page(&dir), name);
     assert_eq!(names("synthetic data, % of the original"), ["20", "0.5"]);
+    let minutes = names("minutes");
+    assert!(minutes.iter().all(|cell| cell.parse::<f64>().is_ok_and(|minutes| (0.0..5.0).contains(&minutes))), "{minutes:?}");
     // What was never full says how much was made.
     let made = names("images");
     assert!(made[0].starts_with("12000 (") && made[0].ends_with(" made)"), "{made:?}");

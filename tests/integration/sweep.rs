@@ -255,6 +255,25 @@ fn planning_again_keeps_trials() {
     assert!(scene.plan().expect(0).stdout.contains("6 trials of 3 points, 0 of them new"));
     scene.write(&with("phi.gamma = 3.0"));
     assert!(scene.plan().expect(0).stdout.contains("6 trials of 3 points, 6 of them new"));
+    // Tasks that wait for this sweep would run another's trials.
+    let (other, before) = (scene.folder.path().join("other.toml"), plan());
+    std::fs::copy(scene.file(), &other).unwrap();
+    ssdkd(&["sweep", "plan", other.to_str().unwrap(), "--dir", scene.dir().to_str().unwrap()]).expect(2).says(&[
+        "has the plan of ",
+        "tiny.toml",
+        "name another --dir, or remove ",
+    ]);
+    assert!(plan() == before);
+}
+
+/// A comparison on another method's length is run, with a word of it; images to train on have to be there.
+#[test]
+fn methods_that_real_images_or_many_rounds_are_missing_for() {
+    let scene =
+        Scene::new("[axes]\nvariant = [{ name = \"a\", method = \"dfq\" }, { name = \"b\", method = \"kd\", train.warmup_rounds = 0 }]\n");
+    scene.plan().expect(0).says(&["warning, 1 of 2 trials: train.rounds: 4 rounds; dfq is published with "]);
+    std::fs::remove_file(scene.folder.path().join("data/train-images-idx3-ubyte")).unwrap();
+    scene.plan().expect(2).says(&["train-images-idx3-ubyte", "the first with method=\"kd\""]);
 }
 
 /// Every finding of every trial at once, with the axis it is of; nothing is written.
@@ -324,6 +343,11 @@ fn what_cannot_run_is_refused_when_it_is_planned() {
             &["axes.phi.gamma: its `when` asks for variant = \"c\", which no trial has: \"a\", \"b\""],
         ),
         ("strategy = \"sobol\"\n---\n[axes]\nphi.gamma = [1]\n", &["trials: is left out"]),
+        (
+            "[axes]\nphi.gamma = [1]\n[resources]\nnodes = 2\ntime = \"00:05:00\"\n",
+            &["resources.nodes: is more than resources.ranks", "resources.time: leaves no time to compute"],
+        ),
+        ("[axes]\ndata.dir = [\"nowhere\"]\n", &["data.dir: ", "nowhere: no such folder"]),
         ("[axes]\nphi.gamma = [1]\n[resources]\nrank = 2\n", &["tiny.toml: line", "unknown field `rank`"]),
     ] {
         let scene = Scene::new(rest);
@@ -383,7 +407,8 @@ fn an_interrupted_sweep_goes_on_where_it_was() {
     }
     assert_eq!(scene.count("running"), 2);
     // Another runner finds nothing, and retry leaves what lives alone, named or not.
-    assert!(scene.sweep("run", &[]).expect(0).stdout.contains("0 done"));
+    let none = scene.sweep("run", &[]).expect(0).stdout;
+    assert!(none.contains("0 done") && none.contains("2 trials are taken by other runners"), "{none}");
     for named in [&[][..], &["1"]] {
         assert!(scene.sweep("retry", named).expect(0).stdout.contains("left alone: a process of its run is alive"));
     }
