@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 /// A row has the trial, how it stands, what it sets, and every single value of its `report.json` under `report.`; a trial without a
 /// report has the rest. `metrics` instead of the plan's: columns of the Markdown table, which is sorted by the first, the better end of it
 /// first.
+///
+/// # Errors
+/// A metric that no report has, with those there are; a damaged report; a folder that cannot be written.
 pub fn collect(folder: &SweepFolder, plan: &Plan, metrics: &[String]) -> Result<(Vec<PathBuf>, String)> {
     let trials = Trials::read(folder, plan, &BTreeSet::new())?;
     let mut table = Table::default();

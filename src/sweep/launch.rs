@@ -32,6 +32,10 @@ pub enum Launcher {
 
 impl Launcher {
     /// Runs or submits what is open, or prints what would be submitted.
+    ///
+    /// # Errors
+    /// Ranks that do not divide a trial's logical ranks; fewer GPUs than a trial wants; what Slurm refuses; files of a trial that cannot be
+    /// read or written. A trial that fails is none.
     pub fn start(&self, request: &Request) -> Result<Tally> {
         request.plan.fits(request.ranks)?;
         match self {
@@ -63,6 +67,9 @@ pub struct Request {
 
 impl Request {
     /// Of a sweep's folder; `ranks` instead of the plan's.
+    ///
+    /// # Errors
+    /// A folder without a whole plan, or without the configuration that it names.
     pub fn new(folder: &Path, ranks: Option<usize>) -> Result<Self> {
         let folder = SweepFolder::new(folder)?;
         let plan = Plan::read(&folder)?;

@@ -1,6 +1,7 @@
 //! Trials run by this process, a few at a time.
 
 use super::claim::{Claim, now};
+use super::file::Halving;
 use super::folder::LOG;
 use super::gpu::Mps;
 use super::launch::{Request, Slot};
@@ -285,7 +286,7 @@ fn send(child: &Child, wish: Wish) {
 }
 
 /// The round at which a trial pauses on its way to a rung; none on its way to the end.
-fn until(halving: Option<&super::Halving>, trial: &Trial, rung: Option<usize>) -> Option<u64> {
+fn until(halving: Option<&Halving>, trial: &Trial, rung: Option<usize>) -> Option<u64> {
     let (halving, rung) = (halving?, rung?);
     (rung < halving.rungs.len()).then(|| halving.rounds(trial.rounds)[rung])
 }

@@ -185,6 +185,9 @@ pub struct Trials(pub Vec<Standing>, BTreeMap<usize, Claim>);
 
 impl Trials {
     /// Looks at all of them. Those `known` to be done are not looked at again.
+    ///
+    /// # Errors
+    /// A claim, an outcome or a run's state that is damaged or cannot be read.
     pub fn read(folder: &SweepFolder, plan: &Plan, known: &BTreeSet<usize>) -> Result<Self> {
         Self::seen_by(SlurmJob::own().as_ref(), folder, plan, known)
     }
@@ -262,6 +265,9 @@ impl Trials {
 
 /// Makes trials that failed, and those whose runner is gone, ready to be run again; their logs are kept. Named trials only, where any are
 /// named. Returns a line for every trial that was looked at.
+///
+/// # Errors
+/// A name that is no trial's; files of a trial that cannot be read or written.
 pub fn retry(
     folder: &SweepFolder,
     plan: &Plan,

@@ -44,6 +44,9 @@ pub struct Row {
 
 impl Status {
     /// Reads the trials' files and asks nobody.
+    ///
+    /// # Errors
+    /// As [`Trials::read`].
     pub fn read(folder: &SweepFolder, plan: &Plan) -> Result<Self> {
         let trials = Trials::read(folder, plan, &BTreeSet::new())?;
         let mut counts = BTreeMap::new();
