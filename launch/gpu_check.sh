@@ -4,9 +4,9 @@
 #   launch/gpu_check.sh [FOLDER]       report and logs go to FOLDER (gpu_check); exit code 0 when every check has passed
 #   launch/gpu_check.sh --help
 #
-# Transports between ranks (two ranks share a GPU where there is one only), logits against the CPU's, the same run twice, on one rank and
-# on two, every network and method trained for a moment with deterministic kernels only, the demo, and the step benchmark. Takes
-# about ten minutes. Runs from a checkout (builds first) and from what launch/bundle.sh packs.
+# Transports between ranks (two ranks share a GPU where there is one only), every network's numbers against PyTorch's, logits against
+# the CPU's, the same run twice, on one rank and on two, every network and method trained for a moment with deterministic kernels only,
+# the demo, and the step benchmark. Takes about ten minutes. Runs from a checkout (builds first) and from what launch/bundle.sh packs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1:-} in -h | --help) sed -n '2,9s/^# \{0,1\}//p' launch/gpu_check.sh; exit 0 ;; esac
@@ -91,6 +91,8 @@ logits() {
     numbers compare "$out/logits-cpu.safetensors" "$out/logits-$device.safetensors"
 }
 check "logits on CUDA are the CPU's" logits
+goldens() { SSDKD__DEVICE=$device "$ssdkd" doctor --networks | tee /dev/stderr | grep -q "^networks .* give PyTorch's numbers on "; }
+check "all networks' numbers are PyTorch's" goldens
 
 # short NAME RANKS ARGUMENT...: a few rounds of the demo on GPUs.
 short() {

@@ -78,6 +78,10 @@ pub struct DoctorArgs {
     /// (docs/sites.md).
     #[arg(long)]
     pub comm: bool,
+    /// Also compute logits, running statistics and statistics losses of every network on this rank's device, and hold them
+    /// against PyTorch's: some ten seconds.
+    #[arg(long)]
+    pub networks: bool,
 }
 
 /// A configuration, in layers: defaults, files, environment, `--set`.

@@ -42,6 +42,7 @@ pub mod error;
 pub mod eval;
 pub mod export;
 pub mod files;
+pub mod goldens;
 pub mod inversion;
 pub mod layout;
 pub mod logs;
@@ -62,7 +63,3 @@ pub mod task;
 pub mod teacher;
 pub mod train;
 mod vector;
-
-#[cfg(test)]
-#[path = "../tests/common/fill.rs"]
-mod test_fill;

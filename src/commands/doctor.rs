@@ -6,7 +6,8 @@ use super::join;
 use crate::cli::DoctorArgs;
 use crate::config::{ReduceRule, load};
 use crate::device::{self, Device};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::goldens;
 use crate::layout::Layout;
 use crate::nn::shim;
 use crate::parallel::{MpiComm, check_sum, comm::conformance, comm::nccl, host_name};
@@ -32,9 +33,10 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let well = conformance.clone().and(sum.clone().map(|_| ()));
     // What gives wrong answers is not measured.
     let well = world.agree(well);
+    let networks = if args.networks && well.is_ok() { Some(world.agree(networks(device))) } else { None };
     let hosts = if args.comm && well.is_ok() { Some(comm::look(&world)?) } else { None };
     if !world.leads() {
-        return well;
+        return well.and(networks.map_or(Ok(()), |found| found.map(|_| ())));
     }
     let cores = local.cores;
     line("ssdkd", &crate::metrics::version());
@@ -59,9 +61,31 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         Ok(_) => line("device", &format!("{device:?} on this rank, tensors between ranks by {}", world.comm().name())),
         Err(error) => line("device", &error.to_string()),
     }
+    match &networks {
+        Some(Ok(text)) => line("networks", text),
+        Some(Err(error)) => line("networks", &error.to_string()),
+        None => {}
+    }
     line("Slurm", &slurm());
     hosts.iter().flatten().for_each(|text| println!("{text}"));
-    well
+    well.and(networks.map_or(Ok(()), |found| found.map(|_| ())))
+}
+
+/// What networks compute here, held against PyTorch.
+fn networks(device: Device) -> Result<String> {
+    let (names, mut found) = (goldens::networks(), Vec::new());
+    for name in &names {
+        found.extend(goldens::deviations(name, device)?);
+    }
+    // NaN is no deviation that may be.
+    let is_right = |number: &goldens::Deviation| number.relative <= goldens::tolerance(device);
+    if let Some(wrong) = found.iter().find(|number| !is_right(number)) {
+        let goldens::Deviation { network, number, got, want, .. } = wrong;
+        return Err(Error::refused(format!("{network} on {device:?}: {number} is {got}, PyTorch's is {want}"))
+            .with_hint("this libtorch, or this device, computes something else: ssdkd wants libtorch 2.11.0"));
+    }
+    let largest = found.iter().map(|number| number.relative).fold(0.0, f64::max);
+    Ok(format!("{} give PyTorch's numbers on {device:?}, to {largest:.1e} of their scale", names.len()))
 }
 
 fn line(subject: &str, text: &str) {

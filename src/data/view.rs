@@ -178,7 +178,7 @@ fn crops_by_grid(images_bchw: &Tensor, crops: &[Crop]) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::fill;
+    use crate::goldens::fill;
     use tch::Kind;
 
     /// Brute force, pixel by pixel.

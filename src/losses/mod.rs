@@ -46,7 +46,7 @@ pub fn masked_disagreement(student_logits: &Tensor, teacher_logits: &Tensor) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::{fill, fill_f64};
+    use crate::goldens::{fill, fill_f64};
 
     fn close(got: f64, want: f64, tolerance: f64) {
         assert!((got - want).abs() <= tolerance * want.abs().max(1e-3), "{got} instead of {want}");

@@ -62,7 +62,7 @@ pub fn contrast(local_nd: &Tensor, global_nd: &Tensor, temperature: f64, fresh: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::fill_f64;
+    use crate::goldens::fill_f64;
 
     #[track_caller]
     fn close(got: &Tensor, want: f64) {

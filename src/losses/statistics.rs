@@ -85,7 +85,7 @@ pub fn statistics_gap(taps: &[InputStatistics], running: &[(Tensor, Tensor)], av
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::fill;
+    use crate::goldens::fill;
 
     /// Values of spec `methods.md`, section 10: one layer of three channels, m = 0.9, three calls.
     #[test]

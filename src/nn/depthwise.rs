@@ -35,7 +35,7 @@ pub(super) fn convolve(x_bchw: &Tensor, weight_c1hw: &Tensor, dilation: i64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::fill_f64;
+    use crate::goldens::fill_f64;
 
     fn leaf(i: u64, shape: &[i64], kind: Kind) -> Tensor {
         fill_f64(i, shape).to_kind(kind).set_requires_grad(true)

@@ -80,7 +80,7 @@ impl DilatedConv2d {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::fill;
+    use crate::goldens::fill;
     use tch::{Device, Kind};
 
     /// Depthwise layers with holes take the gradients that are not libtorch's, unless all is to be libtorch's; values are the same.

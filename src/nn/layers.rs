@@ -392,7 +392,7 @@ impl BatchNorm2d {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::{fill, fill_f64};
+    use crate::goldens::{fill, fill_f64};
 
     #[test]
     fn the_convolution_of_an_upsampling_and_its_gradients_equal_the_two_steps() {

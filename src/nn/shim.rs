@@ -192,7 +192,7 @@ fn text_of(ask: unsafe extern "C" fn(*mut *mut c_char) -> *mut c_char) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::{fill, fill_f64};
+    use crate::goldens::{fill, fill_f64};
     use tch::Kind;
 
     /// 616 rows of 11 channels: several blocks, the last one short, and lanes that are not full.

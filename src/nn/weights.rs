@@ -170,7 +170,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         let tensors = vec![
-            ("w".to_owned(), crate::test_fill::fill(1, &[2, 3]).transpose(0, 1)),
+            ("w".to_owned(), crate::goldens::fill(1, &[2, 3]).transpose(0, 1)),
             ("n".to_owned(), Tensor::from(7i64)),
             ("u".to_owned(), Tensor::from_slice(&[1u8, 2])),
         ];

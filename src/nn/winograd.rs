@@ -44,7 +44,7 @@ pub(super) fn convolve(x_bchw: &Tensor, weight_oihw: &Tensor, bias_o: Option<&Te
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::fill_f64;
+    use crate::goldens::fill_f64;
 
     unsafe extern "C" {
         /// OpenMP's, for the calling thread alone: other tests keep theirs.

@@ -166,8 +166,8 @@ pub fn check_sum(world: &World, length: usize) -> Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::goldens::fill;
     use crate::parallel::test_ranks::{on_each_rank_by, on_ranks};
-    use crate::test_fill::fill;
 
     #[test]
     fn the_sum_has_the_same_bits_on_any_number_of_ranks() {

@@ -117,7 +117,7 @@ pub fn unpack(rows_nb: &Tensor, parts: &[(&[i64], Kind)]) -> Vec<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_fill::fill;
+    use crate::goldens::fill;
 
     #[test]
     fn packed_rows_come_apart_unchanged() {

@@ -92,6 +92,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::InARow;
     use crate::config::{Config, DatasetName, Job, ModelName, Plan, ReduceRule};
+    use crate::goldens::fill;
     use crate::layout::LogicalRank;
     use crate::methods::Method;
     use crate::metrics::Timings;
@@ -102,7 +103,6 @@ mod tests {
     use crate::rng::Purpose;
     use crate::run_folder::{EVIDENCE, Status};
     use crate::teacher::Teacher;
-    use crate::test_fill::fill;
     use std::path::Path;
     use tch::{Device, Kind, Tensor};
 

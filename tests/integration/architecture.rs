@@ -5,7 +5,7 @@ use crate::launch::root;
 use std::path::{Path, PathBuf};
 
 /// Module · may name `tch` · may take a `&World` or `&dyn Communicator`. A module may `use crate::` only those above it.
-const MODULES: [(&str, bool, bool); 33] = [
+const MODULES: [(&str, bool, bool); 34] = [
     ("error", false, false),
     ("files", false, false),
     ("layout", false, false),
@@ -21,6 +21,7 @@ const MODULES: [(&str, bool, bool); 33] = [
     ("data", true, false),
     ("losses", true, false),
     ("teacher", true, false),
+    ("goldens", true, false),
     ("inversion", true, false),
     ("replay", true, true),
     ("distill", true, false),

@@ -107,7 +107,7 @@ fn eval_refuses_before_it_computes() {
 fn predict_writes_logits_and_features() {
     let folder = tempfile::tempdir().unwrap();
     let (input, output) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
-    let images = crate::fill::fill(1, &[3, 1, 32, 32]);
+    let images = ssdkd::goldens::fill(1, &[3, 1, 32, 32]);
     weights::write(&input, &[("images".into(), images.shallow_clone())], &[]).unwrap();
     let teacher = root().join("configs/fashion_mnist/teacher.safetensors");
     let arguments = |input: &std::path::Path, classes: &str| {
@@ -148,14 +148,14 @@ fn predict_refuses_what_it_cannot_see() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let vgg = ssdkd::models::build(ssdkd::config::ModelName::Vgg11, ssdkd::models::Shape { channels: 1, classes: 2 });
-    let dict = crate::networks::filled(vgg.blueprint(), 0).0.state_dict();
+    let dict = ssdkd::goldens::filled(vgg.blueprint(), 0, Device::Cpu).unwrap().0.state_dict();
     let predict = |weights: &str, input: &str| {
         ssdkd(&["predict", "--model", "vgg11", "--weights", &path(weights), "--input", &path(input), "--out", &path("out.safetensors")])
     };
     for (classes, name) in [("2", "vgg"), ("-3", "negative"), ("5000000000", "huge"), ("many", "text")] {
         weights::write(path(name).as_ref(), &dict, &[("classes", classes.into())]).unwrap();
     }
-    let images = |name: &str, shape: &[i64]| weights::write(path(name).as_ref(), &[("images".into(), crate::fill::fill(1, shape))], &[]);
+    let images = |name: &str, shape: &[i64]| weights::write(path(name).as_ref(), &[("images".into(), ssdkd::goldens::fill(1, shape))], &[]);
     for (name, shape) in [("8", [2, 1, 8, 8]), ("7", [2, 1, 8, 7]), ("0", [2, 1, 0, 8]), ("none", [0, 1, 8, 8]), ("narrow", [1, 1, 64, 8])]
     {
         images(name, &shape).unwrap();
@@ -188,7 +188,7 @@ fn what_a_run_made_is_exported() {
     export().expect(0);
     equals(&shipped);
     let student = folder.path().join("student.safetensors");
-    weights::write(&student, &[("w".into(), crate::fill::fill(1, &[3]))], &[("model", "wrn16_1".into())]).unwrap();
+    weights::write(&student, &[("w".into(), ssdkd::goldens::fill(1, &[3]))], &[("model", "wrn16_1".into())]).unwrap();
     export().expect(0);
     equals(&student);
 }

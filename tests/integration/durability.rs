@@ -706,7 +706,7 @@ fn a_run_survives_thirty_kills_at_random_moments() {
 /// undisturbed run. That one `took` so long that the kills all come before the end; `least` of them must.
 fn soak(kills: u64, least: u64, sets: &[&str], seed: u64, wanted: &Sums, took: Duration) {
     let (_folder, run, arguments) = scene(sets);
-    let random = |k: u64, below: u64| ((crate::fill::value(seed, k).abs() * below as f64) as u64).min(below - 1);
+    let random = |k: u64, below: u64| ((ssdkd::goldens::value(seed, k).abs() * below as f64) as u64).min(below - 1);
     let (start_up, window) = (800, took.as_millis() as u64 / kills);
     let (mut landed, mut resumed) = (0, 0);
     for k in 0..kills {

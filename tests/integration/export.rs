@@ -1,11 +1,10 @@
 //! A network leaves ssdkd whole: every format gives the logits that ssdkd gives, for any number of images.
 
-use crate::fill::fill;
 use crate::launch::{root, run, ssdkd};
-use crate::networks::filled;
 use ssdkd::config::ModelName;
 use ssdkd::export::Subject;
 use ssdkd::export::onnx::{self, Attribute, FLOAT, GraphProto, IMAGES, INT64, LOGITS, Model, Node, OPSET, TensorProto, ValueInfo};
+use ssdkd::goldens::{fill, filled};
 use ssdkd::models::{self, Network, Shape};
 use ssdkd::nn::{Pass, State, weights};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +32,7 @@ impl Scene {
         let pixels = matches!(model, ModelName::Deeplabv3Resnet50 | ModelName::Deeplabv3Mobilenet);
         let (shape, [h, w]) = (Shape { channels: 3, classes: 7 }, if pixels { [48, 40] } else { [32, 32] });
         let network = models::build(model, shape);
-        let (state, _) = filled(network.blueprint(), 0);
+        let (state, _) = filled(network.blueprint(), 0, Device::Cpu).unwrap();
         let temporary = tempfile::tempdir().unwrap();
         let folder = temporary.path().join("run");
         std::fs::create_dir(&folder).unwrap();

@@ -207,7 +207,7 @@ fn pickles_and_torch_files() {
 #[test]
 fn safetensors_files() {
     let tensors = [("a.weight", vec![4, 3]), ("a.bias", vec![4]), ("n", vec![])];
-    let tensors: Vec<(String, Tensor)> = tensors.iter().map(|(key, shape)| ((*key).to_owned(), crate::fill::fill(1, shape))).collect();
+    let tensors: Vec<(String, Tensor)> = tensors.iter().map(|(key, shape)| ((*key).to_owned(), ssdkd::goldens::fill(1, shape))).collect();
     let file = weights::to_safetensors(&tensors, &[("format", "pt".into())]).unwrap();
     survives(&[file], |bytes| {
         let _ = weights::from_safetensors(bytes);

@@ -158,6 +158,15 @@ fn auto_is_the_cpu_without_a_gpu() {
     }
 }
 
+/// What the GPU's check asks on GPUs, on the CPU.
+#[test]
+fn the_doctor_holds_networks_against_pytorch() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
+    command.args(["doctor", "--networks"]).env("SSDKD__DEVICE", "cpu");
+    let said = about(&run(command, Duration::from_secs(120)).expect(0), "networks");
+    assert!(said.starts_with("16 give PyTorch's numbers on Cpu, to "), "{said}");
+}
+
 /// The GPU's check says what it does, and refuses a machine without one.
 #[test]
 fn the_gpu_check_refuses_a_machine_without_a_gpu() {

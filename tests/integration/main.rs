@@ -2,8 +2,6 @@
 
 #[path = "../common/slurm.rs"]
 mod cluster;
-#[path = "../common/fill.rs"]
-mod fill;
 #[path = "../common/launch.rs"]
 mod launch;
 

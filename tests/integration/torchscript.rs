@@ -1,9 +1,9 @@
 //! Teachers that are TorchScript programs: what they say, what their batch-norms see and how an image would have to change equal the
 //! built-in networks and PyTorch. The files are made by tests/golden/torchscript/make_goldens.py.
 
-use crate::fill::fill_f64;
 use crate::launch::{has_mpirun, root, small_fashion_mnist, ssdkd, ssdkd_on, tiny};
 use ssdkd::config::ModelName;
+use ssdkd::goldens::fill_f64;
 use ssdkd::losses::{StatisticsAverage, cross_entropy};
 use ssdkd::models::{self, Shape};
 use ssdkd::nn::{Blueprint, Pass, State, layer_values, weights};

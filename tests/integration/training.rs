@@ -1,10 +1,9 @@
 //! What is trained by hand-written passes and optimisers equals PyTorch's: golden values of tests/golden/training.
 
-use crate::fill::{fill, fill_f64};
-use crate::networks::filled;
 use ssdkd::config::{self, Config, ImageDtype, MetaRule, MethodName, ModelName};
 use ssdkd::data::{Facts, Fit, Normalise, View};
 use ssdkd::distill::{Criterion, Student, backward};
+use ssdkd::goldens::{fill, fill_f64, filled};
 use ssdkd::inversion::{Call, Contrast, Local, Networks, Settings, Share, SharedGenerator, Synthesis, invert};
 use ssdkd::layout::LogicalRank;
 use ssdkd::losses::StatisticsAverage;
@@ -69,7 +68,7 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         let student = wrn();
-        let (student_state, _) = filled(student.blueprint(), 0);
+        let (student_state, _) = filled(student.blueprint(), 0, Device::Cpu).unwrap();
         let head = student.blueprint().entries().iter().position(|e| e.key == "fc.weight").unwrap();
         let _ = student_state.at(Slot(head)).shallow_clone().g_mul_scalar_(0.5);
         Self { teacher: teacher(), student, student_state }
@@ -82,7 +81,7 @@ fn wrn() -> Box<dyn Network> {
 
 fn teacher() -> Teacher {
     let network = wrn();
-    let (state, _) = filled(network.blueprint(), 0);
+    let (state, _) = filled(network.blueprint(), 0, Device::Cpu).unwrap();
     Teacher::new(network, state)
 }
 
@@ -102,7 +101,7 @@ fn settings(method: MethodName, inversion: config::Inversion) -> Settings {
 fn generator(settings: &Settings) -> SharedGenerator {
     let of = config::Generator { latent: 8, filters: 4, large: false, stages: 2 };
     let generator = SharedGenerator::new(&of, &settings.inversion, &facts(), 7, Device::Cpu).unwrap();
-    generator.state.copy_from(&filled(generator.network.blueprint(), 100).0);
+    generator.state.copy_from(&filled(generator.network.blueprint(), 100, Device::Cpu).unwrap().0);
     generator
 }
 
@@ -237,7 +236,7 @@ fn slices_of_student_steps_are_pytorchs() {
     ] {
         let network = wrn();
         let blueprint = network.blueprint().clone();
-        let (state, _) = filled(&blueprint, 400);
+        let (state, _) = filled(&blueprint, 400, Device::Cpu).unwrap();
         let mut student = Student::new(network, state, 0.9, 1e-4).unwrap();
         let views = [(0, 0, false), (2, -1, false), (-2, 2, true), (0, 1, true), (1, 1, false)];
         let rows = Rows {
