@@ -35,8 +35,9 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let well = world.agree(well);
     let networks = if args.networks && well.is_ok() { Some(world.agree(networks(device))) } else { None };
     let hosts = if args.comm && well.is_ok() { Some(comm::look(&world)?) } else { None };
+    let well = well.and(networks.clone().map_or(Ok(()), |found| found.map(drop)));
     if !world.leads() {
-        return well.and(networks.map_or(Ok(()), |found| found.map(|_| ())));
+        return well;
     }
     let cores = local.cores;
     line("ssdkd", &crate::metrics::version());
@@ -61,14 +62,12 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         Ok(_) => line("device", &format!("{device:?} on this rank, tensors between ranks by {}", world.comm().name())),
         Err(error) => line("device", &error.to_string()),
     }
-    match &networks {
-        Some(Ok(text)) => line("networks", text),
-        Some(Err(error)) => line("networks", &error.to_string()),
-        None => {}
+    if let Some(found) = networks {
+        line("networks", &found.unwrap_or_else(|error| error.to_string()));
     }
     line("Slurm", &slurm());
     hosts.iter().flatten().for_each(|text| println!("{text}"));
-    well.and(networks.map_or(Ok(()), |found| found.map(|_| ())))
+    well
 }
 
 /// What networks compute here, held against PyTorch.

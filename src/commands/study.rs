@@ -72,6 +72,9 @@ fn run_study(args: &StudyArgs, study: Study) -> Result<Outcome> {
     if tally.stopped {
         return Ok(Outcome::Stopped);
     }
+    if open == 0 {
+        return Ok(Outcome::Done);
+    }
     let dir = folder.path().display();
     let elsewhere = Trials::read(&folder, &request.plan, &BTreeSet::new())?.with_others();
     if open > elsewhere {
@@ -80,9 +83,7 @@ fn run_study(args: &StudyArgs, study: Study) -> Result<Outcome> {
         );
         return Err(Error::refused(format!("{} runs are not done", open - elsewhere)).with_hint(hint).after_start());
     }
-    if open > 0 {
-        say(stdout(), &format!("{open} runs have other runners: `ssdkd study show {dir}` shows what came of them"));
-    }
+    say(stdout(), &format!("{open} runs have other runners: `ssdkd study show {dir}` shows what came of them"));
     Ok(Outcome::Done)
 }
 

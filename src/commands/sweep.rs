@@ -3,9 +3,7 @@
 use super::Outcome;
 use crate::cli::{SweepAction, SweepRunArgs};
 use crate::error::{Error, Result};
-use crate::sweep::{
-    Launcher, Plan, Queue, Request, Stand, Status, SweepFile, SweepFolder, Trials, collect, plan, retry, say, status_table,
-};
+use crate::sweep::{Launcher, Plan, Queue, Request, Status, SweepFile, SweepFolder, Trials, collect, plan, retry, say, status_table};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -86,8 +84,7 @@ fn run_here(args: &SweepRunArgs) -> Result<Outcome> {
     let tally = launcher.start(&request)?;
     say(std::io::stdout(), &format!("{} done, {} rungs reached, {} failed", tally.done, tally.paused, tally.failed));
     let dir = args.dir.display();
-    let taken = Trials::read(&request.folder, &request.plan, &BTreeSet::new())?.0;
-    let taken = taken.iter().filter(|trial| matches!(trial.stand, Stand::Running(_))).count();
+    let taken = Trials::read(&request.folder, &request.plan, &BTreeSet::new())?.taken();
     if taken > 0 {
         say(std::io::stdout(), &format!("{taken} trials are taken by other runners: `ssdkd sweep status {dir}` says by whom"));
     }

@@ -178,11 +178,8 @@ impl<'a> Checker<'a> {
     /// pictures would take minutes: their launches look at them.
     fn training_images(&mut self, config: &Config) -> Result<()> {
         let place = (config.dataset, config.data.dir.clone());
-        let is_quick = match config.dataset {
-            DatasetName::Cifar10 | DatasetName::Cifar100 | DatasetName::Mnist | DatasetName::FashionMnist => true,
-            DatasetName::Nyuv2 | DatasetName::Scenes13 | DatasetName::Svhn | DatasetName::TinyImagenet => false,
-            DatasetName::Folder | DatasetName::None => false,
-        };
+        let is_quick =
+            matches!(config.dataset, DatasetName::Cifar10 | DatasetName::Cifar100 | DatasetName::Mnist | DatasetName::FashionMnist);
         if is_quick && !self.opened.contains(&place) {
             data::open(config.dataset, &config.data, Split::Train)?;
             self.opened.push(place);
@@ -195,8 +192,8 @@ impl<'a> Checker<'a> {
         let published = method_values(config.method.name()).get("train.rounds").and_then(Value::as_integer).unwrap_or(0);
         let rounds = config.train.rounds;
         if job == Job::Train && published > 10 * rounds as i64 {
-            let (name, key) = (config.method.name(), "train.rounds");
-            let warning = format!("{key}: {rounds} rounds; {name} is published with {published} (configs/methods/{name}.toml)");
+            let name = config.method.name();
+            let warning = format!("train.rounds: {rounds} rounds; {name} is published with {published} (configs/methods/{name}.toml)");
             *self.warnings.entry(warning).or_default() += 1;
         }
     }

@@ -40,6 +40,6 @@ pub use plan::{Plan, plan};
 pub use scaling::RanksStudy;
 pub use shown::{show, write as write_study};
 pub use slurm::{Array, Queue};
-pub use stand::{Stand, Trials, retry};
+pub use stand::{Trials, retry};
 pub use status::{Status, table as status_table};
 pub use study::{Kind, Study, folder_of};

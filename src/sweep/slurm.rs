@@ -140,10 +140,10 @@ pub fn submit(request: &Request, really: bool) -> Result<()> {
     let plan = &request.plan;
     let lock = if really { Some(Lock::take(&request.folder.jobs().join("submitting"))?) } else { None };
     let trials = Trials::read(&request.folder, plan, &BTreeSet::new())?;
-    let (next, runs) = (trials.next(plan).len(), trials.0.iter().any(|t| matches!(t.stand, Stand::Running(_))));
+    let (next, taken) = (trials.next(plan).len(), trials.taken());
     let open = match &plan.halving {
         // As long as anything moves, what waits at a rung may get its turn: worth a task as well.
-        Some(_) if next > 0 || runs => {
+        Some(_) if next > 0 || taken > 0 => {
             trials.0.iter().filter(|t| !matches!(t.stand, Stand::Done | Stand::Failed(_) | Stand::Running(_))).count()
         }
         _ => next,
@@ -156,7 +156,6 @@ pub fn submit(request: &Request, really: bool) -> Result<()> {
     let Queued { trials: queued, last } = jobs.map_or(Queued::default(), |text| Queued::read(&text, &name));
     let arrays = arrays(request, open, queued, largest.unwrap_or(1001), &name);
     if arrays.is_empty() {
-        let taken = trials.0.iter().filter(|trial| matches!(trial.stand, Stand::Running(_))).count();
         println!("nothing to submit: {open} trials are open, tasks for {queued} are in the queue, {taken} are taken by a runner");
     }
     let mut before = last.map(|job| job.to_string());

@@ -205,6 +205,11 @@ impl Trials {
         Ok(trials)
     }
 
+    /// How many are taken, by whoever may be alive or dead.
+    pub fn taken(&self) -> usize {
+        self.0.iter().filter(|trial| matches!(trial.stand, Stand::Running(_))).count()
+    }
+
     /// How many have a runner that may be alive.
     pub fn with_others(&self) -> usize {
         self.0.iter().filter(|trial| matches!(&trial.stand, Stand::Running(claim) if !claim.is_dead_here())).count()
@@ -334,6 +339,7 @@ mod tests {
     use super::super::halving::Goal;
     use super::super::launch::tests::request;
     use super::*;
+    use std::path::PathBuf;
 
     fn plan(trials: usize) -> Plan {
         let trial = |number| Trial {
@@ -354,6 +360,15 @@ mod tests {
         Plan { halving: Some(halving), ..plan(trials) }
     }
 
+    /// A sweep's folder, and the one of its first trial.
+    fn begun(plan: &Plan) -> (tempfile::TempDir, SweepFolder, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = SweepFolder::new(dir.path()).unwrap();
+        let path = folder.trial(&plan.trials[0]);
+        fs::create_dir_all(&path).unwrap();
+        (dir, folder, path)
+    }
+
     fn claimed(folder: &Path, claim: &Claim) {
         fs::write(folder.join("claim"), serde_json::to_string(claim).unwrap()).unwrap();
     }
@@ -371,10 +386,8 @@ mod tests {
     /// Of any number of retries at a time one changes the trial, and none what a runner has made of it since it was looked at.
     #[test]
     fn retries_do_not_undo_each_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let (folder, plan) = (SweepFolder::new(dir.path()).unwrap(), plan(1));
-        let path = folder.trial(&plan.trials[0]);
-        fs::create_dir_all(&path).unwrap();
+        let plan = plan(1);
+        let (_dir, folder, path) = begun(&plan);
         for round in 0..20 {
             let seen = failed(&path);
             fs::write(path.join(LOG), "said").unwrap();
@@ -416,10 +429,8 @@ mod tests {
     /// The outcome of a trial that has left its rung still says that it waits there.
     #[test]
     fn a_trial_that_was_lost_on_its_way_to_a_rung_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let (folder, plan) = (SweepFolder::new(dir.path()).unwrap(), halved(2));
-        let path = folder.trial(&plan.trials[0]);
-        fs::create_dir_all(&path).unwrap();
+        let plan = halved(2);
+        let (_dir, folder, path) = begun(&plan);
         let paused = Outcome { ended: Ended::Paused, launches: 1, rungs: vec![Some(0.5)], ..Outcome::none() };
         let dead = Claim { process_began: Some(1), ..of_job("7", 0) };
         let job = SlurmJob { id: "7".into(), restart: 1, ..SlurmJob::default() };
@@ -443,10 +454,8 @@ mod tests {
 
     #[test]
     fn a_log_of_a_lost_runner_is_kept_beside_others() {
-        let dir = tempfile::tempdir().unwrap();
-        let (folder, plan) = (SweepFolder::new(dir.path()).unwrap(), plan(1));
-        let path = folder.trial(&plan.trials[0]);
-        fs::create_dir_all(&path).unwrap();
+        let plan = plan(1);
+        let (_dir, folder, path) = begun(&plan);
         for said in ["first", "second"] {
             claimed(&path, &Claim { process_began: Some(1), ..of_job("7", 0) });
             fs::write(path.join(LOG), said).unwrap();

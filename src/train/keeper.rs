@@ -164,10 +164,9 @@ impl Keeper {
     fn write_status(&mut self, run: &Run, world: &World, state: State) -> Result<()> {
         self.status.state = state;
         self.status.student_steps = run.cursor.student_steps();
-        self.status.seconds = self.timings.seconds();
         self.status.moved = run.moved_by_all(world)?;
-        // What another rank has sent must not stand there when its own error is written.
-        self.status.sent = world.from_leader(|| Ok(run.sent(world)))?;
+        // What another rank has measured must not stand there when its own error is written.
+        (self.status.seconds, self.status.sent) = world.from_leader(|| Ok((self.timings.seconds(), run.sent(world))))?;
         world.agree(if world.leads() { self.status.write(&self.folder) } else { Ok(()) })
     }
 
