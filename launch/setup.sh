@@ -32,9 +32,17 @@ done
 
 # ---- system packages -------------------------------------------------------------------------------------------------
 has() { command -v "$1" >/dev/null 2>&1; }
+# has_libclang: what bindgen looks for; libclang-cpp.so, which comes with llvm alone, is another library.
 has_libclang() {
-    [ -n "${LIBCLANG_PATH:-}" ] || has llvm-config || ldconfig -p 2>/dev/null | grep -q 'libclang[-.]' ||
-        compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null
+    [ -z "${LIBCLANG_PATH:-}" ] || return 0
+    if ldconfig -p 2>/dev/null | grep -qE 'libclang(-[0-9.]+)?\.so'; then return; fi
+    local folders=(/usr/lib/llvm-*/lib)
+    if has llvm-config; then folders+=("$(llvm-config --libdir)"); fi
+    local folder
+    for folder in "${folders[@]}"; do
+        if compgen -G "$folder/libclang.so*" >/dev/null || compgen -G "$folder/libclang-[0-9]*.so*" >/dev/null; then return; fi
+    done
+    return 1
 }
 packages=()
 has c++ || packages+=(g++)
