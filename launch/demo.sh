@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole of it in one command: set-up, release build, and SSD-KD on two ranks, into runs/demo. Arguments go to `ssdkd train`.
+# The whole of it in one command: set-up, release build, and SSD-KD on two ranks (on one where there is one GPU), into runs/demo. Arguments go to `ssdkd train`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 launch/setup.sh
@@ -7,4 +7,7 @@ launch/setup.sh
 . launch/common.sh
 rustup_first
 cargo build --release --locked
-launch/mpirun.sh 2 target/release/ssdkd train --config configs/fashion_mnist/demo.toml --run-dir runs/demo "$@"
+# One rank for each GPU, as far as there are two.
+ranks=2
+[ "$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ')" != 1 ] || ranks=1
+launch/mpirun.sh $ranks target/release/ssdkd train --config configs/fashion_mnist/demo.toml --run-dir runs/demo "$@"

@@ -53,8 +53,9 @@ say
 say "| check | result | |"
 say "| --- | --- | --- |"
 
-conforms() { SSDKD__DEVICE=$device on "$1" doctor | tee /dev/stderr | grep -q "every operation gives the right answer"; }
-by_nccl() { SSDKD__DEVICE=$device on "$1" doctor | tee /dev/stderr | grep -q "device .*Cuda.* NCCL"; }
+# No `grep -q`: it would leave before ssdkd has said all, which then ends by SIGPIPE.
+conforms() { SSDKD__DEVICE=$device on "$1" doctor | tee /dev/stderr | grep "every operation gives the right answer" >/dev/null; }
+by_nccl() { SSDKD__DEVICE=$device on "$1" doctor | tee /dev/stderr | grep "device .*Cuda.* NCCL" >/dev/null; }
 check "conformance, one rank" conforms 1
 for ranks in 2 4; do check "conformance and sums, $ranks ranks over NCCL" conforms $ranks; done
 check "tensors go by NCCL" by_nccl 2
@@ -91,7 +92,7 @@ logits() {
     numbers compare "$out/logits-cpu.safetensors" "$out/logits-$device.safetensors"
 }
 check "logits on CUDA are the CPU's" logits
-goldens() { SSDKD__DEVICE=$device "$ssdkd" doctor --networks | tee /dev/stderr | grep -q "^networks .* give PyTorch's numbers on "; }
+goldens() { SSDKD__DEVICE=$device "$ssdkd" doctor --networks | tee /dev/stderr | grep "^networks .* give PyTorch's numbers on " >/dev/null; }
 check "all networks' numbers are PyTorch's" goldens
 
 # short NAME RANKS ARGUMENT...: a few rounds of the demo on GPUs.
@@ -105,7 +106,7 @@ short() {
 same() { cmp <("$ssdkd" inspect --checksum "$out/runs/$1") <("$ssdkd" inspect --checksum "$out/runs/$2"); }
 twice() { short again-a 1 "$@" && short again-b 1 "$@" && same again-a again-b; }
 check "the same run twice: every bit" twice
-two() { short ranks-1 1 && short ranks-2 2 && same ranks-1 ranks-2; }
+two() { short ranks-1 1 "$@" && short ranks-2 2 "$@" && same ranks-1 ranks-2; }
 check "two ranks give the bits of one" two
 native() { short native-2 2 --set parallel.reduce=native; }
 check "two ranks with NCCL's own sum" native
@@ -119,17 +120,25 @@ done
 method_run() {
     local steps=3
     case $1 in dafl | dfad | dfq | zskt) steps=1 ;; esac
-    short "method-$1" 1 --config "configs/methods/$1.toml" --set inversion.steps=$steps --set inversion.batch_size=32 --set distill.batch_size=64
+    twice --config "configs/methods/$1.toml" --set inversion.steps=$steps --set inversion.batch_size=32 --set distill.batch_size=64
 }
-for method in cmi dafl deepinv dfad dfq fast zskt; do check "method $method" method_run $method; done
+for method in cmi dafl deepinv dfad dfq fast zskt; do check "method $method, deterministic kernels, twice" method_run $method; done
 for precision in tf32 bf16; do
-    check "precision $precision" short "precision-$precision" 1 --set train.precision=$precision
+    check "precision $precision: every bit twice" twice --set train.precision=$precision
+    check "precision $precision: two ranks give the bits of one" two --set train.precision=$precision
 done
 scenes() {
     "$ssdkd" teach --config configs/scenes13/teacher.toml --run-dir "$out/runs/scenes-$1" --fresh --set device=$device --set teacher.model="$1" \
         --set data.train_scenes=16 --set data.test_scenes=4 --set teach.epochs=1
 }
-for model in deeplabv3_mobilenet deeplabv3_resnet50; do check "$model on scenes, deterministic kernels" scenes $model; done
+scenes_inverted() {
+    twice --config configs/scenes13/demo.toml --set teacher.model="$1" --set teacher.weights="$out/runs/scenes-$1/teacher.safetensors" \
+        --set data.test_scenes=4 --set train.rounds=2 --set inversion.steps=2 --set inversion.batch_size=4 --set distill.batch_size=8
+}
+for model in deeplabv3_mobilenet deeplabv3_resnet50; do
+    check "$model on scenes, deterministic kernels" scenes $model
+    check "$model inverted, deterministic kernels, twice" scenes_inverted $model
+done
 
 demo() { on "$1" train --config configs/fashion_mnist/demo.toml --run-dir "$out/runs/demo" --fresh --set device=$device; }
 check "the demo" demo "$(( gpus > 1 ? 2 : 1 ))"

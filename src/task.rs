@@ -4,6 +4,7 @@
 //! Logits are `[b, k]` or `[b, k, h, w]`; targets, predictions and confidences are `[b]` or `[b, h, w]`.
 
 use crate::config::{DatasetName, ModelName};
+use crate::device::upload;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -31,7 +32,7 @@ fn resized(map_bkhw: &Tensor, to: &[i64]) -> Tensor {
     let weights = |axis: usize| {
         let (from, to) = (map_bkhw.size()[2 + axis], to[axis]);
         let places = (0..to).map(|i| (i as f64 + 0.5) * from as f64 / to as f64 - 0.5);
-        Tensor::from_slice(&linear_weights(places, from)).view([to, from]).to_device(map_bkhw.device())
+        upload(&Tensor::from_slice(&linear_weights(places, from)).view([to, from]), map_bkhw.device())
     };
     weights(0).matmul(&map_bkhw.to_kind(Kind::Float)).matmul(&weights(1).transpose(0, 1)).to_kind(map_bkhw.kind())
 }

@@ -27,6 +27,8 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     if device.is_cuda() {
         conformance = conformance.and(conformance::run(launch.comm(), device));
     }
+    // The way without NCCL, which a CPU's tensors can go as well.
+    let conformance = conformance.and(launch.conforms_through_host(device));
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
     let world = launch.into_world(layout, ReduceRule::Deterministic, device);
     let sum = check_sum(&world, 1000 * world.layout().ranks());

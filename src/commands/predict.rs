@@ -1,11 +1,11 @@
 //! `ssdkd predict`.
 
 use crate::cli::PredictArgs;
-use crate::config::DatasetName;
+use crate::config::{DatasetName, Precision, ReduceRule};
 use crate::data::Facts;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::nn::weights;
+use crate::nn::{compute_in, weights};
 use crate::parallel::Launch;
 use crate::predict::{self, Network};
 use std::path::Path;
@@ -14,6 +14,7 @@ use std::path::Path;
 pub fn run(args: &PredictArgs) -> Result<()> {
     files::check_target(&args.out)?;
     let device = Launch::alone()?.take_device(args.device, false, 0)?;
+    compute_in("--device", Precision::F32, device, ReduceRule::Deterministic)?;
     let network = Network { model: args.model, weights: &args.weights, classes: args.classes, device };
     if !args.input.is_dir() {
         return predict::tensors(&network, &args.input, &args.out);

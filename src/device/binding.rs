@@ -31,9 +31,10 @@ pub enum Seat {
     },
 }
 
-/// Variables in which launchers tell a rank its place on its host: Open MPI, MPICH and Intel MPI (Hydra), MVAPICH, Slurm. In that
-/// order, since an mpirun inside a Slurm job leaves Slurm's variable at that of its own daemon.
-const LOCAL_RANKS: [&str; 4] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"];
+/// Variables in which launchers tell a rank its place on its host: Open MPI, MPICH and Intel MPI (Hydra), MVAPICH, HPE Cray's PALS and
+/// other PMIs, Slurm. It is last, since an mpirun inside a Slurm job leaves Slurm's variable at that of its own daemon.
+const LOCAL_RANKS: [&str; 6] =
+    ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID"];
 
 /// A rank's place on its host, as its launcher has it.
 pub fn launched_local_rank(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
@@ -184,8 +185,8 @@ mod tests {
         let local = |variables: &[(&str, &str)]| {
             launched_local_rank(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))
         };
-        for (name, other) in [("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"), ("MPI_LOCALRANKID", "SLURM_LOCALID")] {
-            assert_eq!(local(&[(name, "3"), (other, "0")]), Some(3));
+        for name in ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK"] {
+            assert_eq!(local(&[("SLURM_LOCALID", "0"), (name, "3")]), Some(3));
         }
         assert_eq!(local(&[("SLURM_LOCALID", "2")]), Some(2));
         assert_eq!(local(&[("SLURM_LOCALID", "two")]), None);

@@ -5,6 +5,7 @@ use super::recipe::{Share, Synthesis};
 use super::{Call, Settings};
 use crate::config::{self, MetaRule};
 use crate::data::Normalise;
+use crate::device::upload;
 use crate::error::Result;
 use crate::nn::{Adam, Pass};
 use crate::rng::{Key, Purpose};
@@ -37,8 +38,8 @@ impl<'a> Canvas<'a> {
             Synthesis::Pixels => {
                 let [c, h, w] = settings.image;
                 let noise = call.key(settings, Purpose::Pixels).normals(b * (c * h * w) as usize);
-                let pixels_bchw =
-                    Tensor::from_slice(&noise).view([b as i64, c, h, w]).to_device(normalise.device()).set_requires_grad(true);
+                let noise = Tensor::from_slice(&noise).view([b as i64, c, h, w]);
+                let pixels_bchw = upload(&noise, normalise.device()).set_requires_grad(true);
                 let adam = Adam::new(&pixels_bchw, k.adam_beta1, PIXEL_BETA2);
                 let gradient_sum = Tensor::zeros([1], (Kind::Float, pixels_bchw.device()));
                 Self { paint: Paint::Pixels { pixels_bchw, adam, normalise }, gradient_sum }

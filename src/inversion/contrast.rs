@@ -4,6 +4,7 @@
 //! `contrastive.py`.
 
 use crate::config;
+use crate::device::upload;
 use crate::error::Result;
 use crate::losses;
 use crate::nn::{Adam, Entries, Linear, Scope, State, Stateful, room_for};
@@ -61,7 +62,7 @@ impl Contrast {
         let (mut local, mut global) = (local_bd.shallow_clone(), global_bd.shallow_clone());
         if filled > 0 {
             let rows: Vec<i64> = key.permutation(filled).into_iter().take(self.negatives).map(i64::from).collect();
-            let known = self.bank.index_select(0, &Tensor::from_slice(&rows).to_device(self.bank.device()));
+            let known = self.bank.index_select(0, &upload(&Tensor::from_slice(&rows), self.bank.device()));
             local = Tensor::cat(&[local, known.narrow(1, 0, d)], 0);
             global = Tensor::cat(&[global, known.narrow(1, d, d)], 0);
         }
@@ -85,7 +86,7 @@ impl Contrast {
         let Some(features_be) = self.proposed.take() else { return };
         let most = self.bank.size()[0];
         let places: Vec<i64> = (0..features_be.size()[0]).map(|i| (self.written as i64 + i) % most).collect();
-        let _ = self.bank.index_copy_(0, &Tensor::from_slice(&places).to_device(self.bank.device()), &features_be);
+        let _ = self.bank.index_copy_(0, &upload(&Tensor::from_slice(&places), self.bank.device()), &features_be);
         self.written += places.len() as u64;
     }
 

@@ -3,6 +3,7 @@
 use super::recipe::{Share, Start};
 use crate::config::{self, MetaRule};
 use crate::data::Facts;
+use crate::device::upload;
 use crate::error::{Error, Result};
 use crate::models::{Generator, GeneratorShape};
 use crate::nn::{Adam, Entries, Init, Pass, Role, Slot, State, Stateful, room_for};
@@ -68,7 +69,7 @@ impl SharedGenerator {
     pub(super) fn latents(&self, key: &Key, count: usize) -> Tensor {
         let latent = self.network.shape().latent;
         let values = key.normals(count * latent as usize);
-        Tensor::from_slice(&values).view([-1, latent]).to_device(self.state.parameters().device())
+        upload(&Tensor::from_slice(&values).view([-1, latent]), self.state.parameters().device())
     }
 
     /// What the shared generator is to take from the working copy, flat: one number where that is nothing.

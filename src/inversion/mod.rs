@@ -13,6 +13,7 @@ pub use recipe::{COLUMNS, Disagreement, Keep, Labels, Recipe, Share, Start, Synt
 
 use crate::config;
 use crate::data::{Normalise, View, apply_views, to_bytes, to_unit};
+use crate::device::upload;
 use crate::error::Result;
 use crate::layout::LogicalRank;
 use crate::losses::{Modulation, StatisticsAverage, kl_divergence, predicted_and_confidence};
@@ -246,7 +247,7 @@ pub fn descend(
 fn drawn_labels(settings: &Settings, call: &Call<'_>, device: tch::Device) -> Tensor {
     let key = call.key(settings, Purpose::Labels);
     let labels: Vec<i64> = (0..settings.inversion.batch_size as u64).map(|i| key.below(i, settings.classes as u64) as i64).collect();
-    Tensor::from_slice(&labels).to_device(device)
+    upload(&Tensor::from_slice(&labels), device)
 }
 
 /// What belongs to the lowest loss so far.

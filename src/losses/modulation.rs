@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::config::{Confidence, Difficulty, Diversity, Normalise, Phi};
+use crate::device::upload;
 
 /// Predicted category `[b]` (or `[b, h, w]`) and its softmax probability.
 pub fn predicted_and_confidence(teacher_logits: &Tensor) -> (Tensor, Tensor) {
@@ -30,7 +31,7 @@ impl<'a> Modulation<'a> {
             Diversity::Inverse => (total as f64 / (class_counts_k.len() as f64 * n.max(1) as f64)).min(phi.inverse_cap),
         };
         let diversity: Vec<f32> = class_counts_k.iter().map(|n| factor(n) as f32).collect();
-        Self { phi, diversity_k: Tensor::from_slice(&diversity).to_device(device) }
+        Self { phi, diversity_k: upload(&Tensor::from_slice(&diversity), device) }
     }
 
     /// φ per sample (per pixel): `(1 − n_c/|B|)·(1 − p)^γ` with c the teacher's predicted category.

@@ -2,7 +2,7 @@
 
 use super::count::computed;
 use super::depthwise;
-use super::layers::{ConvInit, as_kind};
+use super::layers::ConvInit;
 use super::state::{Role, Scope, Slot, State};
 use tch::Tensor;
 
@@ -63,7 +63,7 @@ impl DilatedConv2d {
     /// In a map no larger than the dilation only the middle tap meets anything but padding: it alone is computed.
     pub fn forward(&self, state: &State, x_bchw: &Tensor) -> Tensor {
         let DilatedShape { stride, padding, dilation, groups, .. } = self.shape;
-        let [x_bchw, weight] = [x_bchw, state.at(self.weight)].map(|t| as_kind(t, state.activations()));
+        let [x_bchw, weight] = [x_bchw, state.at(self.weight)].map(|t| state.operand(t));
         let y = if !state.is_plain() && self.shape.is_one_tap(&x_bchw.size()[2..]) {
             let middle = weight.narrow(2, 1, 1).narrow(3, 1, 1);
             x_bchw.conv2d(&middle, None::<&Tensor>, 1, 0, 1, groups)

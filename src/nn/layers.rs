@@ -233,7 +233,7 @@ impl Conv2d {
 
     /// `x_bchw` → `[b, output, h/stride, w/stride]`.
     pub fn forward(&self, state: &State, x_bchw: &Tensor) -> Tensor {
-        let [x_bchw, weight] = [x_bchw, state.at(self.weight)].map(|t| as_kind(t, state.activations()));
+        let [x_bchw, weight] = [x_bchw, state.at(self.weight)].map(|t| state.operand(t));
         let bias = self.bias(state);
         let y = if !state.is_plain() && winograd::pays(&x_bchw, &weight, self.stride) {
             winograd::convolve(&x_bchw, &weight, bias.as_ref()).expect("shapes were checked when the network was declared")
@@ -250,9 +250,10 @@ impl Conv2d {
     /// transposed convolution with a 4×4 kernel, stride 2, padding 1: four taps per output value instead of nine.
     pub fn forward_upsampled(&self, state: &State, x_bchw: &Tensor) -> Tensor {
         let weight = state.at(self.weight);
-        let spread = Tensor::from_slice(&[0f32, 0., 1., 0., 1., 1., 1., 1., 0., 1., 0., 0.]).view([4, 3]).to_device(weight.device());
+        let spread = Tensor::from_slice(&[0f32, 0., 1., 0., 1., 1., 1., 1., 0., 1., 0., 0.]).view([4, 3]);
+        let spread = upload(&spread, weight.device());
         let kernel = spread.matmul(weight).matmul(&spread.transpose(0, 1)).transpose(0, 1);
-        let [x_bchw, kernel] = [x_bchw, &kernel].map(|t| t.to_kind(state.activations()));
+        let [x_bchw, kernel] = [x_bchw, &kernel].map(|t| state.operand(t));
         let y = x_bchw.conv_transpose2d(&kernel, self.bias(state), 2i64, 1i64, 0i64, 1, 1i64);
         computed(&y, weight);
         y

@@ -360,6 +360,11 @@ char* ssdkd_bind_gradient(Tensor* parameter, Tensor* grad) {
   return guarded([&] { parameter->mutable_grad() = *grad; });
 }
 
+// Channels side by side, differentiably.
+char* ssdkd_channels_last(at::Tensor* x, at::Tensor** output) {
+  return guarded([&] { *output = new Tensor(channels_last(*x)); });
+}
+
 // Bytes that libtorch has asked for on the CPU since the first call.
 char* ssdkd_allocated_bytes(uint64_t* bytes) {
   return guarded([&] {
@@ -393,8 +398,10 @@ char* ssdkd_adam(Tensor* parameter, Tensor* grad, Tensor* first, Tensor* second,
                  double eps) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    at::_fused_adam_({*parameter}, {*grad}, {*first}, {*second}, {}, {at::full({}, step, at::TensorOptions().dtype(at::kFloat))}, lr,
-                     beta1, beta2, /*weight_decay=*/0.0, eps, /*amsgrad=*/false, /*maximize=*/false);
+    // CUDA's kernel reads the step's number where the parameters are.
+    const Tensor number = at::full({}, step, at::TensorOptions().dtype(at::kFloat).device(parameter->device()));
+    at::_fused_adam_({*parameter}, {*grad}, {*first}, {*second}, {}, {number}, lr, beta1, beta2, /*weight_decay=*/0.0, eps,
+                     /*amsgrad=*/false, /*maximize=*/false);
   });
 }
 

@@ -9,6 +9,7 @@ use torch_sys::C_tensor;
 
 unsafe extern "C" {
     fn ssdkd_bind_gradient(parameter: *mut C_tensor, grad: *mut C_tensor) -> *mut c_char;
+    fn ssdkd_channels_last(x: *mut C_tensor, output: *mut *mut C_tensor) -> *mut c_char;
     fn ssdkd_allocated_bytes(bytes: *mut u64) -> *mut c_char;
     fn ssdkd_frozen_batch_norm(
         x: *mut C_tensor,
@@ -70,6 +71,14 @@ pub(super) fn raw(tensor: &Tensor) -> *mut C_tensor {
 pub(super) fn bind_gradient(parameter: &Tensor, grad: &Tensor) -> Result<()> {
     // SAFETY: both pointers are live for the call.
     check("binding gradients", unsafe { ssdkd_bind_gradient(raw(parameter), raw(grad)) })
+}
+
+/// `x_4d` with its channels side by side in memory: itself where they are. Differentiable.
+pub(super) fn channels_last(x_4d: &Tensor) -> Tensor {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: the input is live; the output is adopted once.
+    check("changing a layout", unsafe { ssdkd_channels_last(raw(x_4d), &raw mut out) }).expect("only tensors of four dimensions come here");
+    adopt(out)
 }
 
 /// Bytes that libtorch has asked for on the CPU since the first call; asking makes it count from then on.

@@ -4,6 +4,7 @@
 //! third; the tensors that layers use are views into them. What is reduced between ranks, updated by an optimiser or
 //! written to a checkpoint is then one tensor each, with no copy per parameter.
 
+use super::layers::as_kind;
 use super::{precision, shim};
 use crate::config::Precision;
 use crate::error::{Error, Result};
@@ -162,6 +163,7 @@ pub struct State {
     gradient: Option<Tensor>,
     views: Vec<Tensor>,
     activations: Kind,
+    channels_last: bool,
     plain: bool,
 }
 
@@ -192,8 +194,9 @@ impl State {
         let parameters = Tensor::zeros([total(|r| matches!(r, Role::Parameter(_)))], (Kind::Float, device));
         let statistics = Tensor::zeros([total(|r| matches!(r, Role::Statistic(_)))], (Kind::Float, device));
         let counters = Tensor::zeros([total(|r| matches!(r, Role::Counter))], (Kind::Int64, Device::Cpu));
-        let (gradient, views, activations, plain) = (None, Vec::new(), Kind::Float, false);
-        let mut state = Self { blueprint: blueprint.clone(), parameters, statistics, counters, gradient, views, activations, plain };
+        let (blueprint, gradient, views, activations) = (blueprint.clone(), None, Vec::new(), Kind::Float);
+        let (channels_last, plain) = (false, false);
+        let mut state = Self { blueprint, parameters, statistics, counters, gradient, views, activations, channels_last, plain };
         state.views = state.views_into(&state.parameters, &state.statistics, &state.counters);
         state
     }
@@ -235,13 +238,23 @@ impl State {
     }
 
     /// Convolutions of this network take and give `precision` from now on; what is held here stays f32.
+    ///
+    /// A GPU's tensor cores multiply channels-last: in TF32 and bf16 that is what convolutions are given there. Other layers keep the
+    /// layout they are given. In f32, which is computed beside tensor cores, libtorch's own layout stays.
     pub fn compute_in(&mut self, precision: Precision) {
         self.activations = precision::kind(precision);
+        self.channels_last = self.parameters.device().is_cuda() && precision != Precision::F32;
     }
 
     /// Element type of what convolutions take and give.
     pub(super) fn activations(&self) -> Kind {
         self.activations
+    }
+
+    /// `t_4d`, images or a kernel, as convolutions of this network take it.
+    pub(super) fn operand(&self, t_4d: &Tensor) -> Tensor {
+        let t = as_kind(t_4d, self.activations);
+        if self.channels_last { shim::channels_last(&t) } else { t }
     }
 
     /// The entries and their order.
@@ -322,8 +335,9 @@ impl State {
     pub fn frozen(&self) -> Self {
         let alias = |t: &Tensor| t.detach();
         let (parameters, statistics, counters) = (alias(&self.parameters), alias(&self.statistics), alias(&self.counters));
-        let (gradient, views, activations, plain) = (None, Vec::new(), self.activations, self.plain);
-        let mut frozen = Self { blueprint: self.blueprint.clone(), parameters, statistics, counters, gradient, views, activations, plain };
+        let Self { activations, channels_last, plain, .. } = *self;
+        let (blueprint, gradient, views) = (self.blueprint.clone(), None, Vec::new());
+        let mut frozen = Self { blueprint, parameters, statistics, counters, gradient, views, activations, channels_last, plain };
         frozen.views = frozen.views_into(&frozen.parameters, &frozen.statistics, &frozen.counters);
         frozen
     }
@@ -383,6 +397,34 @@ impl State {
             if let Some(tensor) = given.get(entry.key.as_str()) {
                 tch::no_grad(|| view.shallow_clone().copy_(tensor));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::goldens::fill;
+    use crate::nn::{Conv2d, ConvInit, ConvShape};
+
+    /// The layout that convolutions are given on tensor cores, on the CPU: the same values and gradients, channels side by side.
+    #[test]
+    fn channels_last_changes_no_number() {
+        let run = |channels_last: bool| {
+            let root = Scope::default();
+            let first = Conv2d::declare(root.child("first"), ConvShape::three(1, 8).stride(2), true, ConvInit::Default);
+            let second = Conv2d::declare(root.child("second"), ConvShape::three(8, 3), true, ConvInit::Default);
+            let state = State::initialised(&root.blueprint(), 3, Purpose::StudentInit, Device::Cpu);
+            let state = State { channels_last, ..state }.trainable().unwrap();
+            let x = fill(5, &[2, 1, 8, 12]).set_requires_grad(true);
+            let y = second.forward_upsampled(&state, &first.forward(&state, &x));
+            (&y * fill(6, &y.size())).sum(Kind::Float).backward();
+            (y.detach(), x.grad(), state.gradient().copy())
+        };
+        let (want, got) = (run(false), run(true));
+        assert_eq!((want.0.stride()[1], got.0.stride()[1]), (8 * 12, 1));
+        for (want, got) in [(want.0, got.0), (want.1, got.1), (want.2, got.2)] {
+            assert!(got.allclose(&want, 1e-5, 1e-6, false));
         }
     }
 }

@@ -141,6 +141,11 @@ impl World {
         self.local
     }
 
+    /// Ranks that take memory from where this one does: those of its host, or of a GPU, which has one.
+    pub fn ranks_in_memory(&self) -> usize {
+        if self.device.is_cuda() { 1 } else { self.local.ranks }
+    }
+
     /// Whether this is the rank that prints and writes shared files.
     pub fn leads(&self) -> bool {
         self.rank().0 == 0

@@ -242,8 +242,8 @@ impl Replay {
     /// A capacity for which the host has no memory: refuses `key`.
     pub fn new(key: &str, rule: &config::Replay, views: &config::Distill, seed: u64, shape: SampleShape, world: &World) -> Result<Self> {
         let layout = *world.layout();
-        let slots = world.hosted().map(|rank| layout.capacity(rank, rule.capacity)).sum::<usize>() * world.local().ranks;
-        let what = format!("{slots} samples on this host");
+        let slots = world.hosted().map(|rank| layout.capacity(rank, rule.capacity)).sum::<usize>() * world.ranks_in_memory();
+        let what = format!("{slots} samples on this {}", if world.device().is_cuda() { "GPU" } else { "host" });
         room_for(key, &what, slots as f64 * shape.bytes(rule.image_dtype), world.device())?;
         let shard = |rank| Shard::new(rule, layout.capacity(rank, rule.capacity), &shape, world.device());
         let shards = PerRank::build(world.hosted(), shard);

@@ -3,6 +3,7 @@
 use super::{Draw, Rows, Target};
 use crate::config;
 use crate::data::{Examples, View, move_labels};
+use crate::device::upload;
 use crate::parallel::{PerRank, World};
 use crate::rng::{Key, Purpose};
 use crate::task::{self, IGNORED};
@@ -75,9 +76,9 @@ impl RealData {
             let (images, labels) = cut(images, labels, self.seen.size, &crop_key, rows.start as u64);
             let labels = task::moved(labels, |maps| move_labels(maps, &views, IGNORED));
             Rows {
-                images_bchw: images.to_device(world.device()),
+                images_bchw: upload(&images, world.device()),
                 weights_b: Tensor::ones([places.len() as i64], (Kind::Float, world.device())),
-                target: Target::Labels(labels.to_device(world.device())),
+                target: Target::Labels(upload(&labels, world.device())),
                 ids_b: Tensor::from_slice(&places.iter().map(|&place| place as i64).collect::<Vec<_>>()),
                 views,
             }

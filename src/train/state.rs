@@ -505,7 +505,7 @@ fn room_for_inversion(config: &Config, facts: &Facts, teacher: &Teacher, world: 
     let values = layer_values(|| drop(teacher.head_shape(facts.channels, facts.size))) as f64;
     let bytes = values * images as f64 * if config.train.precision == Precision::Bf16 { 2.0 } else { 4.0 };
     let what = format!("the layers of {} for {images} images of {w}×{h}", config.teacher.model.name());
-    room_for("inversion.batch_size", &what, bytes * world.local().ranks as f64, world.device())
+    room_for("inversion.batch_size", &what, bytes * world.ranks_in_memory() as f64, world.device())
 }
 
 /// What inversion keeps of one logical rank, empty.

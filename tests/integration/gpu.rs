@@ -20,13 +20,31 @@ fn about(outcome: &Outcome, subject: &str) -> String {
     line.unwrap_or_else(|| panic!("nothing about {subject} in:\n{}", outcome.stdout))[subject.len()..].trim().to_owned()
 }
 
-/// The file that SSDKD_TEST_NCCL names.
+/// The file that SSDKD_TEST_NCCL names, or the one that `launch/setup.sh --gpu` has installed.
 fn nccl() -> Option<PathBuf> {
-    let file = std::env::var_os("SSDKD_TEST_NCCL").map(PathBuf::from);
+    let installed = || Some(root().join(".libtorch/nvidia/nccl/lib/libnccl.so.2")).filter(|file| file.exists());
+    let file = std::env::var_os("SSDKD_TEST_NCCL").map(PathBuf::from).or_else(installed);
     if file.is_none() {
-        println!("skip: SSDKD_TEST_NCCL names no libnccl.so.2 (pip download nvidia-nccl-cu13==2.28.9)");
+        println!("skip: SSDKD_TEST_NCCL names no libnccl.so.2 (pip download nvidia-nccl-cu13==2.28.9), nor did launch/setup.sh --gpu run");
     }
     file
+}
+
+/// The folder of a libtorch with CUDA: that of the Python that SSDKD_TEST_PYTHON names, or of `launch/setup.sh --gpu`.
+fn cuda_side() -> Option<PathBuf> {
+    let find = "import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec('torch').origin).parent / 'lib')";
+    let lib = match std::env::var_os("SSDKD_TEST_PYTHON") {
+        Some(python) => {
+            let found = Command::new(python).args(["-c", find]).output().unwrap();
+            PathBuf::from(String::from_utf8_lossy(&found.stdout).trim())
+        }
+        None => root().join(".libtorch/torch/lib"),
+    };
+    let has = lib.join("libtorch_cuda.so").exists();
+    if !has {
+        println!("skip: {} holds no CUDA side (launch/setup.sh --gpu, or SSDKD_TEST_PYTHON naming a Python with it)", lib.display());
+    }
+    has.then_some(lib)
 }
 
 /// Version and unique id need neither a GPU nor a driver.
@@ -113,17 +131,7 @@ fn a_library_that_is_no_nccl_is_named_as_such() {
 /// what is missing is the driver.
 #[test]
 fn libtorchs_cuda_side_is_opened_before_anything_asks_about_cuda() {
-    let Some(python) = std::env::var_os("SSDKD_TEST_PYTHON") else {
-        println!("skip: SSDKD_TEST_PYTHON names no Python");
-        return;
-    };
-    let find = "import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec('torch').origin).parent / 'lib')";
-    let found = Command::new(python).args(["-c", find]).output().unwrap();
-    let lib = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
-    if !lib.join("libtorch_cuda.so").exists() {
-        println!("skip: the PyTorch of SSDKD_TEST_PYTHON has no CUDA side");
-        return;
-    }
+    let Some(lib) = cuda_side() else { return };
     if Path::new("/dev/nvidiactl").exists() {
         println!("skip: this machine has a driver (launch/gpu_check.sh does more)");
         return;

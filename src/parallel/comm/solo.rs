@@ -1,9 +1,15 @@
 //! One rank alone: no launcher, no MPI.
 
-use super::{Communicator, bytes, bytes_mut};
-use crate::error::Result;
+use super::Communicator;
+use crate::error::{Error, Result};
 use crate::layout::Rank;
 use tch::Tensor;
+
+/// On whatever device both are.
+fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
+    let copied = tch::no_grad(|| to.shallow_clone().f_copy_(&from.reshape(to.size())));
+    copied.map(drop).map_err(|error| Error::torch("a copy", &error.to_string()))
+}
 
 /// The communicator of a process that is by itself.
 pub struct Solo;
@@ -31,13 +37,11 @@ impl Communicator for Solo {
     }
 
     fn all_to_all(&self, send: &Tensor, _: &[usize], receive: &Tensor, _: &[usize]) -> Result<()> {
-        bytes_mut(receive).copy_from_slice(bytes(send));
-        Ok(())
+        copy(send, receive)
     }
 
     fn all_gather_parts(&self, part: &Tensor, whole: &Tensor, _: &[usize]) -> Result<()> {
-        bytes_mut(whole).copy_from_slice(bytes(part));
-        Ok(())
+        copy(part, whole)
     }
 
     fn all_reduce_native(&self, _: &Tensor) -> Result<()> {

@@ -21,6 +21,11 @@ impl Staged {
         Self { control, device, rooms: [room(), room()] }
     }
 
+    /// The transport below.
+    pub fn into_control(self) -> Box<dyn Communicator> {
+        self.control
+    }
+
     /// Host memory like `tensor`: 0 to send from, 1 to receive into.
     fn room(&self, which: usize, tensor: &Tensor) -> Result<Tensor> {
         let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
