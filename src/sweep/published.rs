@@ -38,7 +38,15 @@ impl Figure {
             MethodName::Kd | MethodName::Scratch => &[],
             _ => &["generator.", "inversion."],
         };
-        let always = ["student.", "distill.", "train.rounds", "train.warmup_rounds", "parallel.logical_ranks"];
+        let always = [
+            "student.",
+            "distill.",
+            "train.rounds",
+            "train.warmup_rounds",
+            "train.precision",
+            "parallel.logical_ranks",
+            "data.allow_partial",
+        ];
         let counts = |key: &str| counted.iter().chain(&always).any(|part| key.starts_with(part));
         let printed = values(&self.settings);
         let differs = |(key, value): (String, Value)| {
@@ -199,7 +207,9 @@ mod tests {
         let demo = taken(&["fashion_mnist/demo"], &[]);
         let figure = published(&demo).unwrap();
         assert_eq!((figure.row, figure.deviations(&demo)), ("the demo", Vec::new()));
-        let short = taken(&["fashion_mnist/demo"], &[("train.rounds", 95.into()), ("data.dir", "elsewhere".into())]);
-        assert_eq!(figure.deviations(&short), [("train.rounds".to_owned(), "95".to_owned(), "96".to_owned())]);
+        let part = [("train.rounds", 95.into()), ("data.dir", "elsewhere".into()), ("data.allow_partial", true.into())];
+        let wanted = [("data.allow_partial", "true", "false"), ("train.rounds", "95", "96")];
+        let wanted = wanted.map(|(key, value, printed)| (key.to_owned(), value.to_owned(), printed.to_owned()));
+        assert_eq!(figure.deviations(&taken(&["fashion_mnist/demo"], &part)), wanted, "scores on parts of a data set are no scores");
     }
 }

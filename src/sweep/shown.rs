@@ -18,8 +18,8 @@ use toml::Value;
 /// One row of a study's table.
 struct Row {
     point: Found,
-    /// In per cent.
-    scores: Vec<f64>,
+    /// In per cent, by repeat; none of runs that are not done.
+    scores: Vec<Option<f64>>,
     /// The teacher's, where it was scored.
     teacher: Option<f64>,
     minutes: Vec<f64>,
@@ -29,7 +29,7 @@ impl Row {
     fn of(point: Found, metric: &str) -> Self {
         let numbers = |column: &str| point.trials.iter().filter_map(|trial| trial.number(column)).collect::<Vec<_>>();
         Self {
-            scores: numbers(&format!("report.{metric}")).iter().map(|score| 100.0 * score).collect(),
+            scores: point.trials.iter().map(|trial| Some(100.0 * trial.number(&format!("report.{metric}"))?)).collect(),
             teacher: numbers(&format!("report.{}", metric.replace("student.", "teacher."))).first().map(|score| 100.0 * score),
             minutes: numbers("report.seconds.total").iter().map(|seconds| seconds / 60.0).collect(),
             point,
@@ -38,12 +38,24 @@ impl Row {
 
     /// Mean ± std of the score; what is missing is marked.
     fn score(&self) -> String {
-        let mark = if self.scores.len() < self.point.trials.len() { "*" } else { "" };
-        format!("{}{mark}", spread(&self.scores, 2))
+        let mark = if self.scores.contains(&None) { "*" } else { "" };
+        format!("{}{mark}", spread(&self.done(), 2))
+    }
+
+    /// Scores of the runs that are done.
+    fn done(&self) -> Vec<f64> {
+        self.scores.iter().copied().flatten().collect()
+    }
+
+    /// By how much its mean is above another's, over the seeds that both have.
+    fn above(&self, other: &Self) -> Option<f64> {
+        let both: Vec<f64> = self.scores.iter().zip(&other.scores).filter_map(|(mine, theirs)| Some((*mine)? - (*theirs)?)).collect();
+        (!both.is_empty()).then(|| mean_and_std(&both).0)
     }
 
     fn mean(&self) -> Option<f64> {
-        (!self.scores.is_empty()).then(|| mean_and_std(&self.scores).0)
+        let done = self.done();
+        (!done.is_empty()).then(|| mean_and_std(&done).0)
     }
 
     fn time(&self) -> String {
@@ -56,7 +68,7 @@ impl Row {
     }
 
     fn dots(&self) -> (String, Vec<f64>) {
-        (self.point.title.clone(), self.scores.clone())
+        (self.point.title.clone(), self.done())
     }
 }
 
@@ -82,7 +94,7 @@ pub fn show(folder: &SweepFolder, plan: &Plan) -> Result<Shown> {
     };
     let (points, failed) = found(folder, plan)?;
     let mut rows: Vec<Row> = points.into_iter().map(|point| Row::of(point, &plan.metric)).collect();
-    let (done, planned) = (rows.iter().map(|r| r.scores.len()).sum::<usize>(), rows.iter().map(|r| r.point.trials.len()).sum::<usize>());
+    let (done, planned) = (rows.iter().map(|r| r.done().len()).sum::<usize>(), rows.iter().map(|r| r.point.trials.len()).sum::<usize>());
     let base = config_of(folder, plan, &[])?;
     let unit = Task::unit(&plan.metric);
     let (table, svg) = match kind {
@@ -144,12 +156,11 @@ fn scale(rows: &mut [Row], unit: &str, original: f64) -> (String, String) {
 fn ablation(rows: &[Row], unit: &str) -> (String, String) {
     let mut table = format!("| diversity factor | difficulty factor | priority sampling | {unit} | against all on | minutes |\n");
     table.push_str("| :---: | :---: | :---: | ---: | ---: | ---: |\n");
-    let all = rows.first().and_then(Row::mean);
     for row in rows {
         let on =
             ["phi.diversity", "phi.difficulty", "replay.draw"].map(|key| !["off", "uniform"].contains(&row.point.set.text(key).as_str()));
         let [a, b, c] = on.map(|on| if on { "✓" } else { "–" });
-        let against = row.mean().zip(all).map_or("–".into(), |(mean, all)| format!("{:+.2}", mean - all));
+        let against = rows.first().and_then(|all| row.above(all)).map_or("–".into(), |points| format!("{points:+.2}"));
         let _ = writeln!(table, "| {a} | {b} | {c} | {} | {against} | {} |", row.score(), row.time());
     }
     (table, dots(unit, 2, &rows.iter().map(Row::dots).collect::<Vec<_>>()))
@@ -206,7 +217,8 @@ fn crossed<'a>(
 /// Each pair beside its printed figure, and what was set otherwise than for that.
 fn reproduce(configs: &[Config], rows: &[Row], unit: &str) -> (String, String) {
     let mut table = format!(
-        "| data set | method | pair | {unit} | published | difference | hours of all runs |\n| --- | --- | --- | ---: | ---: | ---: | ---: |\n"
+        "| data set | method | pair | teacher | {unit} | published | difference | hours of all runs |\n\
+         | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
     );
     let (mut notes, mut drawn): (Vec<String>, Vec<(String, Vec<f64>)>) = Default::default();
     for (config, row) in configs.iter().zip(rows) {
@@ -218,14 +230,15 @@ fn reproduce(configs: &[Config], rows: &[Row], unit: &str) -> (String, String) {
         let pair = format!("{} → {}", config.teacher.model.name(), config.student.model.name());
         let _ = writeln!(
             table,
-            "| {} | {} | {pair} | {} | {printed} | {difference} | {:.2} |",
+            "| {} | {} | {pair} | {} | {} | {printed} | {difference} | {:.2} |",
             config.dataset.name(),
             config.method.name(),
+            row.teacher.map_or("–".into(), |score| format!("{score:.2}")),
             row.score(),
             row.minutes.iter().fold(0.0, |sum, minutes| sum + minutes) / 60.0,
         );
         let name = if rows.len() == 1 { config.method.name().to_owned() } else { pair.clone() };
-        drawn.push((name.clone(), row.scores.clone()));
+        drawn.push((name.clone(), row.done()));
         if let Some(figure) = figure {
             drawn.push((if rows.len() == 1 { "published".into() } else { format!("{name}, published") }, vec![figure.top1]));
             let other = figure.deviations(config).into_iter().map(|(key, value, printed)| format!("`{key}` {value} ({printed})"));
@@ -254,7 +267,7 @@ mod tests {
         let names = names.iter().map(|(axis, name)| ((*axis).to_owned(), (*name).to_owned())).collect();
         let trials = scores.iter().map(|_| Cells::default()).collect();
         let point = Found { title: title.into(), names, set: Cells::default(), trials };
-        Row { point, scores: scores.to_vec(), teacher: Some(93.6), minutes: vec![30.0; scores.len()] }
+        Row { point, scores: scores.iter().copied().map(Some).collect(), teacher: Some(93.6), minutes: vec![30.0; scores.len()] }
     }
 
     /// Fast-5 on CIFAR-10, WRN-40-2 → WRN-16-1: 88.90 printed.
@@ -266,7 +279,7 @@ mod tests {
         let config = load_with(&files, sets.into(), "the test").unwrap().config;
         let scores = [row("", &[], &[88.0, 89.0, 90.0])];
         let (table, svg) = reproduce(std::slice::from_ref(&config), &scores, "top-1, %");
-        let wanted = "| cifar10 | fast_meta | wrn40_2 → wrn16_1 | 89.00 ± 1.00 | 88.90 (Fast-5) | +0.10 | 1.50 |";
+        let wanted = "| cifar10 | fast_meta | wrn40_2 → wrn16_1 | 93.60 | 89.00 ± 1.00 | 88.90 (Fast-5) | +0.10 | 1.50 |";
         assert!(table.contains(wanted) && !table.contains("Not the settings"), "{table}");
         assert!(svg.contains("published") && svg.contains("88.90"));
         // A second pair, made in another way.
@@ -274,10 +287,19 @@ mod tests {
             load_with(&[file("cifar10/vgg11-resnet18"), file("methods/fast_meta")], BTreeMap::new(), "the test").unwrap().config;
         other.train.rounds = 1;
         let (table, svg) = reproduce(&[config, other], &[row("a", &[], &[89.0]), row("b", &[], &[])], "top-1, %");
-        assert!(table.contains("| cifar10 | fast_meta | vgg11 → resnet18 | – | 89.94 (Fast-5) | – | 0.00 |"), "{table}");
+        assert!(table.contains("| cifar10 | fast_meta | vgg11 → resnet18 | 93.60 | – | 89.94 (Fast-5) | – | 0.00 |"), "{table}");
         let wanted = "**Not the settings of the figure**, vgg11 → resnet18: `inversion.batch_size` 64 (256), `parallel.logical_ranks` 4 (1), `train.rounds` 1 (220).";
         assert!(table.contains(wanted), "{table}");
         assert!(svg.contains("wrn40_2 → wrn16_1, published"));
+    }
+
+    /// Seeds that one row is missing do not move the other's side of a difference.
+    #[test]
+    fn rows_are_compared_over_the_seeds_that_both_have() {
+        let of = |scores: &[Option<f64>]| Row { scores: scores.to_vec(), ..row("", &[], &[]) };
+        let (all, less) = (of(&[Some(90.0), Some(80.0)]), of(&[Some(89.0), None]));
+        let (table, _) = ablation(&[all, less], "top-1, %");
+        assert!(table.contains("| 89.00* | -1.00 |"), "{table}");
     }
 
     #[test]

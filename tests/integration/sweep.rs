@@ -273,7 +273,12 @@ fn methods_that_real_images_or_many_rounds_are_missing_for() {
         Scene::new("[axes]\nvariant = [{ name = \"a\", method = \"dfq\" }, { name = \"b\", method = \"kd\", train.warmup_rounds = 0 }]\n");
     scene.plan().expect(0).says(&["warning, 1 of 2 trials: train.rounds: 4 rounds; dfq is published with "]);
     std::fs::remove_file(scene.folder.path().join("data/train-images-idx3-ubyte")).unwrap();
-    scene.plan().expect(2).says(&["train-images-idx3-ubyte", "the first with method=\"kd\""]);
+    scene.plan().expect(2).says(&[
+        "data.dir: ",
+        "train-images-idx3-ubyte",
+        "some trials train on real images",
+        "the first with method=\"kd\"",
+    ]);
 }
 
 /// Every finding of every trial at once, with the axis it is of; nothing is written.
