@@ -6,7 +6,7 @@
 #
 # Transports between ranks (two ranks share a GPU where there is one only), every network's numbers against PyTorch's, logits against
 # the CPU's, the same run twice, on one rank and on two, every network and method trained for a moment with deterministic kernels only,
-# the demo, and the step benchmark. Takes about ten minutes. Runs from a checkout (builds first) and from what launch/bundle.sh packs.
+# the demo, and the step benchmark. Not timed on a GPU yet. Runs from a checkout (builds first) and from what launch/bundle.sh packs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1:-} in -h | --help) sed -n '2,9s/^# \{0,1\}//p' launch/gpu_check.sh; exit 0 ;; esac

@@ -35,7 +35,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 # has_libclang: what bindgen looks for; libclang-cpp.so, which comes with llvm alone, is another library.
 has_libclang() {
     [ -z "${LIBCLANG_PATH:-}" ] || return 0
-    if ldconfig -p 2>/dev/null | grep -qE 'libclang(-[0-9.]+)?\.so'; then return; fi
+    if ldconfig -p 2>/dev/null | grep -E 'libclang(-[0-9.]+)?\.so' >/dev/null; then return; fi
     local folders=(/usr/lib/llvm-*/lib)
     if has llvm-config; then folders+=("$(llvm-config --libdir)"); fi
     local folder

@@ -11,4 +11,6 @@ cargo fmt --check
 cargo clippy --release --locked --all-targets -- -D warnings
 # onnxruntime, where setup could install it for this Python; a Python of the user's own brings its own.
 [ -n "${SSDKD_TEST_PYTHON:-}" ] || export PYTHONPATH="$PWD/.test-python${PYTHONPATH:+:$PYTHONPATH}"
+# Tests start more ranks than most machines have GPUs; launch/gpu_check.sh asks what GPUs do.
+[ ! -e /dev/nvidiactl ] || export SSDKD__DEVICE="${SSDKD__DEVICE:-cpu}"
 cargo test --release --locked -- --show-output

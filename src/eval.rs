@@ -2,6 +2,7 @@
 
 use crate::config::{self, Config};
 use crate::data::{self, Examples, Normalise, Split, to_unit};
+use crate::device::upload;
 use crate::error::Result;
 use crate::inversion::SharedGenerator;
 use crate::layout::split;
@@ -130,7 +131,7 @@ fn batch_of(test: &Test, batch: usize, normalise: &Normalise, source: Option<Sou
             let places: Vec<u64> = rows(size, data.len()).map(|i| i as u64).collect();
             let (images, labels) = data.rows(&places);
             let device = normalise.device();
-            (normalise.apply(&to_unit(&images.to_device(device))), Expected::Labels(labels.to_device(device)))
+            (normalise.apply(&to_unit(&upload(&images, device))), Expected::Labels(upload(&labels, device)))
         }
         Test::Fresh { images, batch: size, seed } => {
             let Source { generator, teacher } = source?;

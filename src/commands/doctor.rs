@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::goldens;
 use crate::layout::Layout;
 use crate::nn::shim;
-use crate::parallel::{MpiComm, check_sum, comm::conformance, comm::nccl, host_name};
+use crate::parallel::comm::{MpiComm, Staged, conformance, nccl};
+use crate::parallel::{check_sum, host_name};
 use std::process::Command;
 
 /// Prints one line a subject.
@@ -28,7 +29,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         conformance = conformance.and(conformance::run(launch.comm(), device));
     }
     // The way without NCCL, which a CPU's tensors can go as well.
-    let conformance = conformance.and(launch.conforms_through_host(device));
+    let conformance = conformance.and(conformance::run(&Staged::over(launch.comm(), device), device));
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
     let world = launch.into_world(layout, ReduceRule::Deterministic, device);
     let sum = check_sum(&world, 1000 * world.layout().ranks());

@@ -26,13 +26,13 @@ pub enum Seat {
     Gpu {
         /// For CUDA.
         index: usize,
-        /// Whether another rank computes there too.
-        shared: bool,
+        /// Ranks that compute there, this one among them.
+        ranks: usize,
     },
 }
 
 /// Variables in which launchers tell a rank its place on its host: Open MPI, MPICH and Intel MPI (Hydra), MVAPICH, HPE Cray's PALS and
-/// other PMIs, Slurm. It is last, since an mpirun inside a Slurm job leaves Slurm's variable at that of its own daemon.
+/// other PMIs, Slurm. Slurm's is last, since an mpirun inside a Slurm job leaves Slurm's variable at that of its own daemon.
 const LOCAL_RANKS: [&str; 6] =
     ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID"];
 
@@ -87,8 +87,8 @@ pub fn seats(wanted: DeviceName, share: bool, sights: &[Sight]) -> Result<Vec<Se
         *taken.entry(gpus[index].as_str()).or_default() += 1;
         chosen[rank] = index;
     }
-    let shared = |sight: &Sight, index: usize| sight.gpus.as_ref().is_ok_and(|gpus| taken[gpus[index].as_str()] > 1);
-    Ok(sights.iter().zip(chosen).map(|(sight, index)| Seat::Gpu { index, shared: shared(sight, index) }).collect())
+    let ranks = |sight: &Sight, index: usize| sight.gpus.as_ref().map_or(1, |gpus| taken[gpus[index].as_str()]);
+    Ok(sights.iter().zip(chosen).map(|(sight, index)| Seat::Gpu { index, ranks: ranks(sight, index) }).collect())
 }
 
 #[cfg(test)]
@@ -105,7 +105,7 @@ mod tests {
     }
 
     fn gpus(indices: &[usize]) -> Vec<Seat> {
-        indices.iter().map(|&index| Seat::Gpu { index, shared: false }).collect()
+        indices.iter().map(|&index| Seat::Gpu { index, ranks: 1 }).collect()
     }
 
     #[test]
@@ -140,16 +140,12 @@ mod tests {
     #[test]
     fn ranks_share_only_when_told_to_and_evenly() {
         let sights: Vec<Sight> = (0..5).map(|_| sees("h", None, &["a", "b"])).collect();
-        let indices: Vec<(usize, bool)> = seats(DeviceName::Cuda, true, &sights)
-            .unwrap()
-            .into_iter()
-            .map(|seat| if let Seat::Gpu { index, shared } = seat { (index, shared) } else { panic!("{seat:?}") })
-            .collect();
-        assert_eq!(indices, [(0, true), (1, true), (0, true), (1, true), (0, true)]);
-        let one_too_many: Vec<Sight> = (0..3).map(|_| sees("h", None, &["a", "b"])).collect();
-        let shared: Vec<bool> =
-            seats(DeviceName::Cuda, true, &one_too_many).unwrap().iter().map(|s| matches!(s, Seat::Gpu { shared: true, .. })).collect();
-        assert_eq!(shared, [true, false, true]);
+        let taken = |sights: &[Sight]| {
+            let seats = seats(DeviceName::Cuda, true, sights).unwrap().into_iter();
+            seats.map(|seat| if let Seat::Gpu { index, ranks } = seat { (index, ranks) } else { panic!("{seat:?}") }).collect::<Vec<_>>()
+        };
+        assert_eq!(taken(&sights), [(0, 3), (1, 2), (0, 3), (1, 2), (0, 3)]);
+        assert_eq!(taken(&sights[..3]), [(0, 2), (1, 1), (0, 2)]);
     }
 
     #[test]

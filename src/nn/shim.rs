@@ -73,11 +73,11 @@ pub(super) fn bind_gradient(parameter: &Tensor, grad: &Tensor) -> Result<()> {
     check("binding gradients", unsafe { ssdkd_bind_gradient(raw(parameter), raw(grad)) })
 }
 
-/// `x_4d` with its channels side by side in memory: itself where they are. Differentiable.
-pub(super) fn channels_last(x_4d: &Tensor) -> Tensor {
+/// `x`, of four dimensions, with its channels side by side in memory: itself where they are. Differentiable.
+pub(super) fn channels_last(x: &Tensor) -> Tensor {
     let mut out = std::ptr::null_mut();
     // SAFETY: the input is live; the output is adopted once.
-    check("changing a layout", unsafe { ssdkd_channels_last(raw(x_4d), &raw mut out) }).expect("only tensors of four dimensions come here");
+    check("changing a layout", unsafe { ssdkd_channels_last(raw(x), &raw mut out) }).expect("only tensors of four dimensions come here");
     adopt(out)
 }
 

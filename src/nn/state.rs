@@ -251,9 +251,9 @@ impl State {
         self.activations
     }
 
-    /// `t_4d`, images or a kernel, as convolutions of this network take it.
-    pub(super) fn operand(&self, t_4d: &Tensor) -> Tensor {
-        let t = as_kind(t_4d, self.activations);
+    /// Images or a kernel, of four dimensions, as convolutions of this network take them.
+    pub(super) fn operand(&self, t: &Tensor) -> Tensor {
+        let t = as_kind(t, self.activations);
         if self.channels_last { shim::channels_last(&t) } else { t }
     }
 
@@ -407,9 +407,9 @@ mod tests {
     use crate::goldens::fill;
     use crate::nn::{Conv2d, ConvInit, ConvShape};
 
-    /// The layout that convolutions are given on tensor cores, on the CPU: the same values and gradients, channels side by side.
+    /// The layout that convolutions are given on tensor cores, on the CPU: the same values and gradients to rounding, channels side by side.
     #[test]
-    fn channels_last_changes_no_number() {
+    fn channels_last_changes_numbers_by_rounding_alone() {
         let run = |channels_last: bool| {
             let root = Scope::default();
             let first = Conv2d::declare(root.child("first"), ConvShape::three(1, 8).stride(2), true, ConvInit::Default);

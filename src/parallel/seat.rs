@@ -1,6 +1,6 @@
 //! Where the ranks of a launch compute, and what carries tensors between their GPUs.
 
-use super::comm::{Communicator, NcclComm, Staged, all_gather_varied, conformance, nccl};
+use super::comm::{Communicator, NcclComm, Staged, all_gather_varied, nccl};
 use super::world::{Launch, host_name};
 use crate::config::DeviceName;
 use crate::device::{self, Seat, Sight, seats};
@@ -25,32 +25,19 @@ impl Launch {
         let lost = |e: serde_json::Error| Error::Comm { operation: "choice of devices", problem: e.to_string() };
         let all = all_gather_varied(self.comm(), &mine)?;
         let sights = all.iter().map(|text| serde_json::from_slice(text).map_err(lost)).collect::<Result<Vec<Sight>>>()?;
-        let Seat::Gpu { index, shared } = seats(wanted, share, &sights)?[self.rank().0] else {
+        let Seat::Gpu { index, ranks } = seats(wanted, share, &sights)?[self.rank().0] else {
             if let (DeviceName::Auto, 0, Some(driver), Err(reason)) = (wanted, self.rank().0, device::driver(), &sights[0].gpus) {
-                tracing::warn!(driver, reason, "computing on the CPU, though this host has an NVIDIA driver");
+                tracing::warn!(driver, reason, "computing on the CPU, though this host has an NVIDIA driver: see `ssdkd doctor`");
             }
             return Ok(Device::Cpu);
         };
+        self.ranks_in_memory = ranks;
         device::stream::use_gpu(index)?;
         if self.ranks() > 1 {
             let one_host = sights.iter().all(|sight| sight.host == sights[0].host);
-            self.join_gpus(index, shared, one_host, (timeout_s > 0).then(|| Duration::from_secs(timeout_s)))?;
+            self.join_gpus(index, ranks > 1, one_host, (timeout_s > 0).then(|| Duration::from_secs(timeout_s)))?;
         }
         Ok(Device::Cuda(index))
-    }
-
-    /// Runs the conformance suite on tensors of `device` that go through host memory, as they do where NCCL is missing. A collective.
-    ///
-    /// # Errors
-    /// The first operation that gave a wrong answer on this rank.
-    pub fn conforms_through_host(&mut self, device: Device) -> Result<()> {
-        let mut outcome = Ok(());
-        self.replace_comm(|control| {
-            let staged = Staged::over(control, device);
-            outcome = conformance::run(&staged, device);
-            Ok(staged.into_control())
-        })?;
-        outcome
     }
 
     fn join_gpus(&mut self, gpu: usize, shared: bool, one_host: bool, limit: Option<Duration>) -> Result<()> {

@@ -15,6 +15,7 @@ use tch::Device;
 pub struct Launch {
     comm: Metered,
     local: Local,
+    pub(super) ranks_in_memory: usize,
     hosts: Vec<String>,
     token: String,
 }
@@ -64,7 +65,7 @@ impl Launch {
             cores: shared.iter().map(|byte| byte.count_ones() as usize).sum(),
         };
         let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
-        Ok(Self { comm, local, token: text(&token), hosts: hosts.iter().map(text).collect() })
+        Ok(Self { comm, local, ranks_in_memory: local.ranks, token: text(&token), hosts: hosts.iter().map(text).collect() })
     }
 
     /// R.
@@ -111,7 +112,7 @@ impl Launch {
 
     /// The job with its logical ranks laid out.
     pub fn into_world(self, layout: Layout, reduce: ReduceRule, device: Device) -> World {
-        World { layout, comm: self.comm, local: self.local, hosts: self.hosts, reduce, device }
+        World { layout, comm: self.comm, local: self.local, ranks_in_memory: self.ranks_in_memory, hosts: self.hosts, reduce, device }
     }
 }
 
@@ -120,6 +121,7 @@ pub struct World {
     layout: Layout,
     comm: Metered,
     local: Local,
+    ranks_in_memory: usize,
     hosts: Vec<String>,
     reduce: ReduceRule,
     device: Device,
@@ -141,9 +143,9 @@ impl World {
         self.local
     }
 
-    /// Ranks that take memory from where this one does: those of its host, or of a GPU, which has one.
+    /// Ranks that take memory from where this one does: those of its host, or of its GPU.
     pub fn ranks_in_memory(&self) -> usize {
-        if self.device.is_cuda() { 1 } else { self.local.ranks }
+        self.ranks_in_memory
     }
 
     /// Whether this is the rank that prints and writes shared files.

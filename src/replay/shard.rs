@@ -127,7 +127,8 @@ impl Shard {
             };
             if place < self.slots.len() { self.slots[place] = slot } else { self.slots.push(slot) }
         }
-        let index = Tensor::from_slice(&places.iter().map(|&p| p as i64).collect::<Vec<_>>()).to_device(self.images_nchw.device());
+        let index = Tensor::from_slice(&places.iter().map(|&p| p as i64).collect::<Vec<_>>());
+        let index = upload(&index, self.images_nchw.device());
         tch::no_grad(|| {
             let _ = self.images_nchw.index_copy_(0, &index, &born.images_bchw);
             let _ = self.view_logits.index_copy_(0, &index, &born.view_logits);

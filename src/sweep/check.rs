@@ -181,9 +181,9 @@ impl<'a> Checker<'a> {
         let is_quick =
             matches!(config.dataset, DatasetName::Cifar10 | DatasetName::Cifar100 | DatasetName::Mnist | DatasetName::FashionMnist);
         if is_quick && !self.opened.contains(&place) {
-            data::open(config.dataset, &config.data, Split::Train).map_err(|e| {
-                // Of the same words for all methods, so that they are one finding.
-                Error::config("data.dir", format!("{e}; some trials train on real images: name their folder, or leave those trials out"))
+            data::open(config.dataset, &config.data, Split::Train).map_err(|error| {
+                let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                Error::config("data.dir", format!("needed by what trains on real images: {error}{hint}"))
             })?;
             self.opened.push(place);
         }

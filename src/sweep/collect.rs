@@ -82,7 +82,7 @@ fn row(folder: &SweepFolder, trial: &Trial, standing: &Standing) -> Result<Vec<(
 
 /// What is known of a trial, or what all trials of a point set.
 #[derive(Default)]
-pub(super) struct Cells(Vec<(String, Option<Cell>)>);
+pub(super) struct Cells(pub(super) Vec<(String, Option<Cell>)>);
 
 impl Cells {
     fn get(&self, column: &str) -> Option<&Cell> {

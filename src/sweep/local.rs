@@ -299,14 +299,13 @@ fn judge(folder: &Path, status: ExitStatus, asked: bool) -> (Ended, Option<Strin
         Some(State::Paused) if status.success() => return (Ended::Paused, None),
         _ => {}
     }
-    let cause = state.filter(|status| status.state == State::Failed).and_then(|status| status.cause);
+    // One that would have failed anyhow shows it when it goes on.
     if asked || status.code() == Some(STOPPED) {
-        // Whether it would have failed without being told to stop, its next run will show.
-        let cause = cause.map(|cause| format!(", and ended with: {cause}")).unwrap_or_default();
-        return (Ended::Stopped, Some(format!("told to stop{cause}")));
+        return (Ended::Stopped, Some("told to stop".into()));
     }
     // A shell, and mpirun, say 128 and the signal.
     let signal = status.signal().or(status.code().map(|code| code - 128).filter(|signal| (1..=64).contains(signal)));
+    let cause = state.filter(|status| status.state == State::Failed).and_then(|status| status.cause);
     // The log is of this attempt; a state may be of one before.
     let said = last_words(folder).or(cause).unwrap_or_else(|| format!("ended with {status}, and said nothing"));
     let reason = match (signal, status.code()) {

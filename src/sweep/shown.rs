@@ -260,6 +260,7 @@ fn reproduce(configs: &[Config], rows: &[Row], unit: &str) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::super::collect::Cells;
+    use super::super::table::Cell;
     use super::*;
 
     /// A row whose runs have ended with these scores, each after half an hour.
@@ -296,8 +297,11 @@ mod tests {
     /// Seeds that one row is missing do not move the other's side of a difference.
     #[test]
     fn rows_are_compared_over_the_seeds_that_both_have() {
-        let of = |scores: &[Option<f64>]| Row { scores: scores.to_vec(), ..row("", &[], &[]) };
-        let (all, less) = (of(&[Some(90.0), Some(80.0)]), of(&[Some(89.0), None]));
+        let of = |scores: &[Option<f64>]| {
+            let trial = |score: &Option<f64>| Cells(vec![("report.student.top1".into(), score.map(Cell::Number))]);
+            Row::of(Found { trials: scores.iter().map(trial).collect(), ..row("", &[], &[]).point }, "student.top1")
+        };
+        let (all, less) = (of(&[Some(0.7), Some(0.9), Some(0.8)]), of(&[None, Some(0.89), None]));
         let (table, _) = ablation(&[all, less], "top-1, %");
         assert!(table.contains("| 89.00* | -1.00 |"), "{table}");
     }

@@ -78,10 +78,6 @@ pub fn run(mut command: Command, deadline: Duration) -> Outcome {
     if !command.get_envs().any(|(name, _)| name == "OMP_NUM_THREADS") {
         command.env("OMP_NUM_THREADS", "1");
     }
-    // More ranks than most machines have GPUs; what GPUs do is asked by launch/gpu_check.sh.
-    if Path::new("/dev/nvidiactl").exists() && !command.get_envs().any(|(name, _)| name == "SSDKD__DEVICE") {
-        command.env("SSDKD__DEVICE", "cpu");
-    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let began = Instant::now();
     let child = command.spawn().unwrap();

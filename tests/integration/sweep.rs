@@ -276,7 +276,7 @@ fn methods_that_real_images_or_many_rounds_are_missing_for() {
     scene.plan().expect(2).says(&[
         "data.dir: ",
         "train-images-idx3-ubyte",
-        "some trials train on real images",
+        "needed by what trains on real images",
         "the first with method=\"kd\"",
     ]);
 }

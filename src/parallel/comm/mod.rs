@@ -15,7 +15,7 @@ pub use solo::Solo;
 pub use staged::Staged;
 pub use threads::Threads;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::Rank;
 use tch::{Device, Kind, Tensor};
 
@@ -75,6 +75,12 @@ pub fn all_gather_varied(comm: &dyn Communicator, send: &[u8]) -> Result<Vec<Vec
             mine.to_vec()
         })
         .collect())
+}
+
+/// `to` becomes the values of `from`, on whatever devices they are.
+fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
+    let copied = tch::no_grad(|| to.shallow_clone().f_copy_(&from.reshape(to.size())));
+    copied.map(drop).map_err(|error| Error::torch("a copy between ranks' tensors", &error.to_string()))
 }
 
 /// Memory of a contiguous CPU tensor.

@@ -1,15 +1,9 @@
 //! One rank alone: no launcher, no MPI.
 
-use super::Communicator;
-use crate::error::{Error, Result};
+use super::{Communicator, copy};
+use crate::error::Result;
 use crate::layout::Rank;
 use tch::Tensor;
-
-/// On whatever device both are.
-fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
-    let copied = tch::no_grad(|| to.shallow_clone().f_copy_(&from.reshape(to.size())));
-    copied.map(drop).map_err(|error| Error::torch("a copy", &error.to_string()))
-}
 
 /// The communicator of a process that is by itself.
 pub struct Solo;

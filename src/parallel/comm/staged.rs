@@ -1,29 +1,25 @@
 //! Tensors of GPUs between ranks where there is no NCCL: copied to the host's memory, sent by the transport below, copied back.
 
-use super::Communicator;
+use super::{Communicator, copy};
 use crate::error::{Error, Result};
 use crate::layout::Rank;
 use std::cell::RefCell;
+use std::ops::Deref;
 use tch::{Device, Kind, Tensor};
 
 /// A transport for tensors of `device` on one for those of the CPU. Host memory is page-locked, which makes copies twice as fast, and
 /// kept from call to call.
-pub struct Staged {
-    control: Box<dyn Communicator>,
+pub struct Staged<C> {
+    control: C,
     device: Device,
     rooms: [RefCell<Tensor>; 2],
 }
 
-impl Staged {
-    /// Over `control`. With `Device::Cpu` every tensor is copied all the same, which is how tests see this without a GPU.
-    pub fn over(control: Box<dyn Communicator>, device: Device) -> Self {
+impl<C: Deref<Target: Communicator>> Staged<C> {
+    /// Over `control`, boxed or borrowed. With `Device::Cpu` every tensor is copied all the same, which is how tests see this without a GPU.
+    pub fn over(control: C, device: Device) -> Self {
         let room = || RefCell::new(Tensor::empty([0], (Kind::Uint8, Device::Cpu)));
         Self { control, device, rooms: [room(), room()] }
-    }
-
-    /// The transport below.
-    pub fn into_control(self) -> Box<dyn Communicator> {
-        self.control
     }
 
     /// Host memory like `tensor`: 0 to send from, 1 to receive into.
@@ -42,17 +38,13 @@ impl Staged {
         tch::no_grad(|| host.f_copy_(&tensor.reshape([-1]))).map_err(failed)?;
         Ok(host)
     }
-
-    fn arrive(host: &Tensor, tensor: &Tensor) -> Result<()> {
-        tch::no_grad(|| tensor.shallow_clone().f_copy_(&host.reshape(tensor.size()))).map(drop).map_err(failed)
-    }
 }
 
 fn failed(error: tch::TchError) -> Error {
     Error::torch("a copy between host and GPU", &error.to_string())
 }
 
-impl Communicator for Staged {
+impl<C: Deref<Target: Communicator>> Communicator for Staged<C> {
     fn rank(&self) -> Rank {
         self.control.rank()
     }
@@ -79,7 +71,7 @@ impl Communicator for Staged {
         }
         let (from, to) = (self.leave(send)?, self.room(1, receive)?);
         self.control.all_to_all(&from, send_counts, &to, receive_counts)?;
-        Self::arrive(&to, receive)
+        copy(&to, receive)
     }
 
     fn all_gather_parts(&self, part: &Tensor, whole: &Tensor, counts: &[usize]) -> Result<()> {
@@ -88,7 +80,7 @@ impl Communicator for Staged {
         }
         let (from, to) = (self.leave(part)?, self.room(1, whole)?);
         self.control.all_gather_parts(&from, &to, counts)?;
-        Self::arrive(&to, whole)
+        copy(&to, whole)
     }
 
     fn all_reduce_native(&self, tensor: &Tensor) -> Result<()> {
@@ -97,6 +89,6 @@ impl Communicator for Staged {
         }
         let host = self.leave(tensor)?;
         self.control.all_reduce_native(&host)?;
-        Self::arrive(&host, tensor)
+        copy(&host, tensor)
     }
 }
