@@ -20,9 +20,13 @@ fn about(outcome: &Outcome, subject: &str) -> String {
     line.unwrap_or_else(|| panic!("nothing about {subject} in:\n{}", outcome.stdout))[subject.len()..].trim().to_owned()
 }
 
-/// The file that SSDKD_TEST_NCCL names, or the one that `launch/setup.sh --gpu` has installed.
+/// The NCCL that `launch/setup.sh --gpu` has installed, with the other libraries that libtorch's CUDA side needs.
+fn installed() -> Option<PathBuf> {
+    Some(root().join(".libtorch/nvidia/nccl/lib/libnccl.so.2")).filter(|file| file.exists())
+}
+
+/// The file that SSDKD_TEST_NCCL names, or the one that is installed.
 fn nccl() -> Option<PathBuf> {
-    let installed = || Some(root().join(".libtorch/nvidia/nccl/lib/libnccl.so.2")).filter(|file| file.exists());
     let file = std::env::var_os("SSDKD_TEST_NCCL").map(PathBuf::from).or_else(installed);
     if file.is_none() {
         println!("skip: SSDKD_TEST_NCCL names no libnccl.so.2 (pip download nvidia-nccl-cu13==2.28.9), nor did launch/setup.sh --gpu run");
@@ -30,21 +34,19 @@ fn nccl() -> Option<PathBuf> {
     file
 }
 
-/// The folder of a libtorch with CUDA: that of the Python that SSDKD_TEST_PYTHON names, or of `launch/setup.sh --gpu`.
+/// The folder of a libtorch with CUDA: that of the Python that SSDKD_TEST_PYTHON names, or the one that is installed.
 fn cuda_side() -> Option<PathBuf> {
     let find = "import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec('torch').origin).parent / 'lib')";
-    let lib = match std::env::var_os("SSDKD_TEST_PYTHON") {
-        Some(python) => {
-            let found = Command::new(python).args(["-c", find]).output().unwrap();
-            PathBuf::from(String::from_utf8_lossy(&found.stdout).trim())
-        }
-        None => root().join(".libtorch/torch/lib"),
+    let of_python = |python| {
+        let found = Command::new(python).args(["-c", find]).output().unwrap();
+        PathBuf::from(String::from_utf8_lossy(&found.stdout).trim())
     };
-    let has = lib.join("libtorch_cuda.so").exists();
-    if !has {
-        println!("skip: {} holds no CUDA side (launch/setup.sh --gpu, or SSDKD_TEST_PYTHON naming a Python with it)", lib.display());
+    let named = std::env::var_os("SSDKD_TEST_PYTHON").map(of_python);
+    let lib = named.or_else(|| installed().map(|_| root().join(".libtorch/torch/lib"))).filter(|lib| lib.join("libtorch_cuda.so").exists());
+    if lib.is_none() {
+        println!("skip: SSDKD_TEST_PYTHON names no Python whose PyTorch has a CUDA side, nor did launch/setup.sh --gpu run");
     }
-    has.then_some(lib)
+    lib
 }
 
 /// Version and unique id need neither a GPU nor a driver.
