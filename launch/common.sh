@@ -4,6 +4,14 @@
 # cores: those this process may use. nproc alone would take OMP_NUM_THREADS for their number.
 cores() { env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc; }
 
+# gpus: how many NVIDIA GPUs this process may use; 0 without a driver.
+gpus() {
+    local count
+    count=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+    if [ "$count" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .); fi
+    echo "$count"
+}
+
 # is_open_mpi: whether the mpirun on PATH is Open MPI's.
 is_open_mpi() { mpirun --version 2>/dev/null | grep -qi 'open mpi\|openrte'; }
 

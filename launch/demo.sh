@@ -9,7 +9,5 @@ rustup_first
 cargo build --release --locked
 # One rank for each GPU, as far as there are two.
 ranks=2
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
-if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .); fi
-[ "$gpus" != 1 ] || ranks=1
+[ "$(gpus)" != 1 ] || ranks=1
 launch/mpirun.sh $ranks target/release/ssdkd train --config configs/fashion_mnist/demo.toml --run-dir runs/demo "$@"

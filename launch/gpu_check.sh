@@ -13,7 +13,9 @@ case ${1:-} in -h | --help) sed -n '2,9s/^# \{0,1\}//p' launch/gpu_check.sh; exi
 die() { printf 'gpu_check: error: %s\n' "$*" >&2; exit 2; }
 # SSDKD_CHECK_DEVICE=cpu tries the script itself where there is no GPU: what needs one then fails.
 device=${SSDKD_CHECK_DEVICE:-cuda}
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+# shellcheck source=launch/common.sh
+. launch/common.sh
+gpus=$(gpus)
 [ "$gpus" -gt 0 ] || [ "$device" = cpu ] || die "nvidia-smi lists no GPU here: run this on a machine with an NVIDIA GPU and its driver (580 or newer)"
 out=${1:-gpu_check}
 mkdir -p "$out"

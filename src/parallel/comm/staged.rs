@@ -34,8 +34,8 @@ impl<C: Deref<Target: Communicator>> Staged<C> {
     }
 
     fn leave(&self, tensor: &Tensor) -> Result<Tensor> {
-        let mut host = self.room(0, tensor)?;
-        tch::no_grad(|| host.f_copy_(&tensor.reshape([-1]))).map_err(failed)?;
+        let host = self.room(0, tensor)?;
+        copy(tensor, &host)?;
         Ok(host)
     }
 }
