@@ -148,6 +148,7 @@ say
 say '```'
 tail -n 12 "$out/the-demo.log" | tee -a "$report"
 for dtype in f32 tf32 bf16; do "$ssdkd" bench step --device $device --dtype $dtype 2>&1 | tee -a "$report" || failed=$((failed + 1)); done
+launch/mpirun.sh 2 "$ssdkd" bench step --device $device --share-gpu 2>&1 | tee -a "$report" || failed=$((failed + 1))
 launch/mpirun.sh 2 "$ssdkd" bench ranks --device $device --share-gpu 2>&1 | tee -a "$report" || failed=$((failed + 1))
 say '```'
 say

@@ -451,6 +451,9 @@ pub struct PairArgs {
     /// Where: GPUs if there are some, or what is named.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceName,
+    /// Let several ranks compute on one GPU (parallel.share_gpu).
+    #[arg(long)]
+    pub share_gpu: bool,
 }
 
 /// How to measure ranks.
@@ -462,9 +465,6 @@ pub struct BenchRanksArgs {
     /// The library's own sum over ranks, in place of the one whose bits do not depend on their number.
     #[arg(long)]
     pub native: bool,
-    /// Let several ranks compute on one GPU (parallel.share_gpu).
-    #[arg(long)]
-    pub share_gpu: bool,
     /// Measure nothing: project the pair's steps to 8, 64 and 1,024 GPUs, and print what that assumes.
     #[arg(long, conflicts_with = "native")]
     pub project: bool,

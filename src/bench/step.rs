@@ -1,6 +1,6 @@
 //! One step of inversion and one of distillation: time, arithmetic and memory, beside the same in plain PyTorch.
 
-use super::{Pair, Peers, median};
+use super::{Pair, Peers, median, scaling};
 use crate::config::{self, DatasetName, ModelName, Precision, ReduceRule};
 use crate::data::{self, Facts, Normalise, View, apply_views, to_bytes, to_unit};
 use crate::device::stream;
@@ -12,7 +12,7 @@ use crate::losses::StatisticsAverage;
 use crate::methods::Method;
 use crate::models::{self, Network, Shape};
 use crate::nn::{Pass, State, compute_in, kind, multiplications, shim, weights};
-use crate::parallel::thread_count;
+use crate::parallel::{World, thread_count};
 use crate::replay::{Rows, Target};
 use crate::rng::{Key, Purpose};
 use crate::teacher::Teacher;
@@ -86,6 +86,9 @@ pub struct StepTimes {
     pub peer_ms: Option<f64>,
     /// How many times faster ours is.
     pub ratio: Option<f64>,
+    /// Share of collectives in such a step of all ranks together, as [`super::WorkScaling`] has it: an inversion has one inner step there.
+    /// `None` on one rank, and of a step that asks the teacher, whose collectives are those of the one with stored logits.
+    pub communication_share: Option<f64>,
 }
 
 /// What this machine's libtorch reaches at best, 10⁹ operations per second, in what our convolutions compute with.
@@ -106,6 +109,8 @@ pub struct StepReport {
     pub student: &'static str,
     /// Images of a step.
     pub batch: usize,
+    /// Ranks, each with a batch of its own: all measure their steps at once, without a word between them. Times are rank 0's.
+    pub ranks: usize,
     /// Threads of libtorch, ours and the peer's.
     pub threads: usize,
     /// What our convolutions and batch-norm compute with; the peer's are f32.
@@ -319,8 +324,11 @@ pub fn counts(of: StepSettings) -> Result<Pair> {
 }
 
 /// Measures the three kinds of steps, each turn between those of plain PyTorch in `against`; notes say what could not be measured.
-pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Vec<String>)> {
+/// A collective: several ranks then measure their steps together ([`scaling`]).
+pub fn steps(of: StepSettings, world: &World, against: Option<&Path>) -> Result<(StepReport, Vec<String>)> {
     let mut bench = Bench::new(of)?;
+    let ranks = world.layout().ranks();
+    world.barrier()?;
     let (mut peers, notes) = match against {
         None => (None, Vec::new()),
         Some(python) => {
@@ -376,12 +384,24 @@ pub fn steps(of: StepSettings, against: Option<&Path>) -> Result<(StepReport, Ve
             allocated_mb: allocated / 1e6,
             peer_ms: peer.map(|seconds| 1e3 * seconds),
             ratio: peer.map(|peer| peer / seconds),
+            communication_share: None,
         });
+    }
+    // The networks of both together would not fit where one fits only just.
+    drop(bench);
+    if ranks > 1 {
+        for together in scaling(of, world)?.steps {
+            found
+                .iter_mut()
+                .filter(|step| step.work == together.work)
+                .for_each(|step| step.communication_share = Some(together.communication_share));
+        }
     }
     let report = StepReport {
         teacher: of.teacher.name(),
         student: of.student.name(),
         batch: of.batch,
+        ranks,
         threads: thread_count(),
         dtype: of.dtype.name(),
         device: format!("{:?}", of.device),

@@ -1,17 +1,17 @@
 //! `ssdkd bench`.
 
 mod ranks;
+mod step;
 
 use super::{join, join_traces};
-use crate::bench::{Balance, DrawTimes, Measured, SIZES, StepSettings, Work, balance, draw_times, sampler, sampler_peers, steps};
-use crate::cli::{BenchAction, BenchReplayArgs, BenchStepArgs, PairArgs};
+use crate::bench::{Balance, DrawTimes, Measured, SIZES, StepSettings, balance, draw_times, sampler, sampler_peers};
+use crate::cli::{BenchAction, BenchReplayArgs, PairArgs};
 use crate::config::{Precision, ReduceRule};
 use crate::data::facts;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::logs;
-use crate::parallel::set_threads;
 use serde::Serialize;
 
 /// Measures what was asked for.
@@ -20,7 +20,7 @@ pub fn run(action: &BenchAction) -> Result<()> {
         BenchAction::Replay(args) if args.ranks => draws(args),
         BenchAction::Replay(args) if args.balance => shards(args),
         BenchAction::Replay(args) => samplers(args),
-        BenchAction::Step(args) => step(args),
+        BenchAction::Step(args) => step::measure(args),
         BenchAction::Ranks(args) if args.project => ranks::project(args),
         BenchAction::Ranks(args) => ranks::measure(args),
     }
@@ -104,45 +104,4 @@ fn settings(pair: &PairArgs, dtype: Precision, device: Device) -> Result<StepSet
         return Err(Error::refused(problem).with_hint("name a data set with images of a known size"));
     }
     Ok(StepSettings { teacher, student, dataset, batch, dtype, device })
-}
-
-fn step(args: &BenchStepArgs) -> Result<()> {
-    let mut launch = join()?;
-    let device = launch.take_device(args.pair.device, false, 0)?;
-    if device.is_cuda() && args.against.is_some() {
-        return Err(Error::refused("plain PyTorch is measured on CPUs only").with_hint("leave --against out, or give --device cpu"));
-    }
-    let settings = settings(&args.pair, args.dtype, device)?;
-    set_threads(args.threads, launch.local())?;
-    let (report, notes) = steps(settings, args.against.as_deref())?;
-    notes.iter().for_each(|note| eprintln!("{note}"));
-    if args.json {
-        return json(&report);
-    }
-    println!(
-        "{} -> {}, batch {}, {} threads, {}, {}",
-        report.teacher, report.student, report.batch, report.threads, report.dtype, report.device
-    );
-    println!("{:38} {:>9} {:>9} {:>9} {:>8} {:>16}", "step", "ms", "images/s", "GFLOP/s", "MB", "PyTorch, ms");
-    for s in &report.steps {
-        let name = match s.work {
-            Work::Inversion => "inversion",
-            Work::Distillation => "distillation",
-            Work::DistillationStored => "distillation with stored teacher views",
-        };
-        let peer = s.peer_ms.zip(s.ratio).map_or("–".into(), |(ms, ratio)| format!("{ms:.0} ({ratio:.2} ×)"));
-        println!("{name:38} {:>9.1} {:>9.0} {:>9.0} {:>8.0} {peer:>16}", s.ms, s.images_per_second, s.gflop_per_second, s.allocated_mb);
-    }
-    println!(
-        "best rates here: {:.0} GFLOP/s in a matrix product, {:.0} in a 3×3 convolution",
-        report.peaks.matrix_product, report.peaks.convolution
-    );
-    if let Some(held) = report.gpu_mb {
-        println!("GPU memory held at most: {held:.0} MB");
-    }
-    if let Some(difference) = report.loss_difference {
-        let version = report.peer_version.as_deref().unwrap_or("of an unknown version");
-        println!("largest relative difference of a loss term from PyTorch {version}: {difference:.1e}");
-    }
-    Ok(())
 }

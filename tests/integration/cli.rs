@@ -380,6 +380,27 @@ fn a_step_on_two_ranks_sends_what_the_formula_says() {
     }
 }
 
+/// `ssdkd bench step` on several ranks prints one report, with each step's share of communication; plain PyTorch has one rank.
+#[test]
+fn a_step_on_two_ranks_has_a_share_of_communication() {
+    if !has_mpirun() {
+        return;
+    }
+    let step =
+        ["bench", "step", "--teacher", "wrn16_1", "--student", "wrn16_1", "--dataset", "fashion_mnist", "--batch", "4", "--device", "cpu"];
+    let out = ssdkd_on(2, &[&step[..], &["--json"]].concat()).expect(0);
+    let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    assert_eq!(report["ranks"], 2);
+    let share =
+        |work: &str| report["steps"].as_array().unwrap().iter().find(|step| step["work"] == work).unwrap()["communication_share"].as_f64();
+    for work in ["inversion", "distillation_stored"] {
+        assert!(share(work).is_some_and(|share| 0.0 < share && share < 1.0), "{report}");
+    }
+    assert_eq!(share("distillation"), None);
+    let refused = ssdkd_on(2, &[&step[..], &["--against", "python3"]].concat()).expect(2);
+    refused.says(&["--against: plain PyTorch is measured on the CPUs of one rank only"]);
+}
+
 /// `ssdkd bench replay --ranks`: bytes and messages of real MPI ranks are those of the formula.
 #[test]
 fn a_global_draw_sends_what_the_formula_says() {

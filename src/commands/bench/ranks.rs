@@ -14,7 +14,7 @@ use crate::parallel::set_threads;
 /// A pair on the ranks of this launch.
 pub(super) fn measure(args: &BenchRanksArgs) -> Result<()> {
     let mut launch = join()?;
-    let device = launch.take_device(args.pair.device, args.share_gpu, Parallel::default().timeout_s)?;
+    let device = launch.take_device(args.pair.device, args.pair.share_gpu, Parallel::default().timeout_s)?;
     let settings = launch.agree(settings(&args.pair, Precision::F32, device))?;
     launch.agree(set_threads(None, launch.local()))?;
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
