@@ -18,12 +18,12 @@ absolute_wheels
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-with_tests=no with_gpu=no flavour=13
+with_tests=no with_gpu=auto flavour=
 while [ $# -gt 0 ]; do
     case $1 in
         --tests) with_tests=yes ;;
         --gpu) with_gpu=yes ;;
-        --cpu) with_gpu=never ;;
+        --cpu) with_gpu=no ;;
         --cuda) flavour=${2:-} with_gpu=yes; shift ;;
         *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
@@ -155,10 +155,19 @@ elif [ -n "${LIBTORCH:-}" ]; then
     esac
 else
     [ "$(uname -m)" = x86_64 ] || die "wheels are pinned for x86_64 only: point LIBTORCH at a libtorch 2.11.0 for $(uname -m)"
-    if [ $with_gpu = no ] && { [ -e /dev/nvidiactl ] || has nvidia-smi; }; then with_gpu=yes; fi
-    [ $with_gpu != never ] || with_gpu=no
-    wheel_lists $with_gpu "$flavour" || exit 1
-    stamp=$(cat "${lists[@]}" | sha256sum | cut -c1-16)
+    # A CUDA side that is installed stays: a login node sees no GPU, and the one for an older driver was asked for by name.
+    stamp_of() { cat "$@" | sha256sum | cut -c1-16; }
+    is_ready() { [ -e ".libtorch/ready-$(stamp_of "$@")" ]; }
+    if [ $with_gpu != no ] && [ -z "$flavour" ] && is_ready launch/libtorch/cuda12.6.txt; then
+        stamp=$(stamp_of launch/libtorch/cuda12.6.txt)
+    else
+        if [ $with_gpu = auto ]; then
+            with_gpu=no
+            if [ -e /dev/nvidiactl ] || has nvidia-smi || is_ready launch/libtorch/cpu.txt launch/libtorch/cuda.txt; then with_gpu=yes; fi
+        fi
+        wheel_lists $with_gpu "${flavour:-13}" || exit 1
+        stamp=$(stamp_of "${lists[@]}")
+    fi
     if [ ! -e ".libtorch/ready-$stamp" ]; then
         case ${SSDKD_WHEELS:-} in
             '') source= size=" (0.5 GB to download, more with a GPU)" ;;

@@ -7,7 +7,7 @@ pub use trace::{end_trace, is_traced, join_traces, trace_is_open};
 
 use crate::error::Error;
 use crate::metrics::Timings;
-use crate::parallel::{end_job, host_name, launcher_columns};
+use crate::parallel::{end_job, end_with, host_name, launcher_columns};
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -49,8 +49,7 @@ pub fn start(trace: Option<&Path>) -> Timings {
     std::panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
         if let Some(error) = payload.downcast_ref::<Error>() {
-            let _ = writeln!(io::stderr(), "{}", error.render_of(rank, &host_name()));
-            end_job(error.exit_code())
+            end_with(error, rank)
         }
         let cause = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
         let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
@@ -58,6 +57,9 @@ pub fn start(trace: Option<&Path>) -> Timings {
         if cause.starts_with("failed printing to std") && cause.contains("Broken pipe") {
             // Who reads the output has gone (`| head`): no fault, and nobody to tell. The code is that of SIGPIPE.
             end_job(141)
+        }
+        if cause.contains("out of memory") {
+            end_with(&Error::torch("computing", &cause), rank)
         }
         let line = format!("error: rank {rank} on {}: {}{place}", host_name(), cause.lines().next().unwrap_or_default());
         let _ = writeln!(io::stderr(), "{line}\nhint: this is a fault of ssdkd; please report it with this line and the command");

@@ -49,7 +49,8 @@ impl Teacher {
         let Some(why) = self.network.gradient_fails() else { return Ok(()) };
         Err(Error::file(path, format!("no gradient of its logits reaches the images: {why}")).with_hint(
             "torch.no_grad and detach must not be in its forward pass; attention must not take its fast path when it is traced, as \
-             launch/pytorch/trace_teacher.py sees to (docs/teachers.md)",
+             launch/pytorch/trace_teacher.py sees to (docs/teachers.md); on GPUs an operation without deterministic kernels, such as \
+             max-pooling, needs parallel.reduce = \"native\"",
         ))
     }
 

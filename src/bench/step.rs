@@ -387,7 +387,8 @@ pub fn steps(of: StepSettings, world: &World, against: Option<&Path>) -> Result<
             communication_share: None,
         });
     }
-    // The networks of both together would not fit where one fits only just.
+    // Before the buffers and the second networks of the ranks together.
+    let gpu_mb = if let Device::Cuda(gpu) = of.device { Some(stream::memory(gpu)?.peak as f64 / 1e6) } else { None };
     drop(bench);
     if ranks > 1 {
         for together in scaling(of, world)?.steps {
@@ -405,7 +406,7 @@ pub fn steps(of: StepSettings, world: &World, against: Option<&Path>) -> Result<
         threads: thread_count(),
         dtype: of.dtype.name(),
         device: format!("{:?}", of.device),
-        gpu_mb: if let Device::Cuda(gpu) = of.device { Some(stream::memory(gpu)?.peak as f64 / 1e6) } else { None },
+        gpu_mb,
         steps: found,
         peaks: peaks(of.dtype, of.device),
         peer_version: peers.as_ref().and_then(|peers| peers.version.clone()),

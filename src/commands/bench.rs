@@ -3,10 +3,10 @@
 mod ranks;
 mod step;
 
-use super::{join, join_traces};
+use super::{join, join_traces, together};
 use crate::bench::{Balance, DrawTimes, Measured, SIZES, StepSettings, balance, draw_times, sampler, sampler_peers};
 use crate::cli::{BenchAction, BenchReplayArgs, PairArgs};
-use crate::config::{Precision, ReduceRule};
+use crate::config::{Parallel, Precision, ReduceRule};
 use crate::data::facts;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -70,8 +70,9 @@ fn draws(args: &BenchReplayArgs) -> Result<()> {
     // At least four logical ranks, so that one, two and four ranks do the same work.
     let logical = launch.ranks() * 4usize.div_ceil(launch.ranks());
     let layout = launch.agree(Layout::new(logical, launch.ranks()))?;
+    let _watchdog = launch.agree(launch.watch(Parallel::default().timeout_s))?;
     let world = launch.into_world(layout, ReduceRule::Deterministic, Device::Cpu);
-    let times = draw_times(&world, args.n.first().copied().unwrap_or(SIZES[0]), BATCH, DRAWS)?;
+    let times = together(layout.ranks(), draw_times(&world, args.n.first().copied().unwrap_or(SIZES[0]), BATCH, DRAWS))?;
     join_traces(&world)?;
     if !world.leads() {
         return Ok(());

@@ -2,10 +2,10 @@
 
 mod comm;
 
-use super::join;
+use super::{join, together};
 use crate::cli::DoctorArgs;
 use crate::config::{ReduceRule, load};
-use crate::device::{self, Device};
+use crate::device::{self, CudaLibrary, Device};
 use crate::error::{Error, Result};
 use crate::goldens;
 use crate::layout::Layout;
@@ -20,25 +20,25 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let config = launch.agree(load(&[], &[]))?.config;
     // Ranks that do not answer are named, and the job ends: no check waits for ever.
     let _watchdog = launch.agree(launch.watch(config.parallel.timeout_s))?;
-    let local = launch.local();
-    let mut conformance = conformance::run(launch.comm(), Device::Cpu);
+    let (ranks, local) = (launch.ranks(), launch.local());
+    let mut conformance = answered(ranks, conformance::run(launch.comm(), Device::Cpu));
     // Known to all ranks: then it is reported, and the CPU is looked at.
     let taken = launch.take_device(config.device, config.parallel.share_gpu, config.parallel.timeout_s);
     let device = *taken.as_ref().unwrap_or(&Device::Cpu);
     if device.is_cuda() {
-        conformance = conformance.and(conformance::run(launch.comm(), device));
+        conformance = conformance.and(answered(ranks, conformance::run(launch.comm(), device)));
     }
     // The way without NCCL, which a CPU's tensors can go as well.
-    let conformance = conformance.and(conformance::run(&Staged::over(launch.comm(), device), device));
-    let layout = Layout::new(launch.ranks(), launch.ranks())?;
+    let conformance = conformance.and(answered(ranks, conformance::run(&Staged::over(launch.comm(), device), device)));
+    let layout = Layout::new(ranks, ranks)?;
     let world = launch.into_world(layout, ReduceRule::Deterministic, device);
-    let sum = check_sum(&world, 1000 * world.layout().ranks());
+    let sum = answered(ranks, check_sum(&world, 1000 * ranks));
     let well = conformance.clone().and(sum.clone().map(|_| ()));
     // What gives wrong answers is not measured.
     let well = world.agree(well);
     let networks = if args.networks && well.is_ok() { Some(world.agree(networks(device))) } else { None };
     let hosts = if args.comm && well.is_ok() { Some(comm::look(&world)?) } else { None };
-    let well = well.and(networks.clone().map_or(Ok(()), |found| found.map(drop)));
+    let well = well.and(networks.clone().map_or(Ok(()), |found| found.map(drop))).and(taken.clone().map(drop));
     if !world.leads() {
         return well;
     }
@@ -73,6 +73,11 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     well
 }
 
+/// A check's verdict. A rank whose transport fails ends the job: the others would wait for it.
+fn answered<T>(ranks: usize, verdict: Result<Result<T>>) -> Result<T> {
+    together(ranks, verdict)?
+}
+
 /// What networks compute here, held against PyTorch.
 fn networks(device: Device) -> Result<String> {
     let (names, mut found) = (goldens::networks(), Vec::new());
@@ -104,7 +109,12 @@ fn cuda() -> String {
             let version = device::driver_version().unwrap_or_default();
             format!("{} GPUs visible, the driver serves CUDA {}.{}", gpus.len(), version / 1000, version % 1000 / 10)
         }
-        Err(reason) => format!("not here: {reason}. On a machine with a GPU, launch/setup.sh installs the CUDA side of libtorch"),
+        Err(reason) => match device::load_cuda() {
+            CudaLibrary::Loaded => format!("not here: {reason}"),
+            CudaLibrary::Missing(_) => format!(
+                "not here: {reason}. For a GPU launch/setup.sh installs it; a libtorch or a Python of your own has to be one with CUDA"
+            ),
+        },
     }
 }
 

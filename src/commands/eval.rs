@@ -1,6 +1,6 @@
 //! `ssdkd eval`.
 
-use super::{join, join_traces};
+use super::{join, join_traces, together};
 use crate::cli::EvalArgs;
 use crate::config::{Config, Job, ModelName, Precision, check, load};
 use crate::data::{self, Normalise, Split};
@@ -25,6 +25,7 @@ struct Candidate {
 pub fn run(args: &EvalArgs) -> Result<()> {
     let mut launch = join()?;
     let (mut config, candidates) = launch.agree(subject(args))?;
+    let _watchdog = launch.agree(launch.watch(config.parallel.timeout_s))?;
     launch.agree(data::complete(&mut config))?;
     let device = launch.take_device(config.device, config.parallel.share_gpu, config.parallel.timeout_s)?;
     launch.agree(set_threads(config.parallel.threads, launch.local()))?;
@@ -46,7 +47,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let test = world.agree(test)?;
     let normalise = Normalise::new(&facts, world.device());
     for (candidate, network) in candidates.iter().zip(&networks) {
-        let score = eval::evaluate(&world, network.parts(), &normalise, &test, None)?;
+        let score = together(layout.ranks(), eval::evaluate(&world, network.parts(), &normalise, &test, None))?;
         for score in score.iter().filter(|_| world.leads()) {
             println!("{}", line(&config, candidate, score));
         }

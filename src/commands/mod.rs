@@ -19,7 +19,7 @@ use crate::error::{Error, Result, STOPPED};
 use crate::logs::{self, launched_rank};
 use crate::methods;
 use crate::metrics::Timings;
-use crate::parallel::{Launch, World};
+use crate::parallel::{Launch, World, end_with};
 
 /// How a command ended, where it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +73,15 @@ fn join() -> Result<Launch> {
     let launch = Launch::join()?;
     launch.agree(logs::trace_is_open())?;
     Ok(launch)
+}
+
+/// What ranks do together without agreeing on how it went: an error that one of several alone knows of ends the job.
+fn together<T>(ranks: usize, outcome: Result<T>) -> Result<T> {
+    outcome.inspect_err(|error| {
+        if ranks > 1 && !error.is_known_to_all() {
+            end_with(error, launched_rank());
+        }
+    })
 }
 
 /// Makes one trace of those of all ranks, where there are some. The last thing that ranks do together. A collective.

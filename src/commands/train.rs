@@ -11,6 +11,7 @@ use crate::logs;
 use crate::methods::{Memory, Method};
 use crate::metrics::Timings;
 use crate::models::Shape;
+use crate::nn::compute_in;
 use crate::parallel::{World, set_threads};
 use crate::replay::{Augmentation, RealData};
 use crate::report;
@@ -84,11 +85,12 @@ fn start(
     let backbone_hash = launch.agree(files::hash_named(job.backbone_key(), config.student.backbone.as_deref()))?;
     let plan = launch.agree(Plan::new(&config, job, launch.ranks(), &teacher_hash, &backbone_hash))?;
     let world = launch.into_world(plan.layout, config.parallel.reduce, device);
-    let teacher = world.agree(teacher(&config, method, &world))?;
+    // Which kernels are allowed comes first: a teacher that is a program may have gradients by others only.
+    let kernels = compute_in("train.precision", config.train.precision, device, config.parallel.reduce);
+    let teacher = world.agree(kernels.and_then(|()| teacher(&config, method, &world)))?;
     let mut run = world.agree(Run::new(config, plan, method, teacher, real, &world))?;
 
-    let hold = || if world.leads() { RunFolder::hold(&args.run_dir, args.fresh) } else { Ok(RunFolder::at(&args.run_dir)) };
-    let folder = world.agree(hold())?;
+    let folder = world.agree(if world.leads() { RunFolder::hold(&args.run_dir, args.fresh) } else { Ok(RunFolder::at(&args.run_dir)) })?;
     drop(watchdog);
     let _watchdog = world.agree(world.watch(folder.path(), timeout_s))?;
     // What the folder holds is read by one rank: a shared disk may show it to the others at another moment.

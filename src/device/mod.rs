@@ -18,7 +18,8 @@ use tch::Tensor;
 
 /// A tensor of the host on `device`. To a GPU it goes by page-locked memory, so that nothing waits for the kernels before it.
 pub fn upload(host: &Tensor, device: Device) -> Tensor {
-    if device.is_cuda() { host.pin_memory(device).to_device_(device, host.kind(), true, false) } else { host.to_device(device) }
+    // `pin_memory` would warn at every call that it is told which device.
+    if device.is_cuda() { host.internal_pin_memory(device).to_device_(device, host.kind(), true, false) } else { host.to_device(device) }
 }
 
 /// GPUs this process may use, each by a name that no other GPU has, in CUDA's order.
@@ -34,6 +35,11 @@ pub fn visible(thorough: bool) -> Result<Vec<String>, String> {
     }
     if let CudaLibrary::Missing(reason) = load_cuda() {
         return Err(format!("libtorch's CUDA side cannot be loaded ({reason})"));
+    }
+    if !tch::utils::has_cudart() {
+        return Err(
+            "libtorch does not know of its CUDA side: it was asked about CUDA before that was opened, which is a fault of ssdkd".into()
+        );
     }
     match gpu_count() {
         0 => Err(format!("libtorch finds no GPU or no NVIDIA driver ({})", driver::problem())),

@@ -1,10 +1,11 @@
 //! Errors are local, decisions are global: what can fail on one rank only is agreed on before anyone goes on.
 
-use super::comm::{Communicator, all_gather_varied};
+use super::comm::{Communicator, all_gather_varied, end_job};
 use super::world::{Launch, World, host_name};
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::io::Write;
 
 /// An error on its way to the other ranks.
 #[derive(Serialize, Deserialize)]
@@ -61,6 +62,13 @@ impl World {
     pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
         agree(self.comm(), mine)
     }
+}
+
+/// Prints an error that this rank alone knows of, and ends the job.
+pub fn end_with(error: &Error, rank: usize) -> ! {
+    // A stderr that is gone must not keep the job.
+    let _ = writeln!(std::io::stderr(), "{}", error.render_of(rank, &host_name()));
+    end_job(error.exit_code())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod world;
 #[cfg(test)]
 pub(crate) mod test_ranks;
 
+pub use agree::end_with;
 pub use comm::{BUCKET, Communicator, MpiComm, end_job};
 pub use host::{Host, hosts, unlike};
 pub use meter::Meter;

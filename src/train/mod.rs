@@ -20,7 +20,7 @@ use crate::metrics::{
     BufferSummary, NetworkScore, Progress, RoundRecord, Seen, Sinks, Summary, TimingRecord, Timings, Work, read_table, version,
 };
 use crate::nn::weights;
-use crate::parallel::{self, World, end_job, host_name, launcher_columns};
+use crate::parallel::{self, World, end_with, launcher_columns};
 use crate::run_folder::{RunFolder, State, Status, new_run_id};
 use crate::task::Best;
 use std::path::PathBuf;
@@ -243,8 +243,7 @@ pub fn fail<T>(error: Error, world: &World, keeper: &mut Keeper, folder: &RunFol
     if error.is_known_to_all() {
         return Err(error);
     }
-    eprintln!("{}", error.render_of(world.rank().0, &host_name()));
-    end_job(error.exit_code())
+    end_with(&error, world.rank().0)
 }
 
 impl Run {

@@ -17,7 +17,7 @@ use crate::methods::{self, Method};
 use crate::metrics::{RoundRecord, Sent};
 use crate::models::{self, Shape};
 use crate::nn::weights::bytes_of;
-use crate::nn::{Entries, State, Stateful, compute_in, layer_values, room_for};
+use crate::nn::{Entries, State, Stateful, layer_values, room_for};
 use crate::parallel::{PerRank, World};
 use crate::replay::{Draw, Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::{Key, Purpose};
@@ -183,7 +183,6 @@ impl Run {
     ) -> Result<Self> {
         let facts = data::facts_of(&config);
         let (device, precision) = (world.device(), config.train.precision);
-        compute_in("train.precision", precision, device, world.reduce_rule())?;
         let shape = Shape { channels: facts.channels, classes: facts.classes };
         let network = models::build(config.student.model, shape);
         let state = State::initialised(network.blueprint(), config.seed, Purpose::StudentInit, device);

@@ -11,7 +11,7 @@ fn doctor(libraries: &[&Path], environment: &[(&str, &str)]) -> Outcome {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssdkd"));
     let paths: Vec<String> = libraries.iter().map(|path| path.display().to_string()).collect();
     command.arg("doctor").env("LD_LIBRARY_PATH", paths.join(":")).envs(environment.iter().copied());
-    run(command, Duration::from_secs(120)).expect(0)
+    run(command, Duration::from_secs(120))
 }
 
 /// What `doctor` says about one subject.
@@ -55,7 +55,7 @@ fn nccl_is_loaded_and_makes_a_unique_id() {
     let Some(file) = nccl() else { return };
     let folder = tempfile::tempdir().unwrap();
     symlink(&file, folder.path().join("libnccl.so")).unwrap();
-    let said = about(&doctor(&[folder.path()], &[("SSDKD__DEVICE", "cpu")]), "NCCL");
+    let said = about(&doctor(&[folder.path()], &[("SSDKD__DEVICE", "cpu")]).expect(0), "NCCL");
     assert!(said.starts_with("2.28.9 (") && said.ends_with("libnccl.so.2): makes a unique id"), "{said}");
 }
 
@@ -110,7 +110,7 @@ fn nccl_under_its_packaged_name_alone_is_told_apart_from_none() {
     let Some(file) = nccl() else { return };
     let folder = tempfile::tempdir().unwrap();
     symlink(&file, folder.path().join("libnccl.so.2")).unwrap();
-    let said = about(&doctor(&[folder.path()], &[]), "NCCL");
+    let said = about(&doctor(&[folder.path()], &[]).expect(0), "NCCL");
     assert!(said.starts_with("only libnccl.so.2 is on the search path: link libnccl.so to it"), "{said}");
 }
 
@@ -125,7 +125,7 @@ fn a_library_that_is_no_nccl_is_named_as_such() {
         return;
     };
     symlink(other, folder.path().join("libnccl.so")).unwrap();
-    let said = about(&doctor(&[folder.path()], &[]), "NCCL");
+    let said = about(&doctor(&[folder.path()], &[]).expect(0), "NCCL");
     assert!(said.starts_with("it lacks ncclGetVersion"), "{said}");
 }
 
@@ -138,7 +138,7 @@ fn libtorchs_cuda_side_is_opened_before_anything_asks_about_cuda() {
         println!("skip: this machine has a driver (launch/gpu_check.sh does more)");
         return;
     }
-    let outcome = doctor(&[&lib], &[("SSDKD__DEVICE", "cuda")]);
+    let outcome = doctor(&[&lib], &[("SSDKD__DEVICE", "cuda")]).expect(2);
     let said = about(&outcome, "CUDA");
     assert!(said.starts_with("not here: libtorch finds no GPU or no NVIDIA driver (libcuda.so.1, which the driver brings"), "{said}");
     let device = about(&outcome, "device");
@@ -150,7 +150,7 @@ fn libtorchs_cuda_side_is_opened_before_anything_asks_about_cuda() {
 fn a_broken_cuda_library_is_named_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libtorch_cuda.so"), "no library").unwrap();
-    let said = about(&doctor(&[folder.path()], &[("SSDKD__DEVICE", "cuda")]), "CUDA");
+    let said = about(&doctor(&[folder.path()], &[("SSDKD__DEVICE", "cuda")]).expect(2), "CUDA");
     assert!(said.contains("libtorch's CUDA side cannot be loaded (") && said.contains("libtorch_cuda.so"), "{said}");
 }
 
@@ -161,7 +161,7 @@ fn auto_is_the_cpu_without_a_gpu() {
         println!("skip: this machine has a driver");
         return;
     }
-    assert_eq!(about(&doctor(&[], &[]), "device"), "the CPU");
+    assert_eq!(about(&doctor(&[], &[]).expect(0), "device"), "the CPU");
     if has_mpirun() {
         let outcome = run(mpirun(2, &["doctor"]), Duration::from_secs(120)).expect(0);
         assert_eq!(about(&outcome, "device"), "the CPU");
@@ -195,4 +195,51 @@ fn the_gpu_check_refuses_a_machine_without_a_gpu() {
     let out = folder.path().join("report");
     script(out.to_str().unwrap()).expect(2).says(&["gpu_check: error: nvidia-smi lists no GPU here"]);
     assert!(!out.exists());
+}
+
+/// Every run of the GPU's check is one that a machine with a GPU would not refuse: `ssdkd` is stood in for by `config check`.
+#[test]
+fn the_gpu_checks_runs_are_all_legal() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(at("launch")).unwrap();
+    std::fs::create_dir_all(at("bin")).unwrap();
+    symlink(root().join("configs"), at("configs")).unwrap();
+    for script in ["gpu_check.sh", "common.sh"] {
+        std::fs::copy(root().join("launch").join(script), at("launch").join(script)).unwrap();
+    }
+    let write = |name: &str, text: String| {
+        std::fs::write(at(name), text).unwrap();
+        std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let (here, real) = (folder.path().display(), env!("CARGO_BIN_EXE_ssdkd"));
+    write("env.sh", format!("export PATH={here}/bin:$PATH\n"));
+    write("bin/nvidia-smi", "#!/bin/sh\necho 'GPU 0: none (UUID: none)'\n".into());
+    write("launch/mpirun.sh", "#!/bin/sh\nshift\nexec \"$@\"\n".into());
+    let stand_in = r#"#!/bin/bash
+command=$1; shift
+case $command in train | teach) ;; *) exit 0 ;; esac
+echo "$command" >>HERE/asked
+arguments=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --run-dir) mkdir -p "$2" && touch "$2/teacher.safetensors"; shift ;;
+        --fresh) ;;
+        *) arguments+=("$1") ;;
+    esac
+    shift
+done
+REAL config check --for "$command" "${arguments[@]}" >HERE/said 2>&1 || { echo "${arguments[*]}"; cat HERE/said; } >>HERE/refused
+"#;
+    write("bin/ssdkd", stand_in.replace("HERE", &here.to_string()).replace("REAL", real));
+    let mut check = Command::new(at("launch/gpu_check.sh"));
+    check.arg(at("out")).env("PATH", format!("{here}/bin:{}", std::env::var("PATH").unwrap()));
+    // A stand-in proves nothing: no check but those of exit codes alone may pass.
+    let outcome = run(check, Duration::from_secs(300)).expect(1);
+    assert!(outcome.stdout.contains("the same run twice: every bit | **FAILED**"), "{}", outcome.stdout);
+    let refused = std::fs::read_to_string(at("refused")).unwrap_or_default();
+    assert!(refused.is_empty(), "{refused}");
+    let asked = std::fs::read_to_string(at("asked")).unwrap();
+    assert!(asked.lines().count() > 30 && asked.contains("teach"), "{asked}");
 }

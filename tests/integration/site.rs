@@ -2,6 +2,7 @@
 
 use crate::launch::{has_mpirun, mpirun, root, run, ssdkd, ssdkd_on};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -112,24 +113,46 @@ fn a_tarball_is_packed_only_as_it_is_asked_for() {
     assert_eq!(left, ["bin"]);
 }
 
+/// A copy of the scripts in a folder of its own, with a folder `wheels` that holds none, and set-up there with these arguments.
+fn set_up_in(folder: &Path, arguments: &[&str]) -> Command {
+    let copied = Command::new("cp").arg("-r").arg(root().join("launch")).arg(root().join("Cargo.toml")).arg(folder).status();
+    assert!(copied.unwrap().success());
+    std::fs::create_dir_all(folder.join("wheels")).unwrap();
+    std::fs::create_dir_all(folder.join(".libtorch")).unwrap();
+    let mut command = Command::new(folder.join("launch/setup.sh"));
+    command
+        .args(arguments)
+        .current_dir(folder.join("launch"))
+        .env("SSDKD_WHEELS", "../wheels")
+        .env_remove("LIBTORCH")
+        .env_remove("LIBTORCH_USE_PYTORCH");
+    command
+}
+
 /// A folder of wheels, as seen from where the user stands, that has none: the libtorch that is there stays.
 #[test]
 fn a_libtorch_that_cannot_be_replaced_is_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    let copied = Command::new("cp").arg("-r").arg(root().join("launch")).arg(root().join("Cargo.toml")).arg(folder.path()).status();
-    assert!(copied.unwrap().success());
-    std::fs::create_dir(at(".libtorch")).unwrap();
-    std::fs::write(at(".libtorch/mine"), "").unwrap();
-    std::fs::create_dir(at("wheels")).unwrap();
-    let mut command = Command::new(at("launch/setup.sh"));
-    command
-        .arg("--cpu")
-        .current_dir(at("launch"))
-        .env("SSDKD_WHEELS", "../wheels")
-        .env_remove("LIBTORCH")
-        .env_remove("LIBTORCH_USE_PYTORCH");
+    let mine = folder.path().join(".libtorch/mine");
+    let command = set_up_in(folder.path(), &["--cpu"]);
+    std::fs::write(&mine, "").unwrap();
     let out = run(command, Duration::from_secs(60)).expect(1);
     assert!(out.stderr.contains("pip could not install libtorch from SSDKD_WHEELS=") && out.stderr.contains("launch/../wheels"), "{out:?}");
-    assert!(!out.stdout.contains("to download") && at(".libtorch/mine").exists(), "{out:?}");
+    assert!(!out.stdout.contains("to download") && mine.exists(), "{out:?}");
+}
+
+/// A CUDA side that was asked for once is not taken away by set-up on a host without a GPU, nor one for an older driver by a newer one.
+#[test]
+fn an_installed_cuda_side_stays_until_another_is_asked_for() {
+    for lists in [&["cuda12.6.txt"][..], &["cpu.txt", "cuda.txt"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let pinned: Vec<u8> = lists.iter().flat_map(|list| std::fs::read(root().join("launch/libtorch").join(list)).unwrap()).collect();
+        let stamp = folder.path().join(".libtorch").join(format!("ready-{}", &ssdkd::files::sha256(&pinned)[..16]));
+        for (arguments, code) in [(&[][..], 0), (&["--gpu"], 0), (&["--cpu"], 1)] {
+            let command = set_up_in(folder.path(), arguments);
+            std::fs::write(&stamp, "").unwrap();
+            let out = run(command, Duration::from_secs(60)).expect(code);
+            assert_eq!(out.stdout.contains("installing libtorch"), code == 1, "{lists:?} {arguments:?}: {out:?}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use super::{json, settings};
 use crate::bench::{self, StepReport, StepSettings, Work};
 use crate::cli::BenchStepArgs;
-use crate::commands::{join, join_traces};
+use crate::commands::{join, join_traces, together};
 use crate::config::{Parallel, ReduceRule};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -13,12 +13,14 @@ use crate::parallel::set_threads;
 /// A pair's steps on every rank of this launch, and what of them is communication.
 pub(super) fn measure(args: &BenchStepArgs) -> Result<()> {
     let mut launch = join()?;
-    let device = launch.take_device(args.pair.device, args.pair.share_gpu, Parallel::default().timeout_s)?;
+    let timeout_s = Parallel::default().timeout_s;
+    let _watchdog = launch.agree(launch.watch(timeout_s))?;
+    let device = launch.take_device(args.pair.device, args.pair.share_gpu, timeout_s)?;
     let settings = launch.agree(checked(args, launch.ranks(), device))?;
     launch.agree(set_threads(args.threads, launch.local()))?;
     let layout = Layout::new(launch.ranks(), launch.ranks())?;
     let world = launch.into_world(layout, ReduceRule::Deterministic, device);
-    let (report, notes) = bench::steps(settings, &world, args.against.as_deref())?;
+    let (report, notes) = together(layout.ranks(), bench::steps(settings, &world, args.against.as_deref()))?;
     join_traces(&world)?;
     if !world.leads() {
         return Ok(());
@@ -54,6 +56,9 @@ fn print(report: &StepReport) {
         let share = s.communication_share.map_or("–".into(), |share| format!("{:.2} %", 100.0 * share));
         let [images, gflop, mb] = [s.images_per_second, s.gflop_per_second, s.allocated_mb];
         println!("{name:38} {:>9.1} {images:>9.0} {gflop:>9.0} {mb:>8.0} {share:>8} {peer:>16}", s.ms);
+    }
+    if report.ranks > 1 {
+        println!("comm. of an inversion: with one inner step to a sum; of more its share is as much smaller (inversion.steps)");
     }
     println!(
         "best rates here: {:.0} GFLOP/s in a matrix product, {:.0} in a 3×3 convolution",

@@ -43,9 +43,9 @@ impl Found {
         match self {
             Self::Ready(_) => None,
             Self::Misnamed => {
-                Some("only libnccl.so.2 is on the search path: link libnccl.so to it beside libtorch (launch/setup.sh does)".into())
+                Some("only libnccl.so.2 is on the search path: link libnccl.so to it beside libtorch (launch/setup.sh does so for the one it installs)".into())
             }
-            Self::Missing => Some("not here: with a GPU, launch/setup.sh installs it".into()),
+            Self::Missing => Some("not here: for a GPU launch/setup.sh installs it; a Python of your own has it from nvidia-nccl-cu13".into()),
             Self::Unfit(why) => {
                 Some(format!("{why}: 2.28 or newer is needed, the package nvidia-nccl-cu{}", device::cuda_flavour().unwrap_or(13)))
             }

@@ -28,7 +28,7 @@ impl<C: Deref<Target: Communicator>> Staged<C> {
         let mut room = self.rooms[which].borrow_mut();
         if room.numel() < bytes {
             let fresh = Tensor::empty([bytes as i64], (Kind::Uint8, Device::Cpu));
-            *room = if self.device == Device::Cpu { fresh } else { fresh.f_pin_memory(self.device).map_err(failed)? };
+            *room = if self.device == Device::Cpu { fresh } else { fresh.f_internal_pin_memory(self.device).map_err(failed)? };
         }
         Ok(room.narrow(0, 0, bytes as i64).view_dtype(tensor.kind()))
     }
