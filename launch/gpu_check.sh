@@ -63,7 +63,7 @@ told() {
     # shellcheck disable=SC2086
     said=$(SSDKD__DEVICE=$device on "$ranks" doctor $options) || status=$?
     printf '%s\n' "$said"
-    [ $status -eq 0 ] || return $status
+    [ $status -eq 0 ] || { echo "doctor ends with $status: $(grep -E '^(ranks|sums|device|networks) ' <<<"$said" | tr '\n' ';')"; return $status; }
     for pattern; do grep -E "$pattern" <<<"$said" >/dev/null || { echo "doctor does not say: $pattern"; return 1; }; done
 }
 right="every operation gives the right answer"

@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
         --tests) with_tests=yes ;;
         --gpu) with_gpu=yes ;;
         --cpu) with_gpu=no ;;
-        --cuda) flavour=${2:-} with_gpu=yes; shift ;;
+        --cuda) flavour=${2:-none} with_gpu=yes; shift ;;
         *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
     shift || true

@@ -166,6 +166,11 @@ fn list(findings: &[Finding]) -> String {
     lines.join("\n  ")
 }
 
+/// Whether a program's last words are that there was no memory left, a host's or a GPU's.
+pub fn is_of_memory(said: &str) -> bool {
+    ["out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED"].iter().any(|words| said.contains(words))
+}
+
 impl Error {
     /// A single refused configuration value.
     pub fn config(key: impl Into<String>, problem: impl Into<String>) -> Self {

@@ -5,7 +5,7 @@ mod trace;
 
 pub use trace::{end_trace, is_traced, join_traces, trace_is_open};
 
-use crate::error::Error;
+use crate::error::{Error, is_of_memory};
 use crate::metrics::Timings;
 use crate::parallel::{end_job, end_with, host_name, launcher_columns};
 use std::fs::File;
@@ -58,14 +58,22 @@ pub fn start(trace: Option<&Path>) -> Timings {
             // Who reads the output has gone (`| head`): no fault, and nobody to tell. The code is that of SIGPIPE.
             end_job(141)
         }
-        if cause.contains("out of memory") {
-            end_with(&Error::torch("computing", &cause), rank)
+        let said = words_of(&cause);
+        if is_of_memory(said) {
+            end_with(&Error::torch("a computation", &said), rank)
         }
-        let line = format!("error: rank {rank} on {}: {}{place}", host_name(), cause.lines().next().unwrap_or_default());
+        let line = format!("error: rank {rank} on {}: {said}{place}", host_name());
         let _ = writeln!(io::stderr(), "{line}\nhint: this is a fault of ssdkd; please report it with this line and the command");
         end_job(1)
     }));
     timings
+}
+
+/// What a panic says to a person: its first line. That of a libtorch call stands within Rust's own words, with C++'s calls behind it, all
+/// of it escaped.
+fn words_of(panic: &str) -> &str {
+    let text = panic.rsplit_once("value: Torch(\"").map_or(panic, |(_, text)| text);
+    text.split("\\n").next().unwrap_or(text).lines().next().unwrap_or_default().trim_end_matches("\")")
 }
 
 /// Adds a JSON log in the run folder.
@@ -88,5 +96,21 @@ impl Write for JsonLog {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_says_one_line() {
+        let error = tch::Tensor::zeros([2], (tch::Kind::Float, tch::Device::Cpu)).f_view([3]).unwrap_err();
+        let panic = format!("called `Result::unwrap()` on an `Err` value: {error:?}");
+        assert_eq!(words_of(&panic), "shape '[3]' is invalid for input of size 2", "{panic}");
+        assert_eq!(words_of("index out of bounds\nand more"), "index out of bounds");
+        let full =
+            r#"called `Result::unwrap()` on an `Err` value: Torch("CUDA out of memory. Tried to allocate 2.00 GiB.\nException raised")"#;
+        assert!(words_of(full) == "CUDA out of memory. Tried to allocate 2.00 GiB." && is_of_memory(words_of(full)));
     }
 }

@@ -165,6 +165,7 @@ impl Scene<'_> {
         let (layout, batch) = (*world.layout(), self.batch * world.layout().logical_ranks());
         let masses = clock(&mut parts.communication, || replay.masses(world))?;
         let supply = replay.look_up(world, &masses, batch, self.turn);
+        stream::finish(world.device());
         let cost = Route::cost(layout.logical_ranks(), &supply.supplied, &supply.consumed, replay.row_bytes());
         let received = clock(&mut parts.communication, || supply.route.out(world, &supply.packed))?;
         let mut draw = supply.into_draw(replay.hand_out(world, &received, batch, self.turn));
@@ -179,6 +180,7 @@ impl Scene<'_> {
         clock(&mut parts.waiting, || world.barrier())?;
         let payload = clock(&mut parts.communication, || world.reduce(payload))?;
         bench.student.apply(&payload, layout.logical_ranks(), LR)?;
+        stream::finish(world.device());
         clock(&mut parts.communication, || replay.write_back(world, &mut draw, &loss))?;
         parts.bytes_expected = sum_bytes(payload.numel(), layout.ranks()) + cost.bytes;
         Ok(())

@@ -37,7 +37,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     // What gives wrong answers is not measured.
     let well = world.agree(well);
     let networks = if args.networks && well.is_ok() { Some(world.agree(networks(device))) } else { None };
-    let hosts = if args.comm && well.is_ok() { Some(comm::look(&world)?) } else { None };
+    let hosts = if args.comm && well.is_ok() { Some(together(ranks, comm::look(&world))?) } else { None };
     let well = well.and(networks.clone().map_or(Ok(()), |found| found.map(drop))).and(taken.clone().map(drop));
     if !world.leads() {
         return well;

@@ -32,7 +32,8 @@ impl Launch {
             return Ok(Device::Cpu);
         };
         self.ranks_in_memory = ranks;
-        device::stream::use_gpu(index)?;
+        // One GPU of several may be sick, or another job's.
+        self.agree(device::stream::use_gpu(index))?;
         if self.ranks() > 1 {
             let one_host = sights.iter().all(|sight| sight.host == sights[0].host);
             self.join_gpus(index, ranks > 1, one_host, (timeout_s > 0).then(|| Duration::from_secs(timeout_s)))?;

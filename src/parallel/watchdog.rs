@@ -352,9 +352,10 @@ fn message(hang: &Hang, operation: Operation, hosts: &[String], rank: usize, tim
             "the network between the hosts may be down (`ssdkd doctor` on the same ranks tries it)",
         ),
     };
+    let goes_on = if phase == Phase::Run { " to go on from the last checkpoint" } else { "" };
     format!(
-        "error: {problem}\nhint: {cause}; start the same command again to go on from the last checkpoint, and raise \
-         parallel.timeout_s (now {seconds}) if ranks may keep others waiting that long"
+        "error: {problem}\nhint: {cause}; start the same command again{goes_on}, and raise parallel.timeout_s (now {seconds}) if ranks may \
+         keep others waiting that long"
     )
 }
 

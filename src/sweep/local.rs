@@ -7,7 +7,7 @@ use super::gpu::Mps;
 use super::launch::{Request, Slot};
 use super::plan::{Trial, shown};
 use super::stand::{Ended, Outcome, Stand, Trials};
-use crate::error::{Error, Result, STOPPED};
+use crate::error::{Error, Result, STOPPED, is_of_memory};
 use crate::files;
 use crate::run_folder::{State, Status};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -312,9 +312,7 @@ fn judge(folder: &Path, status: ExitStatus, asked: bool) -> (Ended, Option<Strin
         (Some(libc::SIGKILL), _) => "killed by signal 9 (SIGKILL): out of memory, as a rule".to_owned(),
         (Some(signal), _) => format!("killed by signal {signal}: {said}"),
         (None, Some(2)) => format!("refused: {said}"),
-        _ if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|words| said.contains(words)) => {
-            format!("out of memory: {said}")
-        }
+        _ if is_of_memory(&said) => format!("out of memory: {said}"),
         _ => said,
     };
     (Ended::Failed, Some(reason))

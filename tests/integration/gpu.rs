@@ -1,6 +1,6 @@
 //! What of the GPU path can be proven without a GPU: what is loaded and in which order, and what is said about it.
 
-use crate::launch::{Outcome, has_mpirun, mpirun, root, run};
+use crate::launch::{Outcome, has_mpirun, is_open_mpi, mpirun, root, run, small_fashion_mnist, tiny};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -242,4 +242,52 @@ REAL config check --for "$command" "${arguments[@]}" >HERE/said 2>&1 || { echo "
     assert!(refused.is_empty(), "{refused}");
     let asked = std::fs::read_to_string(at("asked")).unwrap();
     assert!(asked.lines().count() > 30 && asked.contains("teach"), "{asked}");
+}
+
+/// What `launch/bundle.sh` packs, carried to another folder, with nothing of this checkout but the libtorch of a Python: its own mpirun
+/// starts ranks, every operation between them gives the right answer, and two ranks give the bits of one.
+#[test]
+fn the_bundle_runs_where_it_was_carried() {
+    if !has_mpirun() {
+        return;
+    }
+    if !is_open_mpi() || Command::new("ompi_info").arg("--version").output().is_err() {
+        println!("skip: the bundle packs Open MPI, which is not the MPI here");
+        return;
+    }
+    let torch = std::env::var_os("LIBTORCH").map_or_else(|| root().join(".libtorch/torch"), PathBuf::from);
+    if !torch.join("version.py").exists() {
+        println!("skip: {} is not the torch of a Python, which a bundle looks for", torch.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let packed = folder.path().join("packed.tar.gz");
+    let mut pack = Command::new(root().join("launch/bundle.sh"));
+    pack.arg(&packed).env("SSDKD_BIN", env!("CARGO_BIN_EXE_ssdkd"));
+    run(pack, Duration::from_secs(120)).expect(0);
+    assert!(packed.metadata().unwrap().len() < 60 << 20);
+
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let train = tiny(&small_fashion_mnist(&data, 40), Path::new("run")).join(" ");
+    let script = r#"set -e
+mkdir far && tar xzf packed.tar.gz && mv packed far/moved && cd far/moved
+. ./env.sh
+test "$(command -v mpirun)" = "$PWD/mpi/bin/mpirun"
+test "$(command -v ssdkd)" = "$PWD/bin/ssdkd"
+launch/mpirun.sh 2 ssdkd doctor
+for ranks in 1 2; do
+    launch/mpirun.sh $ranks ssdkd TRAIN
+    ssdkd inspect --checksum run >$ranks.sum
+    rm -rf run
+done
+test -s 1.sum && cmp 1.sum 2.sum && echo "the same bits"
+"#;
+    let mut there = Command::new("bash");
+    there.arg("-c").arg(script.replace("TRAIN", &train)).current_dir(folder.path());
+    there.env_clear().env("HOME", folder.path()).env("PATH", "/usr/local/bin:/usr/bin:/bin").env("PYTHONPATH", torch.parent().unwrap());
+    there.env("SSDKD__DEVICE", "cpu");
+    let outcome = run(there, Duration::from_secs(180)).expect(0);
+    assert!(outcome.stdout.contains("2 (MPI): every operation gives the right answer"), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("the same bits"), "{}", outcome.stdout);
 }

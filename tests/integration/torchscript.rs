@@ -2,11 +2,11 @@
 //! built-in networks and PyTorch. The files are made by tests/golden/torchscript/make_goldens.py.
 
 use crate::launch::{has_mpirun, root, small_fashion_mnist, ssdkd, ssdkd_on, tiny};
-use ssdkd::config::ModelName;
+use ssdkd::config::{ModelName, Precision, ReduceRule};
 use ssdkd::goldens::fill_f64;
 use ssdkd::losses::{StatisticsAverage, cross_entropy};
 use ssdkd::models::{self, Shape};
-use ssdkd::nn::{Blueprint, Pass, State, layer_values, weights};
+use ssdkd::nn::{Blueprint, Pass, State, compute_in, layer_values, weights};
 use ssdkd::teacher::Teacher;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -136,10 +136,11 @@ fn a_program_equals_pytorch() {
 /// The same on a GPU, where there is one.
 #[test]
 fn a_program_on_a_gpu_equals_itself_on_the_cpu() {
-    if !tch::Cuda::is_available() {
+    if ssdkd::device::gpu_count() == 0 {
         println!("skip: no GPU");
         return;
     }
+    compute_in("device", Precision::F32, Device::Cuda(0), ReduceRule::Deterministic).unwrap();
     for file in ["small-manifest.pt", "small-scripted.pt", "wrn16_1-manifest.pt", "wrn16_1-scripted.pt"] {
         let gpu = Device::Cuda(0);
         let there = Teacher::load(ModelName::Torchscript, &golden(file), SHAPE, SIZE, gpu).unwrap();

@@ -45,12 +45,17 @@ impl Found {
             Self::Misnamed => {
                 Some("only libnccl.so.2 is on the search path: link libnccl.so to it beside libtorch (launch/setup.sh does so for the one it installs)".into())
             }
-            Self::Missing => Some("not here: for a GPU launch/setup.sh installs it; a Python of your own has it from nvidia-nccl-cu13".into()),
+            Self::Missing => Some(format!("not here: for a GPU launch/setup.sh installs it; a Python of your own has it from {}", package())),
             Self::Unfit(why) => {
-                Some(format!("{why}: 2.28 or newer is needed, the package nvidia-nccl-cu{}", device::cuda_flavour().unwrap_or(13)))
+                Some(format!("{why}: 2.28 or newer is needed, from {}", package()))
             }
         }
     }
+}
+
+/// The package that brings it for this libtorch.
+fn package() -> String {
+    format!("nvidia-nccl-cu{}", device::cuda_flavour().unwrap_or(13))
 }
 
 /// As people write it: 2.28.9 for 22809.
