@@ -28,7 +28,7 @@
 //! # Shapes
 //!
 //! Tensor names end in their shape: `b` rows of one logical rank, `n` slots or images, `k` classes, `c h w` channels, height,
-//! width, `z` latent values, `d` features, `e` embedded values, `f` batch-norm channels, `v` views, `m` logical ranks.
+//! width, `z` latent values, `d` features, `e` embedded values, `f` batch-norm channels, `r` regions, `v` views, `m` logical ranks.
 
 pub mod bench;
 pub mod checkpoint;

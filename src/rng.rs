@@ -54,6 +54,8 @@ pub enum Purpose {
     Scene = 22,
     /// Latent vectors of images on which student and teacher are compared; the step is the batch.
     Agreement = 23,
+    /// Places round which an image's regions lie.
+    Layout = 24,
     /// Points of a random sweep; the step is the point, the index the axis.
     SweepPoint = 32,
 }

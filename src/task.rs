@@ -52,11 +52,11 @@ pub fn linear_weights(places: impl Iterator<Item = f64>, whole: i64) -> Vec<f32>
     rows
 }
 
-/// One target per image, given to every pixel where logits are dense.
-pub fn spread(targets_b: &Tensor, logits: &Tensor) -> Tensor {
+/// One target per image, given to every pixel where logits are dense; targets of pixels as they are.
+pub fn spread(targets: Tensor, logits: &Tensor) -> Tensor {
     match logits.size()[..] {
-        [b, _, h, w] => targets_b.view([b, 1, 1]).expand([b, h, w], false),
-        _ => targets_b.shallow_clone(),
+        [b, _, h, w] if targets.dim() == 1 => targets.view([b, 1, 1]).expand([b, h, w], false),
+        _ => targets,
     }
 }
 
@@ -133,6 +133,11 @@ impl Task {
     /// Whether images with labels exist, to train on and to score by.
     pub fn has_data(self) -> bool {
         self != Self::Nothing
+    }
+
+    /// Into how many regions, each with a category drawn for it, new images are divided, of as many as asked for.
+    pub fn regions(self, wanted: usize) -> usize {
+        if self == Self::Pixels { wanted } else { 1 }
     }
 
     /// What a table of per cents calls a score that a plan names; the name itself where no task has it.
@@ -486,6 +491,14 @@ impl Scores {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a configuration's key says of the data sets it is for is what the task does.
+    #[test]
+    fn regions_are_for_data_sets_with_labels_of_pixels() {
+        for dataset in DatasetName::ALL {
+            assert_eq!(Task::of(dataset).regions(5) == 1, dataset.ignores("inversion.regions"), "{dataset:?}");
+        }
+    }
 
     #[test]
     fn top1_and_top5_count_images() {

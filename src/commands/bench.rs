@@ -12,6 +12,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::logs;
+use crate::parallel::{Watchdog, World, set_threads};
 use serde::Serialize;
 
 /// Measures what was asked for.
@@ -93,6 +94,31 @@ fn draws(args: &BenchReplayArgs) -> Result<()> {
     println!("{:21} {:8.1} counted, {:.1} by the formula", "bytes a draw", times.bytes, times.bytes_expected);
     println!("{:21} {:8.2} counted, {:.2} by the formula", "messages a draw", times.messages, times.messages_expected);
     Ok(())
+}
+
+/// Ranks with a device, threads and one logical rank each, and what they are to measure.
+struct Ready {
+    _watchdog: Option<Watchdog>,
+    settings: StepSettings,
+    world: World,
+}
+
+impl Ready {
+    /// `settings` is given the number of ranks and the device, and may refuse them. A collective.
+    fn new(
+        pair: &PairArgs,
+        threads: Option<usize>,
+        reduce: ReduceRule,
+        settings: impl FnOnce(usize, Device) -> Result<StepSettings>,
+    ) -> Result<Self> {
+        let (mut launch, timeout_s) = (join()?, Parallel::default().timeout_s);
+        let _watchdog = launch.agree(launch.watch(timeout_s))?;
+        let device = launch.take_device(pair.device, pair.share_gpu, timeout_s)?;
+        let settings = launch.agree(settings(launch.ranks(), device))?;
+        launch.agree(set_threads(threads, launch.local()))?;
+        let layout = Layout::new(launch.ranks(), launch.ranks())?;
+        Ok(Self { _watchdog, settings, world: launch.into_world(layout, reduce, device) })
+    }
 }
 
 fn settings(pair: &PairArgs, dtype: Precision, device: Device) -> Result<StepSettings> {

@@ -77,12 +77,13 @@ impl Job {
 
 impl DatasetName {
     /// Whether a key describes another data set and changes nothing in this one.
-    pub(super) fn ignores(self, key: &str) -> bool {
+    pub(crate) fn ignores(self, key: &str) -> bool {
         let others: &[(&[&str], &[Self])] = &[
             (&["data.scene_size", "data.scene_crop", "data.scene_seed", "data.train_scenes", "data.test_scenes"], &[Self::Scenes13]),
             (&["data.classes", "data.channels", "data.size"], &[Self::Folder, Self::None]),
             (&["data.resize"], &[Self::Folder]),
             (&["eval.fresh_images"], &[Self::None]),
+            (&["inversion.regions"], &[Self::Scenes13, Self::Nyuv2]),
         ];
         others.iter().any(|(keys, of)| keys.contains(&key) && !of.contains(&self))
     }
@@ -144,6 +145,8 @@ pub fn check(config: &Config, job: Job) -> Result<()> {
         found.add("inversion.steps", format!("{steps}: {method} moves its generator once a round; use 1, and more train.rounds"));
     }
     found.within("inversion.statistics_momentum", c.inversion.statistics_momentum, 0.0, 0.999_999, "0 and 1 (exclusive)");
+    found.at_least("inversion.regions", c.inversion.regions as i64, 1);
+    found.at_most("inversion.regions", c.inversion.regions as i64, 256);
     found.at_least("inversion.view_shift", c.inversion.view_shift, 0);
     found.not_negative("phi.gamma", c.phi.gamma);
     found.positive("phi.inverse_cap", c.phi.inverse_cap);

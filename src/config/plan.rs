@@ -248,6 +248,8 @@ mod tests {
                 hash_of(Job::Teach, &|c| (c.dataset, c.data.scene_seed, c.student.model) = (dataset, seed, ModelName::Deeplabv3Mobilenet))
             });
             assert_eq!(one != other, counts, "{dataset:?}");
+            let [one, other] = [1, 3].map(|regions| hash_of(Job::Train, &|c| (c.dataset, c.inversion.regions) = (dataset, regions)));
+            assert_eq!(one != other, counts, "{dataset:?}");
         }
         let of_contents = |teacher, backbone| Plan::new(&Config::default(), Job::Train, 4, teacher, backbone).unwrap().config_hash;
         assert_ne!(of_contents("a", ""), of_contents("b", ""));

@@ -426,6 +426,9 @@ pub struct Inversion {
     pub contrastive_negatives: usize,
     /// Momentum m of the averaged batch statistics; 0 compares each batch alone.
     pub statistics_momentum: f64,
+    /// Where pixels are labelled: regions of a new image, each with a category drawn for it: the pixels nearest to as many random
+    /// places. 1: an image is to show one category all over. Without effect in methods that ask for no category.
+    pub regions: usize,
     /// Random crops of the inner loop shift an image by up to this many pixels.
     pub view_shift: i64,
     /// They flip it left to right with probability one half. Not for images that change their class then, such as digits.
@@ -842,6 +845,7 @@ impl Default for Inversion {
             contrastive_bank: 40_960,
             contrastive_negatives: 4096,
             statistics_momentum: 0.9,
+            regions: 1,
             view_shift: 4,
             view_flip: true,
             reset_after_rounds: 120,

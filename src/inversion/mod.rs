@@ -211,14 +211,14 @@ pub fn descend(
 ) -> Result<Descent> {
     let (recipe, k) = (&settings.recipe, &settings.inversion);
     let mut canvas = Canvas::new(settings, networks.normalise, generator, call);
-    let labels_b = drawn_labels(settings, call, canvas.device());
+    let labels = drawn_labels(settings, call, canvas.device());
     let modulation = Modulation::new(&settings.phi, call.class_counts_k, canvas.device());
     let mut best: Option<Best> = None;
     let (mut taps, mut terms) = (Vec::new(), Tensor::zeros([COLUMNS as i64], (Kind::Double, canvas.device())));
     for step in 0..k.steps {
         let _span = tracing::debug_span!("inner step", step).entered();
         let images_bchw = canvas.images();
-        let sight = Sight::of(&images_bchw, settings, networks, &labels_b, call, step);
+        let sight = Sight::of(&images_bchw, settings, networks, &labels, call, step);
         let (loss, of_step) = sight.loss(settings, networks, local, &modulation, call);
 
         if recipe.keep == Keep::Best {
@@ -243,11 +243,30 @@ pub fn descend(
     Ok(Descent { images_bchw, shared: canvas.shared(k.meta), terms, taps })
 }
 
-/// Uniform labels, the same number of every rank's images.
+/// Uniform labels, the same number of every rank's images: `[b]`, or of each pixel, `[b, h, w]`, where images have several regions.
 fn drawn_labels(settings: &Settings, call: &Call<'_>, device: tch::Device) -> Tensor {
-    let key = call.key(settings, Purpose::Labels);
-    let labels: Vec<i64> = (0..settings.inversion.batch_size as u64).map(|i| key.below(i, settings.classes as u64) as i64).collect();
-    upload(&Tensor::from_slice(&labels), device)
+    let (key, [_, h, w]) = (call.key(settings, Purpose::Labels), settings.image);
+    let config::Inversion { batch_size, regions, .. } = settings.inversion;
+    let labels: Vec<i64> = (0..(batch_size * regions) as u64).map(|i| key.below(i, settings.classes as u64) as i64).collect();
+    if regions == 1 {
+        return upload(&Tensor::from_slice(&labels), device);
+    }
+    let layout = call.key(settings, Purpose::Layout);
+    let maps: Vec<Tensor> = labels.chunks(regions).zip(0..).map(|(labels, image)| regions_of(labels, &layout, image, [h, w])).collect();
+    upload(&Tensor::stack(&maps, 0), device)
+}
+
+/// Map `[h, w]` of one image of a batch: a pixel has the label of the nearest of uniform places, one place for each label.
+fn regions_of(labels: &[i64], key: &Key, image: u64, [h, w]: [i64; 2]) -> Tensor {
+    let first = image * labels.len() as u64;
+    let along = |axis: u64, length: i64| {
+        let place = |i: u64| (key.uniform(2 * (first + i) + axis) * length as f64) as f32;
+        let places: Vec<f32> = (0..labels.len() as u64).map(place).collect();
+        let pixels = Tensor::arange(length, (Kind::Float, tch::Device::Cpu)) + 0.5;
+        (pixels - Tensor::from_slice(&places).unsqueeze(1)).square()
+    };
+    let distance_rhw = along(0, h).unsqueeze(2) + along(1, w).unsqueeze(1);
+    Tensor::from_slice(labels).take(&distance_rhw.argmin(0, false))
 }
 
 /// What belongs to the lowest loss so far.
@@ -307,4 +326,29 @@ fn assess(settings: &Settings, networks: &Networks<'_>, images_bchw: &Tensor, fi
             first_id,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against a search over all places, pixel by pixel.
+    #[test]
+    fn a_pixel_has_the_label_of_the_nearest_place() {
+        let (key, [h, w]) = (Key::global(3, Purpose::Layout, 0), [9, 14]);
+        for (image, labels) in [[3, 1, 4, 1], [5, 9, 2, 6]].iter().enumerate() {
+            let map = regions_of(labels, &key, image as u64, [h, w]);
+            assert_eq!(map.size(), [h, w]);
+            let first = 4 * image as u64;
+            let place = |i: u64| [key.uniform(2 * (first + i)) * h as f64, key.uniform(2 * (first + i) + 1) * w as f64];
+            for (y, x) in (0..h).flat_map(|y| (0..w).map(move |x| (y, x))) {
+                let away = |i: &u64| {
+                    let [down, right] = place(*i);
+                    (down - y as f64 - 0.5).powi(2) + (right - x as f64 - 0.5).powi(2)
+                };
+                let nearest = (0..4).min_by(|i, j| away(i).total_cmp(&away(j))).unwrap();
+                assert_eq!(map.int64_value(&[y, x]), labels[nearest as usize], "image {image}, row {y}, column {x}");
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use super::recipe::{COLUMNS, Disagreement, Labels, PHI, PRIOR, Term, Views};
 use super::{Call, Local, Networks, Settings};
 use crate::config;
-use crate::data::{Crop, View, apply_crops, apply_views, roll};
+use crate::data::{Crop, View, apply_crops, apply_views, move_labels, roll};
 use crate::losses::{self, Modulation};
 use crate::models::Output;
 use crate::nn::{InputStatistics, Pass};
@@ -34,12 +34,13 @@ impl Sight {
         images_bchw: &Tensor,
         settings: &Settings,
         networks: &Networks<'_>,
-        labels_b: &Tensor,
+        labels: &Tensor,
         call: &Call<'_>,
         step: u64,
     ) -> Self {
         let (recipe, k, teacher) = (&settings.recipe, &settings.inversion, networks.teacher);
-        let seen_bchw = networks.normalise.apply(&seen(images_bchw, settings, call, step));
+        let look = Look::of(settings, call, step);
+        let seen_bchw = networks.normalise.apply(&look.at(images_bchw));
         let mut pass = if recipe.has(Term::Statistics, k) { Pass::tapped() } else { Pass::eval() };
         let contrasts = recipe.has(Term::Contrast, k);
         let (embedding, _) = teacher.parts().0.embedding();
@@ -56,7 +57,7 @@ impl Sight {
             [local.take_embedding().unwrap_or_default(), global_bd]
         });
         let targets = match recipe.labels {
-            Labels::Drawn => task::spread(labels_b, &output.logits),
+            Labels::Drawn => task::spread(task::moved(labels.shallow_clone(), |maps| look.at_labels(maps)), &output.logits),
             Labels::Pseudo => output.logits.argmax(1, false),
         };
         Self {
@@ -143,17 +144,59 @@ impl Sight {
     }
 }
 
-/// The images as an inner step shows them, still in [0, 1].
-fn seen(images_bchw: &Tensor, settings: &Settings, call: &Call<'_>, step: u64) -> Tensor {
-    let key = call.key(settings, Purpose::InversionView);
-    let config::Inversion { view_shift: shift, view_flip: flip, .. } = settings.inversion;
-    let b = images_bchw.size()[0] as u64;
-    match settings.recipe.views {
-        Views::Shifted => {
-            let views: Vec<View> = (0..b).map(|i| View::draw(&key, step * b + i, shift, flip)).collect();
-            apply_views(images_bchw, &views)
+/// How an inner step shows the images of its batch.
+enum Look {
+    Shifted(Vec<View>),
+    Rolled(View),
+    Plain,
+}
+
+impl Look {
+    fn of(settings: &Settings, call: &Call<'_>, step: u64) -> Self {
+        let key = call.key(settings, Purpose::InversionView);
+        let config::Inversion { view_shift: shift, view_flip: flip, batch_size, .. } = settings.inversion;
+        let b = batch_size as u64;
+        match settings.recipe.views {
+            Views::Shifted => Self::Shifted((0..b).map(|i| View::draw(&key, step * b + i, shift, flip)).collect()),
+            Views::Rolled => Self::Rolled(View::draw(&key, step, shift, flip)),
+            Views::Plain => Self::Plain,
         }
-        Views::Rolled => roll(images_bchw, View::draw(&key, step, shift, flip)),
-        Views::Plain => images_bchw.shallow_clone(),
+    }
+
+    /// The images so, still in [0, 1].
+    fn at(&self, images_bchw: &Tensor) -> Tensor {
+        match self {
+            Self::Shifted(views) => apply_views(images_bchw, views),
+            Self::Rolled(view) => roll(images_bchw, *view),
+            Self::Plain => images_bchw.shallow_clone(),
+        }
+    }
+
+    /// Labels of their pixels, i64 `[b, h, w]`, moved likewise.
+    fn at_labels(&self, labels_bhw: &Tensor) -> Tensor {
+        match self {
+            Self::Shifted(views) => move_labels(labels_bhw, views, task::IGNORED),
+            Self::Rolled(view) => roll(&labels_bhw.unsqueeze(1), *view).squeeze_dim(1),
+            Self::Plain => labels_bhw.shallow_clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// Images whose pixels are their own labels.
+    #[test]
+    fn labels_go_where_their_pixels_go() {
+        let labels_bhw = Tensor::arange(2 * 6 * 7, (Kind::Int64, Device::Cpu)).view([2, 6, 7]) + 1;
+        let images_bchw = labels_bhw.to_kind(Kind::Float).unsqueeze(1);
+        let view = View { down: 2, right: -1, flip: true };
+        for look in [Look::Shifted(vec![view, View { down: -1, right: 3, flip: false }]), Look::Rolled(view), Look::Plain] {
+            let seen = look.at(&images_bchw).squeeze_dim(1).to_kind(Kind::Int64);
+            let asked = look.at_labels(&labels_bhw);
+            assert!(asked.equal(&seen.masked_fill(&seen.eq(0), task::IGNORED)));
+        }
     }
 }

@@ -63,6 +63,23 @@ mod tests {
         close(kl_divergence(&s, &t, 20.0).mean(Kind::Float).double_value(&[]), 1.8430898, 1e-6);
     }
 
+    /// Losses of maps are those of so many images, averaged over the pixels of each; where nothing is asked for, they are 0.
+    #[test]
+    fn pixels_count_as_so_many_images() {
+        let [s, t] = [1, 2].map(|i| fill_f64(i * 1_000_000, &[2, 3, 4, 5]) * 3.0);
+        let as_images = |maps: &Tensor| maps.permute([0, 2, 3, 1]).reshape([-1, 3]);
+        let averaged = |losses: Tensor| losses.view([2, -1]).mean_dim(1, false, Kind::Float);
+        let targets = Tensor::arange(2 * 4 * 5, (Kind::Int64, tch::Device::Cpu)).remainder(3).view([2, 4, 5]);
+        let kl = kl_divergence(&s, &t, 4.0);
+        assert!(kl.allclose(&averaged(kl_divergence(&as_images(&s), &as_images(&t), 4.0)), 1e-5, 0.0, false));
+        let whole = masked_disagreement(&as_images(&s), &as_images(&t)).double_value(&[]);
+        close(masked_disagreement(&s, &t).double_value(&[]), whole, 1e-5);
+        let _ = targets.get(1).get(2).fill_(crate::task::IGNORED);
+        let (of_pixels, of_images) = (cross_entropy(&s, &targets), cross_entropy(&as_images(&s), &targets.flatten(0, -1)));
+        assert!(of_pixels.flatten(0, -1).allclose(&of_images, 1e-6, 0.0, false));
+        assert_eq!(of_pixels.get(1).get(2).abs().sum(Kind::Double).double_value(&[]), 0.0);
+    }
+
     #[test]
     fn the_masked_term_and_its_gradients_match_the_reference() {
         let (s, t) = logits();

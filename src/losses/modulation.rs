@@ -47,7 +47,8 @@ impl<'a> Modulation<'a> {
             Difficulty::Focal => {
                 let p = match self.phi.confidence {
                     Confidence::Predicted => top,
-                    Confidence::Target => probabilities.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1),
+                    // Where nothing is asked for, the loss is 0 whatever its weight.
+                    Confidence::Target => probabilities.gather(1, &targets.clamp_min(0).unsqueeze(1), false).squeeze_dim(1),
                 };
                 // p may round to a little above 1: its power must stay real.
                 diversity * (-p + 1.0).clamp_min(0.0).pow_tensor_scalar(self.phi.gamma)
@@ -63,6 +64,7 @@ impl<'a> Modulation<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::goldens::fill;
 
     fn logits() -> Tensor {
         Tensor::from_slice(&[2.0f32, 0.0, 0.0, 0.0, 1.0, 0.0]).view([2, 3])
@@ -91,6 +93,25 @@ mod tests {
         let diversity = Phi { difficulty: Difficulty::Off, ..Phi::default() };
         assert_eq!(weights(&diversity, &[6, 3, 1]), [0.4, 0.7]);
         assert_eq!(weights(&diversity, &[0, 0, 0]), [1.0, 1.0], "an empty buffer weighs nothing");
+    }
+
+    /// Where nothing is asked for, too.
+    #[test]
+    fn pixels_are_weighted_as_so_many_images_are() {
+        let logits_bkhw = fill(7, &[2, 3, 4, 5]) * 3.0;
+        let targets_bhw = Tensor::arange(2 * 4 * 5, (Kind::Int64, tch::Device::Cpu)).remainder(3).view([2, 4, 5]);
+        let _ = targets_bhw.get(1).get(2).fill_(crate::task::IGNORED);
+        for confidence in [Confidence::Predicted, Confidence::Target] {
+            for normalise in [Normalise::None, Normalise::Mean] {
+                let phi = Phi { confidence, normalise, ..Phi::default() };
+                let modulation = Modulation::new(&phi, &[6, 3, 1], tch::Device::Cpu);
+                let of_pixels = modulation.weights(&logits_bkhw, &targets_bhw);
+                let images = logits_bkhw.permute([0, 2, 3, 1]).reshape([-1, 3]);
+                let of_images = modulation.weights(&images, &targets_bhw.flatten(0, -1));
+                assert_eq!(of_pixels.size(), [2, 4, 5]);
+                assert!(of_pixels.flatten(0, -1).allclose(&of_images, 1e-6, 0.0, false), "{confidence:?}, {normalise:?}");
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::guard::{Guard, Verdict};
 use crate::checkpoint::{Contents, Loaded, Position};
-use crate::config::{Config, Job, Plan, Precision};
+use crate::config::{self, Config, Job, Plan, Precision};
 use crate::data::{self, Examples, Facts, Normalise};
 use crate::distill::{Student, learning_rate};
 use crate::error::Result;
@@ -22,6 +22,7 @@ use crate::parallel::{PerRank, World};
 use crate::replay::{Draw, Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::{Key, Purpose};
 use crate::run_folder::Inputs;
+use crate::task::Task;
 use crate::teacher::Teacher;
 use tch::{Device, Kind, Tensor};
 
@@ -328,7 +329,10 @@ impl Run {
         let settings = Settings {
             recipe,
             image: [self.facts.channels, self.facts.size[0], self.facts.size[1]],
-            inversion: config.inversion.clone(),
+            inversion: config::Inversion {
+                regions: Task::of(config.dataset).regions(config.inversion.regions),
+                ..config.inversion.clone()
+            },
             phi: config.phi.clone(),
             distill: config.distill.clone(),
             image_dtype: config.replay.image_dtype,

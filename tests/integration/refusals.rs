@@ -522,7 +522,7 @@ fn what_cannot_work_is_refused_on_every_rank_with_the_way_out() {
 }
 
 /// Keys whose values are checked by themselves, a value that is refused, and what is said.
-const RANGES: [(&str, &str, &str); 73] = [
+const RANGES: [(&str, &str, &str); 75] = [
     ("student.lr", "0", "0 is not a positive number"),
     ("student.lr_min", "1", "1 is not between 0 and student.lr"),
     ("student.momentum", "1", "1 is not between 0 and 1 (exclusive)"),
@@ -552,6 +552,8 @@ const RANGES: [(&str, &str, &str); 73] = [
     ("inversion.contrastive_bank", "0", "0 is below 1"),
     ("inversion.contrastive_negatives", "0", "0 is below 1"),
     ("inversion.statistics_momentum", "1", "1 is not between 0 and 1 (exclusive)"),
+    ("inversion.regions", "0", "0 is below 1"),
+    ("inversion.regions", "257", "257 is more than 256"),
     ("inversion.view_shift", "-1", "-1 is below 0"),
     ("phi.gamma", "-1", "-1 is negative or not a number"),
     ("phi.inverse_cap", "0", "0 is not a positive number"),

@@ -1,14 +1,18 @@
 //! Labels of pixels from end to end: a teacher of made scenes, a student without data, scores, maps and pictures; and a look at files.
 
-use crate::launch::{has_mpirun, root, ssdkd, ssdkd_on};
+use crate::launch::{has_mpirun, mpirun, root, run, ssdkd, ssdkd_on};
 use serde_json::Value;
-use ssdkd::config::{Data, ModelName};
-use ssdkd::data::{Split, open};
+use ssdkd::config::{Data, DatasetName, ModelName};
+use ssdkd::data::{Normalise, Split, facts, open, to_unit};
+use ssdkd::metrics::{RoundRecord, read_table};
 use ssdkd::models::{self, Shape};
-use ssdkd::nn::{State, weights};
+use ssdkd::nn::{Pass, State, weights};
 use ssdkd::rng::Purpose;
 use std::path::Path;
+use std::time::Duration;
 use tch::Device;
+
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Scenes so small that a step takes no second.
 const SMALL: [&str; 10] = [
@@ -55,6 +59,7 @@ fn a_student_that_labels_pixels_is_made_without_data() {
         "generator.latent=8",
         "inversion.batch_size=4",
         "inversion.steps=2",
+        "inversion.regions=3",
         "replay.capacity=16",
         "distill.batch_size=4",
         "distill.steps_per_round=2",
@@ -66,6 +71,15 @@ fn a_student_that_labels_pixels_is_made_without_data() {
     ssdkd_on(2, &words("train", &at("two"), &train)).expect(0);
     let metrics = |run: &str| std::fs::read_to_string(at(run).join("metrics.csv")).unwrap();
     assert_eq!(metrics("one"), metrics("two"));
+
+    // Stopped on two ranks, and brought to its end on one.
+    let mut stopped = mpirun(2, &words("train", &at("stopped"), &train));
+    stopped.env("SSDKD_FAULT_FOR_TESTS", "usr1 0 distillation 2");
+    run(stopped, DEADLINE).expect(75);
+    ssdkd(&words("train", &at("stopped"), &train)).expect(0);
+    assert_eq!(metrics("one"), metrics("stopped"));
+    let sums = |run: &str| ssdkd(&["inspect", "--checksum", at(run).to_str().unwrap()]).expect(0).stdout;
+    assert_eq!(sums("one"), sums("stopped"));
 
     let report = json(&at("one/report.json"));
     for role in ["teacher", "student"] {
@@ -94,7 +108,7 @@ fn a_student_that_labels_pixels_is_made_without_data() {
 
     // Maps of pictures: as large as they are, the labels that the network gives.
     let data = Data { scene_size: 48, test_scenes: 6, ..Data::default() };
-    let (images, _) = open(ssdkd::config::DatasetName::Scenes13, &data, Split::Test).unwrap().rows(&[0, 1]);
+    let (images, _) = open(DatasetName::Scenes13, &data, Split::Test).unwrap().rows(&[0, 1]);
     std::fs::create_dir(at("pictures")).unwrap();
     for i in 0..2 {
         let pixels = Vec::<u8>::try_from(images.get(i).permute([1, 2, 0]).contiguous().flatten(0, -1)).unwrap();
@@ -103,8 +117,52 @@ fn a_student_that_labels_pixels_is_made_without_data() {
     let student = at("one/student.safetensors");
     let [student, pictures, maps] = [student, at("pictures"), at("maps")].map(|path| path.display().to_string());
     ssdkd(&["predict", "--weights", &student, "--model", "deeplabv3_mobilenet", "--input", &pictures, "--out", &maps]).expect(0);
-    let map = image::open(at("maps/1.png")).unwrap();
-    assert_eq!((map.width(), map.height()), (48, 48));
+    let (network, weights) =
+        models::load(ModelName::Deeplabv3Mobilenet, Path::new(&student), Shape { channels: 3, classes: 13 }, [48, 48], Device::Cpu)
+            .unwrap();
+    let seen = Normalise::new(&facts(DatasetName::Scenes13), Device::Cpu).apply(&to_unit(&images));
+    let labels = tch::no_grad(|| network.forward(&weights, &seen, &mut Pass::eval()).logits.argmax(1, false));
+    for i in 0..2 {
+        let map = image::open(at(&format!("maps/{i}.png"))).unwrap().to_rgb8();
+        assert_eq!((map.width(), map.height()), (48, 48));
+        for (x, y, pixel) in map.enumerate_pixels() {
+            assert_eq!(pixel.0, voc(labels.int64_value(&[i, i64::from(y), i64::from(x)]) + 1), "picture {i}, row {y}, column {x}");
+        }
+    }
+}
+
+/// Colour of PASCAL VOC: bits 0, 3 and 6 of an index are the highest bits of red, those after each of green and of blue; and so on down.
+fn voc(index: i64) -> [u8; 3] {
+    [0, 1, 2].map(|channel| (0..3).fold(0, |colour, i| colour | ((index >> (3 * i + channel) & 1) as u8) << (7 - i)))
+}
+
+/// Trials on pixels: scored by mIoU without being told; what asks images for several categories changes them.
+#[test]
+fn a_sweep_of_pixels_is_sorted_by_miou() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let teacher = models::build(ModelName::Deeplabv3Mobilenet, Shape { channels: 3, classes: 13 });
+    let state = State::initialised(teacher.blueprint(), 1, Purpose::StudentInit, Device::Cpu);
+    weights::write(&at("teacher.safetensors"), &state.state_dict(), &[]).unwrap();
+    let small: String = SMALL.iter().map(|set| set.split_once('=').unwrap()).fold(String::new(), |text, (key, value)| {
+        let value = if value.parse::<i64>().is_ok() { value.to_owned() } else { format!("\"{value}\"") };
+        format!("{text}{key} = {value}\n")
+    });
+    let rest = "generator.filters = 4\ngenerator.latent = 8\ninversion.batch_size = 4\ninversion.steps = 1\nreplay.capacity = 8\n\
+        distill.batch_size = 4\ndistill.steps_per_round = 1\ntrain.rounds = 2\ntrain.warmup_rounds = 1\n";
+    let weights = format!("teacher.weights = \"{}\"\n", at("teacher.safetensors").display());
+    std::fs::write(at("pixels.toml"), format!("[set]\n{small}{weights}{rest}[axes]\ninversion.regions = [1, 3]\n")).unwrap();
+    let [file, dir] = ["pixels.toml", "sweep"].map(|name| at(name).display().to_string());
+    ssdkd(&["sweep", "plan", &file, "--dir", &dir]).expect(0);
+    ssdkd(&["sweep", "run", &dir]).expect(0);
+    let page = ssdkd(&["sweep", "collect", &dir]).expect(0).stdout;
+    assert!(page.contains("student.miou"), "{page}");
+    let tasks: Vec<String> = std::fs::read_dir(at("sweep/trials"))
+        .unwrap()
+        .filter_map(|trial| read_table::<RoundRecord>(&trial.unwrap().path().join("metrics.csv")).ok())
+        .map(|rounds| format!("{:?}", rounds[0].loss_task))
+        .collect();
+    assert!(tasks.len() == 2 && tasks[0] != tasks[1], "{tasks:?}");
 }
 
 /// The published pair at its real size, 128×128: a few rounds on one rank and on two end with the same bits in every part of the run.

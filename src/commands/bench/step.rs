@@ -1,26 +1,18 @@
 //! `ssdkd bench step`.
 
-use super::{json, settings};
+use super::{Ready, json, settings};
 use crate::bench::{self, StepReport, StepSettings, Work};
 use crate::cli::BenchStepArgs;
-use crate::commands::{join, join_traces, together};
-use crate::config::{Parallel, ReduceRule};
+use crate::commands::{join_traces, together};
+use crate::config::ReduceRule;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::layout::Layout;
-use crate::parallel::set_threads;
 
 /// A pair's steps on every rank of this launch, and what of them is communication.
 pub(super) fn measure(args: &BenchStepArgs) -> Result<()> {
-    let mut launch = join()?;
-    let timeout_s = Parallel::default().timeout_s;
-    let _watchdog = launch.agree(launch.watch(timeout_s))?;
-    let device = launch.take_device(args.pair.device, args.pair.share_gpu, timeout_s)?;
-    let settings = launch.agree(checked(args, launch.ranks(), device))?;
-    launch.agree(set_threads(args.threads, launch.local()))?;
-    let layout = Layout::new(launch.ranks(), launch.ranks())?;
-    let world = launch.into_world(layout, ReduceRule::Deterministic, device);
-    let (report, notes) = together(layout.ranks(), bench::steps(settings, &world, args.against.as_deref()))?;
+    let checked = |ranks, device| checked(args, ranks, device);
+    let Ready { _watchdog, settings, world } = Ready::new(&args.pair, args.threads, ReduceRule::Deterministic, checked)?;
+    let (report, notes) = together(world.layout().ranks(), bench::steps(settings, &world, args.against.as_deref()))?;
     join_traces(&world)?;
     if !world.leads() {
         return Ok(());

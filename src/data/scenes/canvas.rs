@@ -62,30 +62,33 @@ pub(super) enum Outline {
 
 /// Pattern of a paint.
 #[derive(Debug, Clone, Copy)]
-enum Texture {
+pub(super) enum Texture {
     Plain,
     Rows,
     Columns,
     Checks,
-    Diagonals,
+    /// Diagonals that fall to the left.
+    FallingLeft,
+    /// Diagonals that fall to the right.
+    FallingRight,
     Dots,
     Grain,
 }
 
-/// What things are made of. Several classes are made of the same: a material narrows down what a pixel may be, and shape and place decide.
+/// Colours of what things are made of. Several classes have the same.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Material {
-    /// Brown, plain or with a grain: floors, tables, chairs, cupboards, beds, frames.
+    /// Brown: floors, tables, chairs, cupboards, beds, frames.
     Wood,
-    /// Pale, plain or rough: walls, ceilings, frames of windows, pillows, things.
+    /// Pale: walls, ceilings, frames of windows, pillows, things.
     Plaster,
-    /// Any middling colour with a pattern: beds, sofas, seats, carpets, papered walls.
+    /// Any middling colour: beds, sofas, seats, carpets, papered walls.
     Cloth,
-    /// Pale blue and plain: panes, vases.
+    /// Pale blue: panes, vases.
     Glass,
-    /// Dark and plain: screens, lids, vases.
+    /// Dark: screens, lids, vases.
     Dark,
-    /// Vivid, of any colour and pattern: books, pictures, things.
+    /// Vivid, of any colour: books, pictures, things.
     Print,
 }
 
@@ -100,38 +103,38 @@ pub(super) struct Paint {
 }
 
 impl Paint {
-    /// A piece of a material.
-    pub(super) fn of(material: Material, dice: &mut Dice) -> Self {
-        use Texture::{Checks, Columns, Diagonals, Dots, Grain, Plain, Rows};
-        let (first, spread, textures): ([i64; 3], i64, &[Texture]) = match material {
+    /// A piece of a material with a pattern, whose period is in units.
+    pub(super) fn of(material: Material, (texture, period): (Texture, i64), dice: &mut Dice) -> Self {
+        let first: [i64; 3] = match material {
             Material::Wood => {
                 let red = dice.between(90, 185);
                 let green = red * dice.between(62, 76) / 100;
-                ([red, green, green * dice.between(52, 76) / 100], 22, &[Plain, Grain, Rows, Columns, Diagonals])
+                [red, green, green * dice.between(52, 76) / 100]
             }
             Material::Plaster => {
                 let pale = dice.between(150, 215);
-                ([0; 3].map(|_| pale + dice.between(-18, 18)), 14, &[Plain, Plain, Grain])
+                [0; 3].map(|_| pale + dice.between(-18, 18))
             }
-            Material::Cloth => ([0; 3].map(|_| dice.between(50, 170)), 45, &[Rows, Columns, Checks, Diagonals, Dots, Grain]),
+            Material::Cloth => [0; 3].map(|_| dice.between(50, 170)),
             Material::Glass => {
                 let pale = dice.between(140, 200);
-                ([pale - dice.between(10, 50), pale, pale + dice.between(15, 45)], 0, &[Plain])
+                [pale - dice.between(10, 50), pale, pale + dice.between(15, 45)]
             }
             Material::Dark => {
                 let dark = dice.between(20, 60);
-                ([0; 3].map(|_| dark + dice.between(-8, 8)), 0, &[Plain])
+                [0; 3].map(|_| dark + dice.between(-8, 8))
             }
             Material::Print => {
                 // One channel high, one low, one anything: never grey.
                 let (high, vivid) = (dice.between(0, 2), [dice.between(170, 230), dice.between(30, 90), dice.between(30, 230)]);
                 let turned = [0, 1, 2].map(|channel| vivid[((channel + high) % 3) as usize]);
-                (if dice.hit(1, 2) { turned } else { [turned[0], turned[2], turned[1]] }, 45, &[Plain, Plain, Checks, Dots, Diagonals])
+                if dice.hit(1, 2) { turned } else { [turned[0], turned[2], turned[1]] }
             }
         };
-        let second = first.map(|value| value + dice.between(-spread, spread));
-        let texture = textures[dice.between(0, textures.len() as i64 - 1) as usize];
-        Self { colours: [first, second], texture, period: dice.between(3, 9), light: [0; 2].map(|_| dice.between(-80, 80)) }
+        // A pattern is seen: its colours differ in brightness, and a little in hue.
+        let (apart, sign) = (dice.between(24, 56), if dice.hit(1, 2) { 1 } else { -1 });
+        let second = first.map(|value| value + sign * apart + dice.between(-10, 10));
+        Self { colours: [first, second], texture, period, light: [0; 2].map(|_| dice.between(-80, 80)) }
     }
 
     /// The same paint in other light.
@@ -152,7 +155,8 @@ impl Paint {
             Texture::Rows => half(y),
             Texture::Columns => half(x),
             Texture::Checks => half(x) ^ half(y),
-            Texture::Diagonals => half(x + y),
+            Texture::FallingLeft => half(x + y),
+            Texture::FallingRight => half(x - y),
             Texture::Dots => {
                 let from_middle = |v: i64| 2 * v.rem_euclid(2 * self.period) - 2 * self.period;
                 i64::from(from_middle(x).pow(2) + from_middle(y).pow(2) < self.period.pow(2))

@@ -1,7 +1,8 @@
 //! Rooms and what is in them. Lengths are in 1/128 of the scene's side.
 
 use super::canvas::Material::{Cloth, Dark, Glass, Plaster, Print, Wood};
-use super::canvas::{Area, Canvas, Dice, Material, Outline, Paint};
+use super::canvas::Texture::{Checks, Columns, Dots, FallingLeft, FallingRight, Grain, Plain, Rows};
+use super::canvas::{Area, Canvas, Dice, Material, Outline, Paint, Texture};
 
 const BED: u8 = 0;
 const BOOKS: u8 = 1;
@@ -17,6 +18,23 @@ const TV: u8 = 10;
 const WALL: u8 = 11;
 const WINDOW: u8 = 12;
 
+/// Pattern of a class, in the order of the labels, with its period. One thing in ten has another's; books, frames, pillows and edges are plain.
+const PATTERNS: [(Texture, i64); 13] = [
+    (Checks, 3),
+    (Plain, 3),
+    (Dots, 3),
+    (FallingLeft, 3),
+    (Checks, 8),
+    (Columns, 3),
+    (Dots, 5),
+    (FallingRight, 5),
+    (Rows, 3),
+    (Grain, 3),
+    (Plain, 3),
+    (Plain, 3),
+    (Plain, 3),
+];
+
 /// Paints one thing.
 struct Brush<'a> {
     canvas: &'a mut Canvas,
@@ -30,7 +48,7 @@ pub(super) fn room(canvas: Canvas, dice: &mut Dice) -> Canvas {
     let floor = brush.shell();
     brush.on_the_wall(floor);
     brush.on_the_floor(floor);
-    let paint = brush.one_of(&[Wood, Plaster, Cloth, Dark, Print]);
+    let paint = brush.one_of(WALL, &[Wood, Plaster, Cloth, Dark, Print]);
     for _ in 0..brush.dice.between(0, 2) {
         let (x, y, w, h) = (brush.dice.between(0, 127), brush.dice.between(0, 127), brush.dice.between(4, 9), brush.dice.between(4, 9));
         brush.canvas.unlabel(Outline::Ellipse, Area::standing(x, y, w, h), &paint);
@@ -42,10 +60,11 @@ pub(super) fn room(canvas: Canvas, dice: &mut Dice) -> Canvas {
 }
 
 impl Brush<'_> {
-    /// A piece of one of these materials.
-    fn one_of(&mut self, materials: &[Material]) -> Paint {
+    /// A piece of one of these materials, for a thing of a class.
+    fn one_of(&mut self, class: u8, materials: &[Material]) -> Paint {
         let material = materials[self.between(0, materials.len() as i64 - 1) as usize];
-        Paint::of(material, self.dice)
+        let class = if self.dice.hit(1, 10) { self.between(0, 12) } else { i64::from(class) };
+        Paint::of(material, PATTERNS[class as usize], self.dice)
     }
 
     fn between(&mut self, low: i64, high: i64) -> i64 {
@@ -59,7 +78,7 @@ impl Brush<'_> {
     /// Wall, floor and ceiling. Returns where the floor begins.
     fn shell(&mut self) -> i64 {
         let whole = Area { left: 0, top: 0, right: 128, bottom: 128 };
-        let wall = self.one_of(&[Plaster, Plaster, Plaster, Cloth]);
+        let wall = self.one_of(WALL, &[Plaster, Plaster, Plaster, Cloth]);
         self.boxed(whole, &wall, WALL);
         if self.dice.hit(1, 2) {
             // A corner of the room: the same wall in other light.
@@ -67,9 +86,9 @@ impl Brush<'_> {
             self.boxed(Area { left: at, ..whole }, &wall.lit(by), WALL);
         }
         let (ceiling, floor) = (self.between(10, 24), self.between(66, 88));
-        let (paint, drop) = (self.one_of(&[Plaster, Plaster, Plaster, Wood]), self.between(-8, 8));
+        let (paint, drop) = (self.one_of(CEILING, &[Plaster, Plaster, Plaster, Wood]), self.between(-8, 8));
         self.canvas.fill(Outline::AboveLine { drop }, Area { bottom: ceiling, ..whole }, &paint, Some(CEILING));
-        let (paint, drop) = (self.one_of(&[Wood, Wood, Cloth]), self.between(-8, 8));
+        let (paint, drop) = (self.one_of(FLOOR, &[Wood, Wood, Cloth]), self.between(-8, 8));
         self.canvas.fill(Outline::BelowLine { drop }, Area { top: floor, ..whole }, &paint, Some(FLOOR));
         floor
     }
@@ -91,7 +110,7 @@ impl Brush<'_> {
     fn window(&mut self, left: i64, bottom: i64) -> i64 {
         let (w, h) = (self.between(22, 34), self.between(24, 34));
         let area = Area { left, top: bottom - h, right: left + w, bottom };
-        let (frame, panes) = (self.one_of(&[Wood, Plaster]).plain(), self.one_of(&[Glass]));
+        let (frame, panes) = (self.one_of(WINDOW, &[Wood, Plaster]).plain(), self.one_of(WINDOW, &[Glass]));
         self.boxed(area, &frame, WINDOW);
         self.boxed(area.inside(2), &panes.lit(30), WINDOW);
         let (x, y) = (left + w / 2, bottom - h / 2);
@@ -104,7 +123,8 @@ impl Brush<'_> {
     fn picture(&mut self, left: i64, bottom: i64) -> i64 {
         let (w, h) = (self.between(16, 26), self.between(16, 24));
         let area = Area { left, top: bottom - h, right: left + w, bottom };
-        let (frame, ground, figure) = (self.one_of(&[Wood, Dark]).plain(), self.one_of(&[Print, Plaster]), self.one_of(&[Print]));
+        let (frame, ground, figure) =
+            (self.one_of(PICTURE, &[Wood, Dark]).plain(), self.one_of(PICTURE, &[Print, Plaster]), self.one_of(PICTURE, &[Print]));
         self.boxed(area, &frame, PICTURE);
         self.boxed(area.inside(3), &ground, PICTURE);
         self.canvas.fill(Outline::Ellipse, area.inside(5), &figure, Some(PICTURE));
@@ -116,7 +136,7 @@ impl Brush<'_> {
         let w = self.between(24, 36);
         let h = w * 9 / 16;
         let area = Area { left, top: bottom - h, right: left + w, bottom };
-        let (edge, screen) = (self.one_of(&[Dark, Plaster]).plain(), self.one_of(&[Dark]));
+        let (edge, screen) = (self.one_of(TV, &[Dark, Plaster]).plain(), self.one_of(TV, &[Dark]));
         self.boxed(area, &edge, TV);
         self.boxed(area.inside(1), &screen, TV);
         self.canvas.fill(Outline::BelowLine { drop: h }, area.inside(1), &screen.lit(35), Some(TV));
@@ -141,12 +161,12 @@ impl Brush<'_> {
 
     fn bed_or_sofa(&mut self, x: i64, bottom: i64, scale: i64) {
         let of = |length: i64| length * scale / 64;
-        let cloth = self.one_of(&[Cloth]);
-        let w = self.between(of(40), of(54));
-        if self.dice.hit(1, 2) {
+        let (is_bed, w) = (self.dice.hit(1, 2), self.between(of(40), of(54)));
+        let cloth = self.one_of(if is_bed { BED } else { SOFA }, &[Cloth]);
+        if is_bed {
             // A bed from its side: headboard at one end, a low mattress, a pillow.
             let side = if self.dice.hit(1, 2) { 1 } else { -1 };
-            let (head, frame, pillow) = (x + side * w / 2, self.one_of(&[Wood, Wood, Cloth]), self.one_of(&[Plaster]).plain());
+            let (head, frame, pillow) = (x + side * w / 2, self.one_of(BED, &[Wood, Wood, Cloth]), self.one_of(BED, &[Plaster]).plain());
             self.boxed(Area::standing(head, bottom, of(4).max(2), of(26)), &frame, BED);
             self.boxed(Area::standing(x, bottom, w, of(8)), &frame.lit(-20), BED);
             self.boxed(Area::standing(x, bottom - of(6), w, of(9)), &cloth, BED);
@@ -166,7 +186,7 @@ impl Brush<'_> {
 
     fn chair(&mut self, x: i64, bottom: i64, scale: i64) {
         let of = |length: i64| (length * scale / 64).max(2);
-        let (wood, seat) = (self.one_of(&[Wood, Wood, Dark]), self.one_of(&[Wood, Cloth]));
+        let (wood, seat) = (self.one_of(CHAIR, &[Wood, Wood, Dark]), self.one_of(CHAIR, &[Wood, Cloth]));
         let w = of(20);
         for side in [-1, 1] {
             self.boxed(Area::standing(x + side * (w / 2 - 1), bottom, of(3), of(14)), &wood, CHAIR);
@@ -183,7 +203,7 @@ impl Brush<'_> {
 
     fn table(&mut self, x: i64, bottom: i64, scale: i64) {
         let of = |length: i64| (length * scale / 64).max(2);
-        let wood = self.one_of(&[Wood, Wood, Plaster]);
+        let wood = self.one_of(TABLE, &[Wood, Wood, Plaster]);
         let w = self.between(of(36), of(50));
         let h = of(20);
         for side in [-1, 1] {
@@ -206,7 +226,7 @@ impl Brush<'_> {
     /// Tall, with doors or with shelves of books.
     fn cupboard(&mut self, x: i64, bottom: i64, scale: i64) {
         let of = |length: i64| (length * scale / 64).max(1);
-        let wood = self.one_of(&[Wood, Wood, Plaster]);
+        let wood = self.one_of(FURNITURE, &[Wood, Wood, Plaster]);
         let (w, h) = (self.between(of(26), of(36)), self.between(of(44), of(60)));
         let area = Area::standing(x, bottom, w, h);
         self.boxed(area, &wood, FURNITURE);
@@ -235,7 +255,7 @@ impl Brush<'_> {
         let count = self.between(5, 7);
         let w = of(3);
         for i in 0..count {
-            let (paint, h) = (self.one_of(&[Print]).plain(), self.between(of(10), of(14)));
+            let (paint, h) = (self.one_of(BOOKS, &[Print]).plain(), self.between(of(10), of(14)));
             let left = x - count * w / 2 + i * w;
             self.boxed(Area { left, top: bottom - h, right: left + w, bottom }, &paint, BOOKS);
         }
@@ -244,7 +264,7 @@ impl Brush<'_> {
     /// A ball, a vase, or a box with a lid.
     fn objects(&mut self, x: i64, bottom: i64, scale: i64) {
         let of = |length: i64| (length * scale / 64).max(2);
-        let paint = self.one_of(&[Print, Plaster, Glass, Dark]);
+        let paint = self.one_of(OBJECTS, &[Print, Plaster, Glass, Dark]);
         let size = self.between(of(11), of(17));
         match self.between(0, 2) {
             0 => self.canvas.fill(Outline::Ellipse, Area::standing(x, bottom, size, size), &paint, Some(OBJECTS)),
