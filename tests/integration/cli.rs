@@ -342,14 +342,14 @@ fn the_samplers_benchmark_prints_a_list() {
 #[test]
 fn a_step_and_its_peer_in_plain_pytorch_agree() {
     let python = std::env::var("SSDKD_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-    let step = |dataset: &str, pair: [&str; 2]| {
+    let step = |dataset: &str, batch: &str, pair: [&str; 2]| {
         let [teacher, student] = pair;
-        let settings = ["bench", "step", "--json", "--threads", "1", "--batch", "4", "--dataset", dataset, "--against", &python];
+        let settings = ["bench", "step", "--json", "--threads", "1", "--batch", batch, "--dataset", dataset, "--against", &python];
         ssdkd(&[&settings[..], &["--teacher", teacher, "--student", student]].concat()).expect(0)
     };
-    step("scenes13", ["deeplabv3_mobilenet"; 2]).says(&["no deeplabv3_mobilenet is written in plain PyTorch here"]);
+    step("scenes13", "2", ["deeplabv3_mobilenet"; 2]).says(&["no deeplabv3_mobilenet is written in plain PyTorch here"]);
     for pair in [["wrn16_2", "wrn16_1"], ["vgg11", "resnet18"]] {
-        let out = step("cifar10", pair);
+        let out = step("cifar10", "4", pair);
         let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
         let steps = report["steps"].as_array().unwrap();
         let all = |name: &str| steps.len() == 3 && steps.iter().all(|step| step[name].as_f64().is_some_and(|value| value > 0.0));
