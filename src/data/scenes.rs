@@ -2,8 +2,8 @@
 //!
 //! A wall, a floor and a ceiling, things on the wall, furniture on the floor, small things on top; nearer ones hide others. Colours are
 //! shared, as in real rooms: floors, tables, chairs, cupboards and beds may all be of wood. Most things have a pattern of their class,
-//! which books, frames and pillows, walls, windows and screens have not: what is around a pixel decides. Integer arithmetic on keyed random numbers: a scene is a function of (seed, split, number) and size, with the same bytes
-//! everywhere.
+//! which books, frames and pillows, walls, windows and screens have not: what is around a pixel decides.
+//! Integer arithmetic on keyed random numbers: a scene is a function of (seed, split, number) and size, with the same bytes everywhere.
 
 mod canvas;
 mod furniture;
