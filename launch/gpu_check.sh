@@ -159,12 +159,14 @@ scenes() {
         --set data.train_scenes=16 --set data.test_scenes=4 --set teach.epochs=1
 }
 scenes_inverted() {
-    twice --config configs/scenes13/demo.toml --set teacher.model="$1" --set teacher.weights="$out/runs/scenes-$1/teacher.safetensors" \
-        --set data.test_scenes=4 --set train.rounds=2 --set inversion.steps=2 --set inversion.batch_size=4 --set distill.batch_size=8
+    "$1" --config configs/scenes13/demo.toml --set teacher.model="$2" --set teacher.weights="$out/runs/scenes-$2/teacher.safetensors" \
+        --set data.test_scenes=4 --set train.rounds=2 --set inversion.steps=2 --set inversion.batch_size=4 --set distill.batch_size=8 "${@:3}"
 }
 for model in deeplabv3_mobilenet deeplabv3_resnet50; do
     check "$model on scenes, deterministic kernels" scenes $model
-    check "$model inverted, deterministic kernels, twice" scenes_inverted $model
+    check "$model inverted, deterministic kernels, twice" scenes_inverted twice $model
+    check "$model inverted: two ranks give the bits of one" scenes_inverted two $model
+    check "$model inverted in bf16, twice" scenes_inverted twice $model --set train.precision=bf16
 done
 
 demo() { on "$1" train --config configs/fashion_mnist/demo.toml --run-dir "$out/runs/demo" --fresh --set device=$device; }

@@ -448,6 +448,9 @@ pub struct PairArgs {
     /// Images of a step, on one rank.
     #[arg(long, value_name = "B", default_value_t = 128)]
     pub batch: usize,
+    /// Turns that every kind of step gets; the median turn is printed.
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
+    pub turns: u64,
     /// Where: GPUs if there are some, or what is named.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceName,

@@ -9,6 +9,7 @@ use crate::models::Shape;
 use crate::nn::weights;
 use crate::task::{self, Prediction, Task};
 use crate::teacher::Teacher;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -94,16 +95,21 @@ pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
 /// for each picture, as PNG of its size, in a folder `out`.
 ///
 /// # Errors
-/// A folder without pictures, or a file that is none, or is smaller than the network takes.
+/// A folder without pictures, or a file that is none, or is smaller than the network takes; maps that would be written over the pictures
+/// or over each other.
 pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &Path) -> Result<()> {
     Task::check(dataset, "--model", network.model)?;
+    let pictures = pictures(input)?;
+    if Task::of_model(network.model).gives_maps() {
+        check_maps(&pictures, input, out)?;
+    }
     let facts = network.facts(dataset)?;
     let teacher = network.load(facts.channels, facts.size)?;
     teacher.normalised_as(&facts.mean, &facts.std, network.weights)?;
     let least = teacher.parts().0.least_size();
     let normalise = Normalise::new(&facts, network.device);
     let mut rows = Vec::new();
-    for paths in pictures(input)?.chunks(BATCH as usize) {
+    for paths in pictures.chunks(BATCH as usize) {
         let read = |path: &PathBuf| {
             let (image, own) = read_picture(path, &facts)?;
             let [_, h, w] = <[i64; 3]>::try_from(image.size()).unwrap_or_default();
@@ -124,13 +130,40 @@ pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &P
                     }
                     Prediction::Map(labels_hw) => {
                         files::create_folder(out)?;
-                        write_labels(&out.join(Path::new(name).with_extension("png")), &data::grown(&labels_hw, *own))?;
+                        write_labels(&map_of(Path::new(name), out), &data::grown(&labels_hw, *own))?;
                     }
                 }
             }
         }
     }
     if rows.is_empty() { Ok(()) } else { files::write(out, &table(&rows)?) }
+}
+
+/// Where a picture's map of labels is written.
+fn map_of(picture: &Path, out: &Path) -> PathBuf {
+    out.join(picture.file_name().unwrap_or_default()).with_extension("png")
+}
+
+/// Every picture has a map of its own, and none is written over a picture.
+fn check_maps(pictures: &[PathBuf], input: &Path, out: &Path) -> Result<()> {
+    let hint = "name another folder with --out";
+    if out.is_file() {
+        return Err(Error::file(out, "is a file; a map for each picture is written to a folder").with_hint(hint));
+    }
+    if let (Ok(input), Ok(out)) = (input.canonicalize(), out.canonicalize())
+        && input == out
+    {
+        return Err(Error::file(out, "holds the pictures, over which maps would be written").with_hint(hint));
+    }
+    let mut maps = BTreeMap::new();
+    for picture in pictures {
+        let map = map_of(picture, out);
+        if let Some(other) = maps.insert(map.clone(), picture) {
+            let problem = format!("its map would be {}, as that of {}", map.display(), other.display());
+            return Err(Error::file(picture, problem).with_hint("rename one of the two"));
+        }
+    }
+    Ok(())
 }
 
 fn table(rows: &[[String; 3]]) -> Result<Vec<u8>> {

@@ -1,5 +1,5 @@
 //! What differs between classifying images, labelling pixels and having no labels at all, in one place: nothing outside this file
-//! asks which it is.
+//! asks which it is. (`config` lies below: it says by name to which data sets `inversion.regions` belongs, and a test here holds it to that.)
 //!
 //! Logits are `[b, k]` or `[b, k, h, w]`; targets, predictions and confidences are `[b]` or `[b, h, w]`.
 
@@ -138,6 +138,11 @@ impl Task {
     /// Into how many regions, each with a category drawn for it, new images are divided, of as many as asked for.
     pub fn regions(self, wanted: usize) -> usize {
         if self == Self::Pixels { wanted } else { 1 }
+    }
+
+    /// Whether what a network says of a picture is a map, a file of its own for each.
+    pub fn gives_maps(self) -> bool {
+        self == Self::Pixels
     }
 
     /// What a table of per cents calls a score that a plan names; the name itself where no task has it.

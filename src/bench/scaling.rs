@@ -17,8 +17,6 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-/// Turns that every way gets. A result is the median turn.
-const TURNS: u64 = 7;
 /// Samples of a rank's shard.
 const CAPACITY: usize = 2_000;
 
@@ -189,10 +187,6 @@ impl Scene<'_> {
 
 /// Measures a pair on the ranks of this launch, M = R. A collective.
 pub fn scaling(of: StepSettings, world: &World) -> Result<RanksReport> {
-    measure(of, world, TURNS)
-}
-
-fn measure(of: StepSettings, world: &World, turns: u64) -> Result<RanksReport> {
     let ranks = world.layout().ranks();
     let mut bench = Bench::new(of)?;
     bench.settings.inversion.steps = 1;
@@ -203,7 +197,7 @@ fn measure(of: StepSettings, world: &World, turns: u64) -> Result<RanksReport> {
     for work in [Work::Inversion, Work::DistillationStored] {
         let (mut alone, mut apart, mut together) = (Vec::new(), Vec::new(), Vec::new());
         // One turn more, which does not count: memory is not there yet.
-        for turn in 0..=turns {
+        for turn in 0..=of.turns {
             let by_itself =
                 |bench: &mut Bench, own: &mut Replay| Scene { bench, replay: own, world: &solo, batch: of.batch, turn }.step(work);
             world.barrier()?;
@@ -279,10 +273,11 @@ mod tests {
             batch: 2,
             dtype: Precision::F32,
             device: tch::Device::Cpu,
+            turns: 1,
         };
         for rule in [ReduceRule::Deterministic, ReduceRule::Native] {
             for ranks in [1, 2, 4] {
-                for report in on_each_rank_by(rule, ranks, ranks, |world| measure(pair, world, 1).unwrap()) {
+                for report in on_each_rank_by(rule, ranks, ranks, |world| scaling(pair, world).unwrap()) {
                     for step in &report.steps {
                         assert_eq!(step.bytes, step.bytes_expected, "{rule:?} on {ranks} ranks: {step:?}");
                         assert_eq!(step.bytes == 0.0, ranks == 1);

@@ -28,10 +28,8 @@ pub(super) const SEED: u64 = 1;
 const RANK: LogicalRank = LogicalRank(0);
 /// Inner steps of one turn.
 const STEPS: u64 = 2;
-/// Both contenders' turns. A result is the median turn.
-const TURNS: usize = 7;
-/// Turns of what a machine reaches at best: each takes a second on one core.
-const PEAK_TURNS: usize = 3;
+/// Most turns of what a machine reaches at best: each takes a second on one core.
+const PEAK_TURNS: u64 = 3;
 const TEMPERATURE: f64 = 20.0;
 /// Learning rate of the distillation steps: small, so that every turn does the same work on nearly the same numbers.
 pub(super) const LR: f64 = 1e-4;
@@ -53,6 +51,8 @@ pub struct StepSettings {
     pub dtype: Precision,
     /// Where.
     pub device: Device,
+    /// Turns that every contender gets. A result is the median turn.
+    pub turns: u64,
 }
 
 /// Kinds of steps.
@@ -354,7 +354,7 @@ pub fn steps(of: StepSettings, world: &World, against: Option<&Path>) -> Result<
 
     let mut turns: [Vec<f64>; 3] = Default::default();
     let mut others: [Vec<f64>; 2] = Default::default();
-    for _ in 0..TURNS {
+    for _ in 0..of.turns {
         for (work, turns) in [Work::Inversion, Work::Distillation, Work::DistillationStored].into_iter().zip(&mut turns) {
             turns.push(bench.turn(work)?);
         }
@@ -408,18 +408,18 @@ pub fn steps(of: StepSettings, world: &World, against: Option<&Path>) -> Result<
         device: format!("{:?}", of.device),
         gpu_mb,
         steps: found,
-        peaks: peaks(of.dtype, of.device),
+        peaks: peaks(of),
         peer_version: peers.as_ref().and_then(|peers| peers.version.clone()),
         loss_difference,
     };
     Ok((report, notes))
 }
 
-fn peaks(dtype: Precision, device: Device) -> Peaks {
+fn peaks(StepSettings { dtype, device, turns, .. }: StepSettings) -> Peaks {
     let rate = |gflop: f64, body: &dyn Fn() -> Tensor| {
         drop(body());
         stream::finish(device);
-        let turns = (0..PEAK_TURNS).map(|_| {
+        let turns = (0..PEAK_TURNS.min(turns)).map(|_| {
             let began = Instant::now();
             drop(body());
             stream::finish(device);

@@ -122,7 +122,7 @@ impl Ready {
 }
 
 fn settings(pair: &PairArgs, dtype: Precision, device: Device) -> Result<StepSettings> {
-    let PairArgs { teacher, student, dataset, batch, .. } = *pair;
+    let PairArgs { teacher, student, dataset, batch, turns, .. } = *pair;
     if batch < 2 {
         return Err(Error::refused(format!("--batch {batch} is too small for batch statistics")).with_hint("give 2 or more"));
     }
@@ -130,5 +130,5 @@ fn settings(pair: &PairArgs, dtype: Precision, device: Device) -> Result<StepSet
         let problem = format!("--dataset {}: its name says nothing of its images", dataset.name());
         return Err(Error::refused(problem).with_hint("name a data set with images of a known size"));
     }
-    Ok(StepSettings { teacher, student, dataset, batch, dtype, device })
+    Ok(StepSettings { teacher, student, dataset, batch, dtype, device, turns })
 }

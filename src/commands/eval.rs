@@ -14,6 +14,14 @@ use crate::task::Task;
 use crate::teacher::Teacher;
 use std::path::PathBuf;
 
+/// Pixels of a forward pass where no run says how many images: the default batch of 32×32 images.
+const PIXELS: i64 = 250 * 32 * 32;
+
+/// Images of `[…, h, w]` in a forward pass.
+fn batch_of(size: &[i64]) -> usize {
+    (PIXELS / size.iter().rev().take(2).product::<i64>().max(1)).max(1) as usize
+}
+
 /// A network to evaluate.
 struct Candidate {
     role: &'static str,
@@ -43,8 +51,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         network.normalised_as(&facts.mean, &facts.std, &candidate.weights).map(|()| network)
     };
     let networks: Vec<Teacher> = world.agree(candidates.iter().map(load).collect())?;
-    let test = data::open(config.dataset, &config.data, Split::Test).map(|split| Test::Split(split, config.eval.batch_size));
-    let test = world.agree(test)?;
+    let split = world.agree(data::open(config.dataset, &config.data, Split::Test))?;
+    // Of a run the batch is its own; of a file alone nobody has chosen one for images of this size.
+    let most = if args.run_dir.is_some() { config.eval.batch_size } else { batch_of(&split.rows(&[0]).0.size()) };
+    let test = Test::Split(split, config.eval.batch_size.min(most));
     let normalise = Normalise::new(&facts, world.device());
     for (candidate, network) in candidates.iter().zip(&networks) {
         let score = together(layout.ranks(), eval::evaluate(&world, network.parts(), &normalise, &test, None))?;

@@ -1,7 +1,7 @@
 //! CIFAR-10 and CIFAR-100 in the binary distribution or the Python one (format: A. Krizhevsky, cs.toronto.edu page of the
 //! data sets). Python batches are pickles, read by the reader that runs nothing.
 
-use super::{Dataset, DatasetSource, Split, labels};
+use super::{Dataset, DatasetSource, Split, labels, survey::described};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::nn::pickle::{self, Value};
@@ -111,27 +111,48 @@ impl Cifar {
         let labels: Option<Vec<u8>> = listed.iter().map(label).collect();
         Ok((labels.ok_or_else(|| Error::file(path, format!("`{key}` holds something other than labels")))?, data.bytes.clone()))
     }
-}
 
-impl DatasetSource for Cifar {
-    fn read(&self, split: Split) -> Result<Dataset> {
+    /// Images and labels of each file of a split, or what is wrong with it.
+    fn batches(&self, split: Split) -> Result<Vec<Result<(Tensor, Tensor)>>> {
         let (distribution, folder, binary) = self.locate()?;
         let (names, expected) = match split {
             Split::Train => (distribution.train, self.train_images),
             Split::Test => (distribution.test, TEST_IMAGES),
         };
-        let (mut images, mut all_labels) = (Vec::new(), Vec::new());
-        for name in names {
+        let batch = |name: &&str| {
             let path = folder.join(name);
             let (raw_labels, pixels) = if binary { self.binary_batch(&path)? } else { self.python_batch(&path)? };
             if raw_labels.len() != expected && !self.partial {
                 return Err(Error::file(&path, format!("{} images; {expected} expected", raw_labels.len()))
                     .with_hint("copy or download the file again; if a part of the data set is meant, set data.allow_partial = true"));
             }
-            all_labels.push(labels(&raw_labels, self.classes, &path)?);
-            images.push(Tensor::from_slice(&pixels).view([raw_labels.len() as i64, 3, 32, 32]));
+            let images = Tensor::from_slice(&pixels).view([raw_labels.len() as i64, 3, 32, 32]);
+            Ok((images, labels(&raw_labels, self.classes, &path)?))
+        };
+        Ok(names.iter().map(batch).collect())
+    }
+}
+
+fn joined(batches: Vec<(Tensor, Tensor)>) -> Dataset {
+    let (images, labels): (Vec<Tensor>, Vec<Tensor>) = batches.into_iter().unzip();
+    Dataset { images_nchw: Tensor::cat(&images, 0), labels_n: Tensor::cat(&labels, 0) }
+}
+
+impl DatasetSource for Cifar {
+    fn read(&self, split: Split) -> Result<Dataset> {
+        Ok(joined(self.batches(split)?.into_iter().collect::<Result<_>>()?))
+    }
+
+    /// Looks at every file.
+    fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
+        let (mut good, mut wrong) = (Vec::new(), Vec::new());
+        for batch in self.batches(split).map_err(|error| vec![error])? {
+            match batch {
+                Ok(batch) => good.push(batch),
+                Err(error) => wrong.push(error),
+            }
         }
-        Ok(Dataset { images_nchw: Tensor::cat(&images, 0), labels_n: Tensor::cat(&all_labels, 0) })
+        if wrong.is_empty() { Ok(described(&joined(good))) } else { Err(wrong) }
     }
 
     fn is_here(&self) -> bool {
@@ -215,6 +236,7 @@ mod tests {
         write(dir.path(), "train.bin", &vec![record(&[4, 77], 0); 10_000]);
         assert!(refused(Cifar::ten(path(), false), Split::Test).ends_with("test_batch.bin: 9999 images; 10000 expected"));
         assert!(refused(Cifar::ten(path(), false), Split::Train).ends_with("data_batch_1.bin: 1 images; 10000 expected"));
+        assert_eq!(Cifar::ten(path(), false).survey(Split::Train).unwrap_err().len(), 5, "four files are missing");
         assert!(refused(Cifar::hundred(path(), false), Split::Train).ends_with("train.bin: 10000 images; 50000 expected"));
         assert_eq!(Cifar::hundred(path(), false).read(Split::Test).unwrap().len(), 10_000);
         assert_eq!(Cifar::ten(path(), true).read(Split::Test).unwrap().len(), 9_999);

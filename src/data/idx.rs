@@ -1,6 +1,6 @@
 //! IDX files of MNIST and Fashion-MNIST, plain or gzipped (format: Y. LeCun, *The MNIST database*).
 
-use super::{Dataset, DatasetSource, Split, labels};
+use super::{Dataset, DatasetSource, Split, labels, survey::described};
 use crate::error::{Error, Result};
 use crate::files;
 use flate2::read::GzDecoder;
@@ -31,14 +31,19 @@ impl Idx {
     }
 }
 
+/// Names of a split's files: images and labels.
+fn names_of(split: Split) -> [String; 2] {
+    let prefix = match split {
+        Split::Train => "train",
+        Split::Test => "t10k",
+    };
+    ["images-idx3", "labels-idx1"].map(|of| format!("{prefix}-{of}-ubyte"))
+}
+
 impl DatasetSource for Idx {
     fn read(&self, split: Split) -> Result<Dataset> {
-        let prefix = match split {
-            Split::Train => "train",
-            Split::Test => "t10k",
-        };
-        let (image_path, label_path) =
-            (self.find(&format!("{prefix}-images-idx3-ubyte"))?, self.find(&format!("{prefix}-labels-idx1-ubyte"))?);
+        let [images, labels_of] = names_of(split);
+        let (image_path, label_path) = (self.find(&images)?, self.find(&labels_of)?);
         let (dims, pixels) = parse(&contents(&image_path)?, 3).map_err(|problem| Error::file(&image_path, problem))?;
         let (counts, raw_labels) = parse(&contents(&label_path)?, 1).map_err(|problem| Error::file(&label_path, problem))?;
         let [n, h, w] = [dims[0], dims[1], dims[2]];
@@ -56,7 +61,13 @@ impl DatasetSource for Idx {
     }
 
     fn is_here(&self) -> bool {
-        ["train", "t10k"].iter().any(|prefix| self.find(&format!("{prefix}-images-idx3-ubyte")).is_ok())
+        [Split::Train, Split::Test].into_iter().flat_map(names_of).any(|name| self.find(&name).is_ok())
+    }
+
+    /// Names both files where both are missing.
+    fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
+        let missing: Vec<Error> = names_of(split).iter().filter_map(|name| self.find(name).err()).collect();
+        if missing.is_empty() { self.read(split).map(|data| described(&data)).map_err(|error| vec![error]) } else { Err(missing) }
     }
 }
 

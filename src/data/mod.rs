@@ -18,7 +18,7 @@ mod view;
 
 pub use examples::{Examples, open};
 pub use given::complete;
-pub use palette::{coloured, grown, write_labels};
+pub use palette::{colour, coloured, grown, write_labels};
 pub use picture::{read_picture, write_grid};
 pub use survey::survey;
 pub use view::{Crop, View, apply_crops, apply_views, move_labels, roll};

@@ -36,23 +36,40 @@ impl Nyuv2 {
     /// `dir` itself, or `NYUv2` below it.
     fn root(&self) -> PathBuf {
         let below = self.dir.join("NYUv2");
-        if below.join("image").is_dir() { below } else { self.dir.clone() }
+        if ["image", "seg13"].iter().any(|folder| below.join(folder).is_dir()) { below } else { self.dir.clone() }
+    }
+
+    /// The folders of a split: images and labels.
+    fn folders(&self, split: Split) -> [PathBuf; 2] {
+        ["image", "seg13"].map(|folder| self.root().join(folder).join(folder_of(split).0))
     }
 
     /// Paths of every image and its labels, by name.
     fn pairs(&self, split: Split) -> Result<Vec<(PathBuf, PathBuf)>> {
-        let (name, expected) = folder_of(split);
-        let (images, labels) = (self.root().join("image").join(name), self.root().join("seg13").join(name));
+        let [images, labels] = self.folders(split);
         let hint = "name the folder that VainF/nyuv2-python-toolkit has filled (image/, seg13/) with --data-dir DIR";
         let entries = std::fs::read_dir(&images).map_err(|e| Error::open(&images, &e).with_hint(hint))?;
-        let mut names: Vec<PathBuf> =
-            entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "png")).collect();
-        names.sort();
-        if (names.len() != expected && !self.partial) || names.is_empty() {
-            return Err(Error::file(&images, format!("{} images; {expected} expected", names.len()))
-                .with_hint("unpack the data set again; if a part of it is meant, set data.allow_partial = true"));
+        let mut pairs = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|e| Error::io("read", &images, &e))?.path();
+            if path.extension().is_some_and(|e| e == "png") {
+                let name = path.file_name().unwrap_or_default();
+                pairs.push((path.clone(), labels.join(name)));
+            }
         }
-        Ok(names.into_iter().map(|path| (path.clone(), labels.join(path.file_name().unwrap_or_default()))).collect())
+        pairs.sort();
+        Ok(pairs)
+    }
+
+    /// Refuses another number of images than the published one, unless a part is meant.
+    fn check_count(&self, split: Split, found: usize) -> Result<()> {
+        let (_, expected) = folder_of(split);
+        if found == expected || (self.partial && found > 0) {
+            return Ok(());
+        }
+        let [images, _] = self.folders(split);
+        Err(Error::file(images, format!("{found} images; {expected} expected"))
+            .with_hint("unpack the data set again; if a part of it is meant, set data.allow_partial = true"))
     }
 }
 
@@ -92,7 +109,9 @@ impl DatasetSource for Nyuv2 {
     fn read(&self, split: Split) -> Result<Dataset> {
         let to = shorter_side(SIZE, SHORTER_SIDE as usize);
         let (mut images, mut maps) = (Vec::new(), Vec::new());
-        for (image, labels) in self.pairs(split)? {
+        let pairs = self.pairs(split)?;
+        self.check_count(split, pairs.len())?;
+        for (image, labels) in pairs {
             let (w, h) = (to.0 as i64, to.1 as i64);
             images.push(Tensor::from_slice(&bilinear(&image_of(&image)?, 3, SIZE, to)).view([h, w, 3]).permute([2, 0, 1]).contiguous());
             maps.push(Tensor::from_slice(&nearest(&labels_of(&labels)?, SIZE, to)).view([h, w]));
@@ -101,13 +120,13 @@ impl DatasetSource for Nyuv2 {
     }
 
     fn is_here(&self) -> bool {
-        self.root().join("image").is_dir()
+        [Split::Train, Split::Test].into_iter().flat_map(|split| self.folders(split)).any(|folder| folder.is_dir())
     }
 
     /// Looks at every file, and resizes none.
     fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
         let pairs = self.pairs(split).map_err(|e| vec![e])?;
-        let mut wrong = Vec::new();
+        let mut wrong: Vec<Error> = self.check_count(split, pairs.len()).err().into_iter().collect();
         let mut counts = [0u64; 256];
         for (image, labels) in &pairs {
             wrong.extend(image_of(image).err());
@@ -193,5 +212,13 @@ mod tests {
         std::fs::write(seg(1), &whole[..whole.len() / 2]).unwrap();
         let (first, count) = said(true);
         assert!(first.contains("00001.png: not a readable picture") && count == 2, "{first}");
+        // A wrong number of files hides nothing of them.
+        assert_eq!(said(false).1, 3);
+        let here = |folder: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+            Nyuv2::new(dir.path().into(), false).is_here()
+        };
+        assert_eq!(["image", "image/train", "seg13/test", "NYUv2/seg13/test"].map(here), [false, true, true, true]);
     }
 }

@@ -10,8 +10,8 @@ use tch::{Kind, Tensor};
 pub(super) const CLASSES: [&str; 13] =
     ["bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv", "wall", "window"];
 
-/// Colour of a label: the PASCAL VOC map, whose bits are interleaved, at label + 1 in bytes. Unlabelled (255) is black.
-fn colour(label: u8) -> [u8; 3] {
+/// Colour of a label, red, green, blue: the PASCAL VOC map, whose bits are interleaved, at label + 1 in bytes. Unlabelled (255) is black.
+pub fn colour(label: u8) -> [u8; 3] {
     let index = label.wrapping_add(1);
     std::array::from_fn(|channel| {
         let bit = |place: u32| index.checked_shr(3 * place + channel as u32).unwrap_or(0) & 1;
@@ -58,6 +58,13 @@ mod tests {
         let want = [[128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128], [128, 128, 128], [64, 0, 0]];
         assert_eq!((0..8).map(colour).collect::<Vec<_>>(), want);
         assert_eq!((colour(255), colour(12), colour(254)), ([0; 3], [192, 0, 128], [224, 224, 192]));
+    }
+
+    #[test]
+    fn maps_grow_to_a_pictures_width_and_height() {
+        let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 4, 5]).view([2, 3]);
+        let want = [[0i64, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5], [3, 3, 4, 4, 5, 5]];
+        assert!(grown(&labels, (6, 4)).to_kind(Kind::Int64).equal(&Tensor::from_slice2(&want)));
     }
 
     #[test]

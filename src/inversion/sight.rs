@@ -57,7 +57,7 @@ impl Sight {
             [local.take_embedding().unwrap_or_default(), global_bd]
         });
         let targets = match recipe.labels {
-            Labels::Drawn => task::spread(task::moved(labels.shallow_clone(), |maps| look.at_labels(maps)), &output.logits),
+            Labels::Drawn => task::moved(task::spread(labels.shallow_clone(), &output.logits), |maps| look.at_labels(maps)),
             Labels::Pseudo => output.logits.argmax(1, false),
         };
         Self {

@@ -2,10 +2,12 @@
 //! rates 12, 24, 36. The V3+ variants there are not registered, and are not here.
 
 use super::{Network, Output, Shape};
-use crate::nn::{Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, DilatedConv2d, DilatedShape, Pass, Scope, State};
+use crate::nn::{
+    Activation, BatchNorm2d, Blueprint, Conv2d, ConvInit, ConvShape, DilatedConv2d, DilatedShape, Pass, Scope, State, as_kind, pooled,
+};
 use crate::task;
 use std::rc::Rc;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 const RATES: [i64; 3] = [12, 24, 36];
 /// Channels of every map of the head.
@@ -97,8 +99,9 @@ impl<B: Backbone> Network for DeepLab<B> {
         let x = self.pyramid(state, &x, pass);
         let x = self.project.forward(state, &x, pass);
         let x = self.smooth.forward(state, &pass.drop(x, DROPOUT), pass);
-        let head = self.last.forward(state, &x);
-        Output { logits: task::at_size(&head, images_bchw), head, features_bd: x.adaptive_avg_pool2d([1, 1]).flatten(1, -1) }
+        // f32 whatever convolutions give, as other networks' last layer is.
+        let head = as_kind(&self.last.forward(state, &x), Kind::Float);
+        Output { logits: task::at_size(&head, images_bchw), head, features_bd: pooled(&x) }
     }
 
     fn blueprint(&self) -> &Rc<Blueprint> {

@@ -265,7 +265,7 @@ impl Conv2d {
 }
 
 /// A conversion where there is something to convert: a graph holds no others.
-pub(super) fn as_kind(x: &Tensor, kind: Kind) -> Tensor {
+pub fn as_kind(x: &Tensor, kind: Kind) -> Tensor {
     if x.kind() == kind { x.shallow_clone() } else { x.to_kind(kind) }
 }
 

@@ -19,7 +19,9 @@ mod winograd;
 
 pub use count::{layer_values, multiplications, produced};
 pub use dilated::{DilatedConv2d, DilatedShape};
-pub use layers::{Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, max_pool, pooled};
+pub use layers::{
+    Activation, BatchNorm2d, Conv2d, ConvInit, ConvShape, Embedding, InputStatistics, Linear, Pass, as_kind, max_pool, pooled,
+};
 pub use manifest::{Manifest, SCRIPT};
 pub use observer::{BatchNormCall, count_layer_values, observe_batch_norms};
 pub use optim::{Adam, Sgd, cosine};

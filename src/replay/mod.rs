@@ -104,7 +104,7 @@ pub enum Target {
     Logits(Tensor),
     /// The teacher has to be asked.
     AskTeacher,
-    /// Labels of real data, `[b]` i64.
+    /// Labels of real data, i64 `[b]`, or `[b, h, w]` of pixels.
     Labels(Tensor),
 }
 
@@ -466,6 +466,15 @@ mod tests {
 
     fn rule() -> config::Replay {
         config::Replay { capacity: CAPACITY, image_dtype: config::ImageDtype::Float32, ..config::Replay::default() }
+    }
+
+    /// 16,000 images of 3×128×128 with four views of a 13×16×16 head: 0.8 GB of images and as much of heads.
+    #[test]
+    fn a_dense_buffer_is_estimated_by_its_images_and_heads() {
+        let shape = SampleShape { image: vec![3, 128, 128], view_logits: vec![4, 13, 16, 16], classes: 13 };
+        let [bytes, floats] = [config::ImageDtype::Uint8, config::ImageDtype::Float32].map(|dtype| 16_000.0 * shape.bytes(dtype));
+        let (images, heads) = (16_000.0 * 49_152.0, 16_000.0 * 53_248.0);
+        assert!((bytes - floats + 3.0 * images).abs() < 1.0 && (1.0..1.01).contains(&(bytes / (images + heads))), "{bytes}");
     }
 
     fn empty(world: &World) -> Replay {

@@ -10,6 +10,7 @@ use plot::bars;
 pub use plot::{Series, dots, lines};
 pub use png::to_png;
 
+use crate::data::colour;
 use crate::error::Result;
 use crate::files;
 use crate::metrics::{PICTURE_ROWS, RoundRecord, Seconds, Seen, Summary, TimingRecord, read_table};
@@ -204,9 +205,14 @@ fn classes(out: &mut String, summary: &Summary) {
         return;
     }
     let line = |name: &str, cells: Vec<String>| [vec![name.to_owned()], cells].concat();
-    let mut lines = vec![line("", summary.class_names.iter().map(|name| escape(name)).collect())];
+    let head = |(label, name): (usize, &String)| {
+        let [r, g, b] = colour(label as u8);
+        format!("<span class=\"key\"><i style=\"background:rgb({r},{g},{b})\"></i>{}</span>", escape(name))
+    };
+    let heads = summary.class_names.iter().enumerate().map(head);
+    let mut lines = vec![line("", heads.collect())];
     lines.extend(rows.into_iter().map(|(role, iou)| line(role, iou.iter().map(|value| format!("{value:.3}")).collect())));
-    let _ = write!(out, "<h2>Intersection over union of each class</h2>{}", table(&lines));
+    let _ = write!(out, "<h2>Intersection over union of each class</h2><p>Colours are those of maps of labels.</p>{}", table(&lines));
 }
 
 fn without_data(out: &mut String, summary: &Summary) {

@@ -91,6 +91,7 @@ pub fn announce(run: &Run, world: &World, outlet: &Outlet, resumed: bool) {
     for warning in &run.plan.warnings {
         tracing::warn!("{warning}");
     }
+    let gigabytes = |bytes: f64| (bytes / 1e7).round() / 100.0;
     tracing::info!(
         run = outlet.run_id,
         tags = (!run.config.tags.is_empty()).then(|| run.config.tags.join(", ")),
@@ -102,7 +103,8 @@ pub fn announce(run: &Run, world: &World, outlet: &Outlet, resumed: bool) {
         rounds = run.config.train.rounds,
         student_steps = run.plan.total_steps,
         transport = world.comm().name(),
-        buffer_gb_a_rank = run.memory.replay().map(|replay| (replay.bytes() / 1e7).round() / 100.0),
+        buffer_gb_a_rank = run.memory.replay().map(|replay| gigabytes(replay.bytes())),
+        inversion_gb_a_rank = run.inversion_bytes.map(gigabytes),
         "start"
     );
 }

@@ -48,6 +48,8 @@ pub struct Run {
     pub locals: PerRank<Local>,
     /// Where rows come from.
     pub memory: Memory,
+    /// The least memory that an inner loop takes on one rank, where the method has one.
+    pub inversion_bytes: Option<f64>,
     /// What the student is scored by.
     pub test: Test,
     /// How far the run is.
@@ -191,9 +193,10 @@ impl Run {
             models::load_backbone(&*network, &state, path)?;
         }
         let mut student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
-        if let (Some(teacher), Some(_)) = (&teacher, method.recipe) {
-            room_for_inversion(&config, &facts, teacher, world)?;
-        }
+        let inversion_bytes = match (&teacher, method.recipe) {
+            (Some(teacher), Some(_)) => Some(room_for_inversion(&config, &facts, teacher, world)?),
+            _ => None,
+        };
         let memory = match (real, method.memory) {
             (Some(data), _) => Memory::Real(data),
             (None, methods::Memory::Fresh) => Memory::Fresh,
@@ -236,6 +239,7 @@ impl Run {
             student,
             generator,
             memory,
+            inversion_bytes,
             facts,
             config,
             plan,
@@ -502,13 +506,14 @@ impl Run {
 }
 
 /// Refuses images too large or too many for the inner loop: the backward pass needs at least one value for each that the teacher's
-/// layers give.
-fn room_for_inversion(config: &Config, facts: &Facts, teacher: &Teacher, world: &World) -> Result<()> {
+/// layers give. Returns the bytes of these, on one rank.
+fn room_for_inversion(config: &Config, facts: &Facts, teacher: &Teacher, world: &World) -> Result<f64> {
     let ([h, w], images) = (facts.size, config.inversion.batch_size);
     let values = layer_values(|| drop(teacher.head_shape(facts.channels, facts.size))) as f64;
     let bytes = values * images as f64 * if config.train.precision == Precision::Bf16 { 2.0 } else { 4.0 };
     let what = format!("the layers of {} for {images} images of {w}×{h}", config.teacher.model.name());
-    room_for("inversion.batch_size", &what, bytes * world.ranks_in_memory() as f64, world.device())
+    room_for("inversion.batch_size", &what, bytes * world.ranks_in_memory() as f64, world.device())?;
+    Ok(bytes)
 }
 
 /// What inversion keeps of one logical rank, empty.

@@ -344,8 +344,8 @@ fn a_step_and_its_peer_in_plain_pytorch_agree() {
     let python = std::env::var("SSDKD_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     let step = |dataset: &str, batch: &str, pair: [&str; 2]| {
         let [teacher, student] = pair;
-        let settings = ["bench", "step", "--json", "--threads", "1", "--batch", batch, "--dataset", dataset, "--against", &python];
-        ssdkd(&[&settings[..], &["--teacher", teacher, "--student", student]].concat()).expect(0)
+        let settings = ["bench", "step", "--json", "--threads", "1", "--turns", "1", "--batch", batch, "--dataset", dataset];
+        ssdkd(&[&settings[..], &["--against", &python, "--teacher", teacher, "--student", student]].concat()).expect(0)
     };
     step("scenes13", "2", ["deeplabv3_mobilenet"; 2]).says(&["no deeplabv3_mobilenet is written in plain PyTorch here"]);
     for pair in [["wrn16_2", "wrn16_1"], ["vgg11", "resnet18"]] {
@@ -368,7 +368,7 @@ fn a_step_on_two_ranks_sends_what_the_formula_says() {
     if !has_mpirun() {
         return;
     }
-    let pair = ["--teacher", "wrn16_1", "--student", "wrn16_1", "--dataset", "fashion_mnist", "--batch", "4"];
+    let pair = ["--teacher", "wrn16_1", "--student", "wrn16_1", "--dataset", "fashion_mnist", "--batch", "4", "--turns", "2"];
     for sums in [&["--json"][..], &["--json", "--native"]] {
         let out = ssdkd_on(2, &[&["bench", "ranks"][..], &pair, sums].concat()).expect(0);
         let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
@@ -388,7 +388,7 @@ fn a_step_on_two_ranks_has_a_share_of_communication() {
     }
     let step =
         ["bench", "step", "--teacher", "wrn16_1", "--student", "wrn16_1", "--dataset", "fashion_mnist", "--batch", "4", "--device", "cpu"];
-    let out = ssdkd_on(2, &[&step[..], &["--json"]].concat()).expect(0);
+    let out = ssdkd_on(2, &[&step[..], &["--json", "--turns", "2"]].concat()).expect(0);
     let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
     assert_eq!(report["ranks"], 2);
     let share =

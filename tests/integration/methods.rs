@@ -1,6 +1,7 @@
 //! Every method through the real launcher: the compared methods are distributed and go on after a stop as SSD-KD does.
 
 use crate::launch::{has_mpirun, small_fashion_mnist, ssdkd, ssdkd_on, tiny};
+use ssdkd::checkpoint;
 use std::path::Path;
 
 /// What the methods need beside the settings of a tiny run.
@@ -28,10 +29,6 @@ pub fn is_self_contained(page: &str) -> bool {
     !loads && text.matches("http").count() == text.matches("xmlns=\"http://www.w3.org/2000/svg\"").count()
 }
 
-fn checksums(run: &Path) -> String {
-    ssdkd(&["inspect", "--checksum", run.to_str().unwrap()]).expect(0).stdout
-}
-
 /// Two ranks without a stop, and one rank that stops half-way and goes on as two: the same student, generator, images and metrics.
 #[test]
 fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
@@ -51,7 +48,7 @@ fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
         let first_half: Vec<String> = arguments(&stopped).into_iter().chain(["--until-round".into(), "2".into()]).collect();
         ssdkd(&first_half).expect(0);
         launch(&arguments(&stopped)).expect(0).says(&["resumed at step"]);
-        assert_eq!(checksums(&stopped), checksums(&straight), "{method}");
+        assert_eq!(checkpoint::checksums(&stopped).unwrap(), checkpoint::checksums(&straight).unwrap(), "{method}");
 
         let report: serde_json::Value = serde_json::from_slice(&std::fs::read(straight.join("report.json")).unwrap()).unwrap();
         assert_eq!((report["method"].as_str(), report["ranks"].as_u64()), (Some(method), Some(ranks as u64)));

@@ -2,7 +2,7 @@
 //! running statistics of the deterministic fill, against golden values.
 
 use serde_json::Value;
-use ssdkd::config::ModelName;
+use ssdkd::config::{ModelName, Precision};
 use ssdkd::goldens::{deviations, fill, filled, input, networks};
 use ssdkd::models::{self, DeepGenerator, Generator, GeneratorShape, Network, Shape};
 use ssdkd::nn::{Blueprint, Pass, State, multiplications, weights};
@@ -201,6 +201,25 @@ fn arithmetic_is_counted_as_the_published_networks_need_it() {
         let generator =
             Generator::new(GeneratorShape { latent: 256, filters: 64, size: [side, side], channels: 3, large: false, stages: 2 });
         assert_eq!(generator.blueprint().parameter_count(), parameters);
+    }
+}
+
+/// Losses and the buffer take f32: so do all networks give it, whatever their convolutions compute in.
+#[test]
+fn logits_are_f32_in_bf16_too() {
+    for name in [ModelName::Deeplabv3Mobilenet, ModelName::Wrn16x1, ModelName::Resnet18, ModelName::Vgg11] {
+        let network = models::build(name, Shape { channels: 3, classes: 5 });
+        let run = |precision| {
+            let mut state = state_of(network.blueprint());
+            state.compute_in(precision);
+            tch::no_grad(|| network.forward(&state, &input(&[1, 3, 32, 32]), &mut Pass::eval()))
+        };
+        let (rough, exact) = (run(Precision::Bf16), run(Precision::F32));
+        for of in [&rough.logits, &rough.head, &rough.features_bd] {
+            assert_eq!(of.kind(), Kind::Float, "{name:?}");
+        }
+        let differ = !rough.logits.equal(&exact.logits);
+        assert!(differ && rough.logits.allclose(&exact.logits, 0.1, 0.1 * exact.logits.abs().max().double_value(&[]), false), "{name:?}");
     }
 }
 

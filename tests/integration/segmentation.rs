@@ -129,7 +129,27 @@ fn a_student_that_labels_pixels_is_made_without_data() {
         assert!(map.into_raw() == Vec::<u8>::try_from(want).unwrap(), "picture {i}");
     }
 
+    // Never over the pictures, nor two of them in one file.
+    let predict = |out: &str| {
+        ssdkd(&["predict", "--weights", &student, "--model", "deeplabv3_mobilenet", "--input", &pictures, "--out", out]).expect(2)
+    };
+    predict(&pictures).says(&["pictures: holds the pictures, over which maps would be written", "name another folder with --out"]);
+    predict(&student).says(&["student.safetensors: is a file; a map for each picture is written to a folder"]);
+    std::fs::copy(at("pictures/0.png"), at("pictures/0.jpg")).unwrap();
+    predict(&maps).says(&["0.png: its map would be", "maps/0.png, as that of", "rename one of the two"]);
+
     is_swept(&at("one"), folder.path());
+    is_studied(&at("one"), folder.path());
+}
+
+/// A size of the buffer, from a finished run's configuration: a table of mIoU.
+#[track_caller]
+fn is_studied(run: &Path, folder: &Path) {
+    let [config, dir] = [run.join("config.toml"), folder.join("study")].map(|path| path.display().to_string());
+    ssdkd(&["study", "scale", "--config", &config, "--dir", &dir, "--seeds", "1", "--sizes", "100"]).expect(0);
+    let page = std::fs::read_to_string(folder.join("study/study.md")).unwrap();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with('|')).collect();
+    assert!(rows.len() == 3 && rows[0].contains("| mIoU, % |") && rows[2].starts_with("| 100 | 12 |"), "{page}");
 }
 
 /// Trials that differ from a finished run in one key: scored by mIoU without being told; what asks images for several categories changes them.
@@ -182,7 +202,7 @@ fn the_published_pair_ends_the_same_on_one_rank_and_on_two() {
     ];
     let mut sums = Vec::new();
     for (ranks, name) in [(1, "one"), (2, "two")] {
-        ssdkd_on(ranks, &words("train", &at(name), &sets)).expect(0);
+        ssdkd_on(ranks, &words("train", &at(name), &sets)).expect(0).says(&["buffer_gb_a_rank=0.0", "inversion_gb_a_rank=0.07"]);
         let report = json(&at(name).join("report.json"));
         assert_eq!((report["student_steps"].as_u64(), report["samples_synthesised"].as_u64()), (Some(2), Some(12)), "{report}");
         sums.push(ssdkd(&["inspect", "--checksum", at(name).to_str().unwrap()]).expect(0).stdout);
@@ -190,10 +210,73 @@ fn the_published_pair_ends_the_same_on_one_rank_and_on_two() {
     assert!(sums[0] == sums[1] && sums[0].lines().count() == 4, "{sums:?}");
 }
 
+/// A picture and its labels in NYUv2's true format: columns of 50 pixels, a label each; the first 40 rows have none.
+fn write_nyuv2(root: &Path, split: &str, number: u32) {
+    let label = |x: u32, y: u32| if y < 40 { 255 } else { ((x / 50 + number) % 13) as u8 };
+    let path = |folder: &str| {
+        std::fs::create_dir_all(root.join(folder).join(split)).unwrap();
+        root.join(folder).join(split).join(format!("{number:05}.png"))
+    };
+    image::RgbImage::from_fn(640, 480, |x, y| image::Rgb([20 * (label(x, y) % 13), (x % 256) as u8, (y % 256) as u8]))
+        .save(path("image"))
+        .unwrap();
+    image::GrayImage::from_fn(640, 480, |x, y| image::Luma([label(x, y)])).save(path("seg13")).unwrap();
+}
+
+/// NYUv2's files, four of them: a teacher of crops, its score on whole pictures, maps of the pictures' own size, and a damaged file found.
+#[test]
+fn nyuv2_is_taught_scored_predicted_and_looked_through() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("NYUv2");
+    for (split, number) in [("train", 2), ("train", 3), ("test", 1), ("test", 4)] {
+        write_nyuv2(&data, split, number);
+    }
+    let [dir, run, maps] = [data.clone(), folder.path().join("run"), folder.path().join("maps")].map(|path| path.display().to_string());
+    let mut teach: Vec<String> =
+        ["teach", "--config", "configs/nyuv2/teacher.toml", "--data-dir", &dir, "--run-dir", &run].map(str::to_owned).into();
+    let sets = [
+        "teacher.model=deeplabv3_mobilenet",
+        "teach.epochs=1",
+        "teach.batch_size=2",
+        "parallel.logical_ranks=1",
+        "data.allow_partial=true",
+        "parallel.threads=1",
+    ];
+    sets.iter().for_each(|set| teach.extend(["--set".to_owned(), (*set).to_owned()]));
+    ssdkd(&teach).expect(0);
+    let report = json(&folder.path().join("run/report.json"));
+    assert_eq!((report["dataset"].as_str(), report["student_steps"].as_u64()), (Some("nyuv2"), Some(1)), "{report}");
+
+    let weights = format!("{run}/teacher.safetensors");
+    let scored: Value = serde_json::from_str(&ssdkd(&["eval", "--run-dir", &run]).expect(0).stdout).unwrap();
+    assert_eq!((&scored["miou"], &scored["class_iou"]), (&report["student"]["miou"], &report["student"]["class_iou"]));
+
+    let pictures = format!("{dir}/image/test");
+    ssdkd(&["predict", "--weights", &weights, "--model", "deeplabv3_mobilenet", "--input", &pictures, "--out", &maps]).expect(0);
+    for name in ["00001.png", "00004.png"] {
+        let map = image::open(folder.path().join("maps").join(name)).unwrap();
+        assert_eq!((map.width(), map.height()), (640, 480), "{name}");
+    }
+
+    std::fs::write(data.join("seg13/test/00004.png"), b"no picture").unwrap();
+    std::fs::remove_file(data.join("seg13/train/00003.png")).unwrap();
+    ssdkd(&["data", "check", &dir]).expect(2).says(&[
+        "4 findings in",
+        "image/train: 2 images; 795 expected",
+        "seg13/train/00003.png: no such file",
+        "image/test: 2 images; 654 expected",
+        "seg13/test/00004.png: not a readable picture",
+    ]);
+}
+
 #[test]
 fn folders_of_data_sets_are_looked_through() {
     let shipped = root().join("configs/fashion_mnist").display().to_string();
-    let out = ssdkd(&["data", "check", &shipped]).expect(2).says(&["1 findings in", "train-images-idx3-ubyte: no such file"]);
+    let out = ssdkd(&["data", "check", &shipped]).expect(2).says(&[
+        "2 findings in",
+        "train-images-idx3-ubyte: no such file",
+        "train-labels-idx1-ubyte: no such file",
+    ]);
     assert_eq!(
         out.stdout,
         "fashion_mnist or mnist, test split: 10000 images of 32×32 in 1 channel; labels 0 to 9, 1000 to 1000 images each\n"
@@ -204,8 +287,9 @@ fn folders_of_data_sets_are_looked_through() {
     std::fs::write(folder.path().join("data_batch_1.bin"), [0; 3073]).unwrap();
     check().says(&["2 findings in", "holds neither cifar-10-batches-bin/test_batch.bin nor"]);
     std::fs::write(folder.path().join("test_batch.bin"), [0; 3072]).unwrap();
-    check().says(&["data_batch_1.bin: 1 images; 10000 expected", "test_batch.bin: 3072 bytes; records of 3073 bytes expected"]);
+    let parts = ["6 findings in", "data_batch_1.bin: 1 images; 10000 expected", "data_batch_5.bin: no such file"];
+    check().says(&parts).says(&["test_batch.bin: 3072 bytes; records of 3073 bytes expected"]);
     std::fs::create_dir_all(folder.path().join("image/test")).unwrap();
-    check().says(&["image/test: 0 images; 654 expected", "image/train"]);
+    check().says(&["image/test: 0 images; 654 expected", "image/train: no such file"]);
     ssdkd(&["data", "check", "/nowhere"]).expect(2).says(&["/nowhere: no such folder"]);
 }
