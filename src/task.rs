@@ -491,6 +491,11 @@ impl Scores {
             _ => None,
         }
     }
+
+    /// What a picture of new images shows beside each ([`Task::pictured`]), as the end of a caption.
+    pub fn beside_images(&self) -> &'static str {
+        if self.class_iou.is_some() { "; beside each image the labels that teacher and student give it" } else { "" }
+    }
 }
 
 #[cfg(test)]

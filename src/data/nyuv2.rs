@@ -5,10 +5,11 @@
 use super::resample::{bilinear, nearest, shorter_side};
 use super::{Dataset, DatasetSource, Split, palette::CLASSES};
 use crate::error::{Error, Result};
+use crate::nn::room_for;
 use crate::task::UNLABELLED;
 use image::{ColorType, DynamicImage};
 use std::path::{Path, PathBuf};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// Pixels of the shorter side after resizing.
 pub(super) const SHORTER_SIDE: i64 = 256;
@@ -108,9 +109,12 @@ fn labels_of(path: &Path) -> Result<Vec<u8>> {
 impl DatasetSource for Nyuv2 {
     fn read(&self, split: Split) -> Result<Dataset> {
         let to = shorter_side(SIZE, SHORTER_SIDE as usize);
-        let (mut images, mut maps) = (Vec::new(), Vec::new());
         let pairs = self.pairs(split)?;
         self.check_count(split, pairs.len())?;
+        // Three bytes of a pixel and its label, there twice while they are put together.
+        let what = format!("{} pictures of {}×{} with their labels", pairs.len(), to.0, to.1);
+        room_for("data.dir", &what, (2 * 4 * pairs.len() * to.0 * to.1) as f64, Device::Cpu)?;
+        let (mut images, mut maps) = (Vec::new(), Vec::new());
         for (image, labels) in pairs {
             let (w, h) = (to.0 as i64, to.1 as i64);
             images.push(Tensor::from_slice(&bilinear(&image_of(&image)?, 3, SIZE, to)).view([h, w, 3]).permute([2, 0, 1]).contiguous());

@@ -274,8 +274,7 @@ fn gallery(out: &mut String, summary: &Summary, pictures: &[(u64, Vec<u8>)]) {
     if pictures.is_empty() {
         return;
     }
-    // Pixels have classes: the pictures show them.
-    let maps = summary.student.scores.class_iou.as_ref().map_or("", |_| "; beside each image the labels that teacher and student give it");
+    let maps = summary.student.scores.beside_images();
     let source = if summary.buffer.is_some() { "Newest images in the buffer" } else { "Images that the generator makes at that moment" };
     let rows = format!("a row for each category the teacher sees{}", cut_short(summary));
     let _ = write!(out, "<h2>Synthetic images over time</h2><p>{source}; {rows}{maps}.</p><section class=\"gallery\">");

@@ -29,7 +29,7 @@ pub fn is_self_contained(page: &str) -> bool {
     !loads && text.matches("http").count() == text.matches("xmlns=\"http://www.w3.org/2000/svg\"").count()
 }
 
-/// Two ranks without a stop, and one rank that stops half-way and goes on as two: the same student, generator, images and metrics.
+/// Two ranks without a stop, and one rank that stops after two of three rounds and goes on as two: the same student, generator, images and metrics.
 #[test]
 fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
     let folder = tempfile::tempdir().unwrap();
@@ -40,8 +40,9 @@ fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
         let [straight, stopped] = ["straight", "stopped"].map(|name| folder.path().join(format!("{method}-{name}")));
         let arguments = |run: &Path| {
             let mut arguments = tiny(&data, run);
-            arguments.extend(["--set".into(), format!("method={method}"), "--set".into(), "parallel.logical_ranks=2".into()]);
-            sets.iter().for_each(|set| arguments.extend(["--set".into(), (*set).into()]));
+            let method = format!("method={method}");
+            let all = [method.as_str(), "parallel.logical_ranks=2", "train.rounds=3"].into_iter().chain(sets.iter().copied());
+            all.for_each(|set| arguments.extend(["--set".into(), set.into()]));
             arguments
         };
         launch(&arguments(&straight)).expect(0);
