@@ -167,6 +167,7 @@ for model in deeplabv3_mobilenet deeplabv3_resnet50; do
     check "$model inverted, deterministic kernels, twice" scenes_inverted twice $model
     check "$model inverted: two ranks give the bits of one" scenes_inverted two $model
     check "$model inverted in bf16, twice" scenes_inverted twice $model --set train.precision=bf16
+    check "$model inverted in bf16: two ranks give the bits of one" scenes_inverted two $model --set train.precision=bf16
 done
 
 demo() { on "$1" train --config configs/fashion_mnist/demo.toml --run-dir "$out/runs/demo" --fresh --set device=$device; }

@@ -1,7 +1,7 @@
 //! A network applied to files: tensors, or pictures in a folder.
 
 use crate::config::{DatasetName, MAX_CLASSES, ModelName};
-use crate::data::{self, Facts, Normalise, read_picture, to_unit, write_labels};
+use crate::data::{self, Facts, Normalise, images_of, read_picture, to_unit, write_labels};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::losses::predicted_and_confidence;
@@ -20,7 +20,7 @@ const PIXELS: i64 = 1 << 17;
 
 /// Images of `[…, h, w]` per forward pass.
 fn batch_of(size: &[i64]) -> i64 {
-    (PIXELS / size.iter().rev().take(2).product::<i64>().max(1)).clamp(1, BATCH)
+    images_of(PIXELS, size).min(BATCH)
 }
 
 /// A network as a weights file has it.
@@ -114,23 +114,23 @@ pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &P
             let (image, own) = read_picture(path, &facts)?;
             let [_, h, w] = <[i64; 3]>::try_from(image.size()).unwrap_or_default();
             let small = Error::file(path, format!("{w}×{h} pixels; this network takes {least}×{least} or more"));
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if h.min(w) < least { Err(small) } else { Ok((name, image, own)) }
+            if h.min(w) < least { Err(small) } else { Ok((image, own)) }
         };
-        let images = paths.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let images = paths.iter().map(|path| read(path).map(|(image, own)| (path, image, own))).collect::<Result<Vec<_>>>()?;
         let alike = images.chunk_by(|a, b| a.1.size() == b.1.size());
         for alike in alike.flat_map(|group| group.chunks(batch_of(&group[0].1.size()) as usize)) {
             let stacked = Tensor::stack(&alike.iter().map(|(_, image, _)| image).collect::<Vec<_>>(), 0).to_device(network.device);
             let (predicted, confidence) = predicted_and_confidence(&teacher.evaluate(&normalise.apply(&to_unit(&stacked))).logits);
-            for ((name, _, own), said) in alike.iter().zip(task::predictions(&predicted, &confidence)) {
+            for ((path, _, own), said) in alike.iter().zip(task::predictions(&predicted, &confidence)) {
                 match said {
                     Prediction::Category(class, confidence) => {
                         let class = facts.class_names.get(class as usize).map_or_else(|| class.to_string(), String::clone);
-                        rows.push([name.clone(), class, format!("{confidence:.4}")]);
+                        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                        rows.push([name, class, format!("{confidence:.4}")]);
                     }
                     Prediction::Map(labels_hw) => {
                         files::create_folder(out)?;
-                        write_labels(&map_of(Path::new(name), out), &data::grown(&labels_hw, *own))?;
+                        write_labels(&map_of(path, out), &data::grown(&labels_hw, *own))?;
                     }
                 }
             }

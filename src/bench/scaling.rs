@@ -56,6 +56,8 @@ pub struct RanksReport {
     pub student: &'static str,
     /// Images of a step on one rank.
     pub batch: usize,
+    /// Turns that the medians are of.
+    pub turns: u64,
     /// R, and M.
     pub ranks: usize,
     /// Threads of a rank.
@@ -218,6 +220,7 @@ pub fn scaling(of: StepSettings, world: &World) -> Result<RanksReport> {
         teacher: of.teacher.name(),
         student: of.student.name(),
         batch: of.batch,
+        turns: of.turns,
         ranks,
         threads: thread_count(),
         reduce: world.reduce_rule(),

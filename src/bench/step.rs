@@ -109,6 +109,8 @@ pub struct StepReport {
     pub student: &'static str,
     /// Images of a step.
     pub batch: usize,
+    /// Turns that the medians are of.
+    pub turns: u64,
     /// Ranks, each with a batch of its own: all measure their steps at once, without a word between them. Times are rank 0's.
     pub ranks: usize,
     /// Threads of libtorch, ours and the peer's.
@@ -402,6 +404,7 @@ pub fn steps(of: StepSettings, world: &World, against: Option<&Path>) -> Result<
         teacher: of.teacher.name(),
         student: of.student.name(),
         batch: of.batch,
+        turns: of.turns,
         ranks,
         threads: thread_count(),
         dtype: of.dtype.name(),

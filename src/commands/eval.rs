@@ -2,8 +2,8 @@
 
 use super::{join, join_traces, together};
 use crate::cli::EvalArgs;
-use crate::config::{Config, Job, ModelName, Precision, check, load};
-use crate::data::{self, Normalise, Split};
+use crate::config::{Config, Eval, Job, ModelName, Precision, check, load};
+use crate::data::{self, Normalise, Split, images_of};
 use crate::error::{Error, Result};
 use crate::eval::{self, Score, Test};
 use crate::layout::Layout;
@@ -13,14 +13,6 @@ use crate::parallel::set_threads;
 use crate::task::Task;
 use crate::teacher::Teacher;
 use std::path::PathBuf;
-
-/// Pixels of a forward pass where no run says how many images: the default batch of 32×32 images.
-const PIXELS: i64 = 250 * 32 * 32;
-
-/// Images of `[…, h, w]` in a forward pass.
-fn batch_of(size: &[i64]) -> usize {
-    (PIXELS / size.iter().rev().take(2).product::<i64>().max(1)).max(1) as usize
-}
 
 /// A network to evaluate.
 struct Candidate {
@@ -52,9 +44,14 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     };
     let networks: Vec<Teacher> = world.agree(candidates.iter().map(load).collect())?;
     let split = world.agree(data::open(config.dataset, &config.data, Split::Test))?;
-    // Of a run the batch is its own; of a file alone nobody has chosen one for images of this size.
-    let most = if args.run_dir.is_some() { config.eval.batch_size } else { batch_of(&split.rows(&[0]).0.size()) };
-    let test = Test::Split(split, config.eval.batch_size.min(most));
+    let batch = match config.eval.batch_size {
+        // Of a file alone nobody has chosen one: the default is meant for images of 32×32.
+        wanted if args.run_dir.is_none() && wanted == Eval::default().batch_size => {
+            images_of(wanted as i64 * 32 * 32, &split.rows(&[0]).0.size()) as usize
+        }
+        wanted => wanted,
+    };
+    let test = Test::Split(split, batch);
     let normalise = Normalise::new(&facts, world.device());
     for (candidate, network) in candidates.iter().zip(&networks) {
         let score = together(layout.ranks(), eval::evaluate(&world, network.parts(), &normalise, &test, None))?;

@@ -62,7 +62,9 @@ impl Cifar {
 
     /// The distribution that is there, and its folder: in `dir` itself, below it, or where torchvision unpacks it.
     fn locate(&self) -> Result<(&Distribution, PathBuf, bool)> {
-        if let Some(found) = self.places().find(|(distribution, folder, _)| folder.join(distribution.test[0]).is_file()) {
+        let holds = |name: &'static str, folder: &Path| folder.join(name).is_file();
+        let whole = self.places().find(|(of, folder, _)| holds(of.test[0], folder));
+        if let Some(found) = whole.or_else(|| self.places().find(|(of, folder, _)| of.train.iter().any(|&name| holds(name, folder)))) {
             return Ok(found);
         }
         let (binary, python) = (self.binary.folder, self.python.folder);
@@ -113,13 +115,13 @@ impl Cifar {
     }
 
     /// Images and labels of each file of a split, or what is wrong with it.
-    fn batches(&self, split: Split) -> Result<Vec<Result<(Tensor, Tensor)>>> {
+    fn batches(&self, split: Split) -> Result<impl Iterator<Item = Result<(Tensor, Tensor)>>> {
         let (distribution, folder, binary) = self.locate()?;
         let (names, expected) = match split {
             Split::Train => (distribution.train, self.train_images),
             Split::Test => (distribution.test, TEST_IMAGES),
         };
-        let batch = |name: &&str| {
+        let batch = move |name: &&str| {
             let path = folder.join(name);
             let (raw_labels, pixels) = if binary { self.binary_batch(&path)? } else { self.python_batch(&path)? };
             if raw_labels.len() != expected && !self.partial {
@@ -129,7 +131,7 @@ impl Cifar {
             let images = Tensor::from_slice(&pixels).view([raw_labels.len() as i64, 3, 32, 32]);
             Ok((images, labels(&raw_labels, self.classes, &path)?))
         };
-        Ok(names.iter().map(batch).collect())
+        Ok(names.iter().map(batch))
     }
 }
 
@@ -140,7 +142,7 @@ fn joined(batches: Vec<(Tensor, Tensor)>) -> Dataset {
 
 impl DatasetSource for Cifar {
     fn read(&self, split: Split) -> Result<Dataset> {
-        Ok(joined(self.batches(split)?.into_iter().collect::<Result<_>>()?))
+        Ok(joined(self.batches(split)?.collect::<Result<_>>()?))
     }
 
     /// Looks at every file.

@@ -29,6 +29,13 @@ impl Idx {
             )
         })
     }
+
+    /// A file, its dimensions and its values.
+    fn values(&self, name: &str, rank: usize) -> Result<(PathBuf, Vec<usize>, Vec<u8>)> {
+        let path = self.find(name)?;
+        let (dims, values) = parse(&contents(&path)?, rank).map_err(|problem| Error::file(&path, problem))?;
+        Ok((path, dims, values))
+    }
 }
 
 /// Names of a split's files: images and labels.
@@ -43,9 +50,8 @@ fn names_of(split: Split) -> [String; 2] {
 impl DatasetSource for Idx {
     fn read(&self, split: Split) -> Result<Dataset> {
         let [images, labels_of] = names_of(split);
-        let (image_path, label_path) = (self.find(&images)?, self.find(&labels_of)?);
-        let (dims, pixels) = parse(&contents(&image_path)?, 3).map_err(|problem| Error::file(&image_path, problem))?;
-        let (counts, raw_labels) = parse(&contents(&label_path)?, 1).map_err(|problem| Error::file(&label_path, problem))?;
+        let (image_path, dims, pixels) = self.values(&images, 3)?;
+        let (label_path, counts, raw_labels) = self.values(&labels_of, 1)?;
         let [n, h, w] = [dims[0], dims[1], dims[2]];
         if (h, w) != (28, 28) {
             return Err(Error::file(&image_path, format!("images of {h}×{w} pixels; 28×28 expected")));
@@ -64,10 +70,10 @@ impl DatasetSource for Idx {
         [Split::Train, Split::Test].into_iter().flat_map(names_of).any(|name| self.find(&name).is_ok())
     }
 
-    /// Names both files where both are missing.
+    /// Looks at both files by themselves before it looks at them together.
     fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
-        let missing: Vec<Error> = names_of(split).iter().filter_map(|name| self.find(name).err()).collect();
-        if missing.is_empty() { self.read(split).map(|data| described(&data)).map_err(|error| vec![error]) } else { Err(missing) }
+        let wrong: Vec<Error> = names_of(split).iter().zip([3, 1]).filter_map(|(name, rank)| self.values(name, rank).err()).collect();
+        if wrong.is_empty() { self.read(split).map(|data| described(&data)).map_err(|error| vec![error]) } else { Err(wrong) }
     }
 }
 

@@ -283,6 +283,11 @@ impl Normalise {
     }
 }
 
+/// How many images of `[…, h, w]` have so many pixels; one at least.
+pub fn images_of(pixels: i64, size: &[i64]) -> i64 {
+    (pixels / size.iter().rev().take(2).product::<i64>().max(1)).max(1)
+}
+
 /// uint8 images → f32 in [0, 1]; f32 images as they are.
 pub fn to_unit(images_bchw: &Tensor) -> Tensor {
     if images_bchw.kind() == Kind::Uint8 { images_bchw.to_kind(Kind::Float) / 255.0 } else { images_bchw.shallow_clone() }
@@ -317,6 +322,12 @@ mod tests {
         let hundred = facts(DatasetName::Cifar100).class_names;
         assert!(hundred.is_sorted_by(|a, b| a < b));
         assert_eq!([&hundred[0], &hundred[39], &hundred[77], &hundred[99]], ["apple", "keyboard", "snail", "worm"]);
+    }
+
+    #[test]
+    fn large_images_come_in_smaller_batches() {
+        let counts = [&[1, 3, 32, 32][..], &[3, 256, 341], &[4096, 4096]].map(|size| images_of(250 * 32 * 32, size));
+        assert_eq!(counts, [250, 2, 1]);
     }
 
     /// Networks see crops of scenes where they are told to, else whole scenes.

@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 use crate::nn::room_for;
 use crate::task::UNLABELLED;
 use image::{ColorType, DynamicImage};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
@@ -45,21 +47,17 @@ impl Nyuv2 {
         ["image", "seg13"].map(|folder| self.root().join(folder).join(folder_of(split).0))
     }
 
-    /// Paths of every image and its labels, by name.
-    fn pairs(&self, split: Split) -> Result<Vec<(PathBuf, PathBuf)>> {
-        let [images, labels] = self.folders(split);
+    /// Names of the files in a folder of a split.
+    fn names(folder: &Path) -> Result<BTreeSet<OsString>> {
         let hint = "name the folder that VainF/nyuv2-python-toolkit has filled (image/, seg13/) with --data-dir DIR";
-        let entries = std::fs::read_dir(&images).map_err(|e| Error::open(&images, &e).with_hint(hint))?;
-        let mut pairs = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(|e| Error::io("read", &images, &e))?.path();
-            if path.extension().is_some_and(|e| e == "png") {
-                let name = path.file_name().unwrap_or_default();
-                pairs.push((path.clone(), labels.join(name)));
+        let mut names = BTreeSet::new();
+        for entry in std::fs::read_dir(folder).map_err(|e| Error::open(folder, &e).with_hint(hint))? {
+            let name = entry.map_err(|e| Error::io("read", folder, &e))?.file_name();
+            if Path::new(&name).extension().is_some_and(|e| e == "png") {
+                names.insert(name);
             }
         }
-        pairs.sort();
-        Ok(pairs)
+        Ok(names)
     }
 
     /// Refuses another number of images than the published one, unless a part is meant.
@@ -109,13 +107,14 @@ fn labels_of(path: &Path) -> Result<Vec<u8>> {
 impl DatasetSource for Nyuv2 {
     fn read(&self, split: Split) -> Result<Dataset> {
         let to = shorter_side(SIZE, SHORTER_SIDE as usize);
-        let pairs = self.pairs(split)?;
-        self.check_count(split, pairs.len())?;
+        let [image_folder, label_folder] = self.folders(split);
+        let names = Self::names(&image_folder)?;
+        self.check_count(split, names.len())?;
         // Three bytes of a pixel and its label, there twice while they are put together.
-        let what = format!("{} pictures of {}×{} with their labels", pairs.len(), to.0, to.1);
-        room_for("data.dir", &what, (2 * 4 * pairs.len() * to.0 * to.1) as f64, Device::Cpu)?;
+        let what = format!("{} pictures of {}×{} with their labels", names.len(), to.0, to.1);
+        room_for("data.dir", &what, (2 * 4 * names.len() * to.0 * to.1) as f64, Device::Cpu)?;
         let (mut images, mut maps) = (Vec::new(), Vec::new());
-        for (image, labels) in pairs {
+        for (image, labels) in names.iter().map(|name| (image_folder.join(name), label_folder.join(name))) {
             let (w, h) = (to.0 as i64, to.1 as i64);
             images.push(Tensor::from_slice(&bilinear(&image_of(&image)?, 3, SIZE, to)).view([h, w, 3]).permute([2, 0, 1]).contiguous());
             maps.push(Tensor::from_slice(&nearest(&labels_of(&labels)?, SIZE, to)).view([h, w]));
@@ -127,16 +126,29 @@ impl DatasetSource for Nyuv2 {
         [Split::Train, Split::Test].into_iter().flat_map(|split| self.folders(split)).any(|folder| folder.is_dir())
     }
 
-    /// Looks at every file, and resizes none.
+    /// Looks at every file, images without labels and labels without images too, and resizes none.
     fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
-        let pairs = self.pairs(split).map_err(|e| vec![e])?;
-        let mut wrong: Vec<Error> = self.check_count(split, pairs.len()).err().into_iter().collect();
+        let folders = self.folders(split);
+        let [images, labels] = folders.each_ref().map(|folder| Self::names(folder));
+        let mut wrong: Vec<Error> = images.as_ref().ok().and_then(|names| self.check_count(split, names.len()).err()).into_iter().collect();
         let mut counts = [0u64; 256];
-        for (image, labels) in &pairs {
-            wrong.extend(image_of(image).err());
-            match labels_of(labels) {
-                Ok(labels) => labels.into_iter().for_each(|label| counts[usize::from(label)] += 1),
+        // Of a folder that is missing no file is missed.
+        let is_there = [images.is_ok(), labels.is_ok()];
+        let mut names = BTreeSet::new();
+        for found in [images, labels] {
+            match found {
+                Ok(more) => names.extend(more),
                 Err(error) => wrong.push(error),
+            }
+        }
+        for name in &names {
+            if is_there[0] {
+                wrong.extend(image_of(&folders[0].join(name)).err());
+            }
+            match is_there[1].then(|| labels_of(&folders[1].join(name))) {
+                Some(Ok(labels)) => labels.into_iter().for_each(|label| counts[usize::from(label)] += 1),
+                Some(Err(error)) => wrong.push(error),
+                None => {}
             }
         }
         if !wrong.is_empty() {
@@ -146,7 +158,7 @@ impl DatasetSource for Nyuv2 {
         let share = |label: usize| 100.0 * counts[label] as f64 / all;
         let classes: Vec<String> = CLASSES.iter().enumerate().map(|(c, name)| format!("{name} {:.1} %", share(c))).collect();
         let unlabelled = share(usize::from(UNLABELLED));
-        Ok(format!("{} images of 640×480 in 3 channels; {}; unlabelled {unlabelled:.1} % of the pixels", pairs.len(), classes.join(", ")))
+        Ok(format!("{} images of 640×480 in 3 channels; {}; unlabelled {unlabelled:.1} % of the pixels", names.len(), classes.join(", ")))
     }
 }
 
@@ -216,8 +228,11 @@ mod tests {
         std::fs::write(seg(1), &whole[..whole.len() / 2]).unwrap();
         let (first, count) = said(true);
         assert!(first.contains("00001.png: not a readable picture") && count == 2, "{first}");
-        // A wrong number of files hides nothing of them.
+        // A wrong number of files hides nothing of them, nor a missing folder what the other holds.
         assert_eq!(said(false).1, 3);
+        std::fs::rename(root.join("image"), root.join("elsewhere")).unwrap();
+        let (first, count) = said(true);
+        assert!(first.ends_with("image/train: no such file") && count == 3, "{first}, {count} findings");
         let here = |folder: &str| {
             let dir = tempfile::tempdir().unwrap();
             std::fs::create_dir_all(dir.path().join(folder)).unwrap();

@@ -57,7 +57,7 @@ impl Sight {
             [local.take_embedding().unwrap_or_default(), global_bd]
         });
         let targets = match recipe.labels {
-            Labels::Drawn => task::moved(task::spread(labels.shallow_clone(), &output.logits), |maps| look.at_labels(maps)),
+            Labels::Drawn => look.targets(labels, &output.logits),
             Labels::Pseudo => output.logits.argmax(1, false),
         };
         Self {
@@ -172,6 +172,11 @@ impl Look {
         }
     }
 
+    /// Drawn labels as targets of these logits: those of images as they are, those of pixels where the look has their pixels.
+    fn targets(&self, labels: &Tensor, logits: &Tensor) -> Tensor {
+        task::moved(task::spread(labels.shallow_clone(), logits), |maps| self.at_labels(maps))
+    }
+
     /// Labels of their pixels, i64 `[b, h, w]`, moved likewise.
     fn at_labels(&self, labels_bhw: &Tensor) -> Tensor {
         match self {
@@ -198,5 +203,17 @@ mod tests {
             let asked = look.at_labels(&labels_bhw);
             assert!(asked.equal(&seen.masked_fill(&seen.eq(0), task::IGNORED)));
         }
+    }
+
+    /// A category for a whole image is asked for where the image is, and nowhere that black was moved in.
+    #[test]
+    fn one_category_an_image_is_not_asked_of_black() {
+        let labels_b = Tensor::from_slice(&[3i64, 5]);
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+        let look = Look::Shifted(vec![View { down: 2, right: -1, flip: true }, View { down: 0, right: 3, flip: false }]);
+        let is_black = look.at(&zeros(&[2, 1, 6, 7]).ones_like()).squeeze_dim(1).eq(0.0);
+        let want = labels_b.view([2, 1, 1]).expand([2, 6, 7], false).masked_fill(&is_black, task::IGNORED);
+        assert!(look.targets(&labels_b, &zeros(&[2, 9, 6, 7])).equal(&want) && want.eq(task::IGNORED).any().int64_value(&[]) == 1);
+        assert!(look.targets(&labels_b, &zeros(&[2, 9])).equal(&labels_b));
     }
 }

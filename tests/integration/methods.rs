@@ -46,8 +46,8 @@ fn every_method_trains_on_two_ranks_and_goes_on_after_a_stop() {
             arguments
         };
         launch(&arguments(&straight)).expect(0);
-        let first_half: Vec<String> = arguments(&stopped).into_iter().chain(["--until-round".into(), "2".into()]).collect();
-        ssdkd(&first_half).expect(0);
+        let until_stopped: Vec<String> = arguments(&stopped).into_iter().chain(["--until-round".into(), "2".into()]).collect();
+        ssdkd(&until_stopped).expect(0);
         launch(&arguments(&stopped)).expect(0).says(&["resumed at step"]);
         assert_eq!(checkpoint::checksums(&stopped).unwrap(), checkpoint::checksums(&straight).unwrap(), "{method}");
 

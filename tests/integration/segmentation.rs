@@ -91,7 +91,7 @@ fn a_student_that_labels_pixels_is_made_without_data() {
     assert!(report["student"]["miou_best"].as_f64() >= report["student"]["miou"].as_f64());
     assert_eq!(report["buffer"]["class_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>(), 16 * 32 * 32);
     let page = std::fs::read_to_string(at("one/report.html")).unwrap();
-    for part in ["student mIoU", "Intersection over union of each class", "beside each image the labels"] {
+    for part in ["student mIoU", "Intersection over union of each class", "beside each image the labels", "rgb(128,0,0)\"></i>bed"] {
         assert!(page.contains(part), "{part}");
     }
     // Three images wide for each of two scenes.
@@ -202,7 +202,7 @@ fn the_published_pair_ends_the_same_on_one_rank_and_on_two() {
     ];
     let mut sums = Vec::new();
     for (ranks, name) in [(1, "one"), (2, "two")] {
-        ssdkd_on(ranks, &words("train", &at(name), &sets)).expect(0).says(&["buffer_gb_a_rank=0.0", "inversion_gb_a_rank=0.07"]);
+        ssdkd_on(ranks, &words("train", &at(name), &sets)).expect(0).says(&["inversion_gb_a_rank=0.07"]);
         let report = json(&at(name).join("report.json"));
         assert_eq!((report["student_steps"].as_u64(), report["samples_synthesised"].as_u64()), (Some(2), Some(12)), "{report}");
         sums.push(ssdkd(&["inspect", "--checksum", at(name).to_str().unwrap()]).expect(0).stdout);
@@ -285,7 +285,7 @@ fn folders_of_data_sets_are_looked_through() {
     let check = || ssdkd(&["data", "check", folder.path().to_str().unwrap()]).expect(2);
     check().says(&["holds no file of a data set known here", "cifar-10-batches-bin", "seg13/"]);
     std::fs::write(folder.path().join("data_batch_1.bin"), [0; 3073]).unwrap();
-    check().says(&["2 findings in", "holds neither cifar-10-batches-bin/test_batch.bin nor"]);
+    check().says(&["6 findings in", "data_batch_1.bin: 1 images; 10000 expected", "test_batch.bin: no such file"]);
     std::fs::write(folder.path().join("test_batch.bin"), [0; 3072]).unwrap();
     let parts = ["6 findings in", "data_batch_1.bin: 1 images; 10000 expected", "data_batch_5.bin: no such file"];
     check().says(&parts).says(&["test_batch.bin: 3072 bytes; records of 3073 bytes expected"]);
