@@ -1,6 +1,6 @@
 //! IDX files of MNIST and Fashion-MNIST, plain or gzipped (format: Y. LeCun, *The MNIST database*).
 
-use super::{Dataset, DatasetSource, Split, labels, survey::described};
+use super::{Dataset, DatasetSource, Split, labels, survey::of_whole};
 use crate::error::{Error, Result};
 use crate::files;
 use flate2::read::GzDecoder;
@@ -73,7 +73,7 @@ impl DatasetSource for Idx {
     /// Looks at both files by themselves before it looks at them together.
     fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
         let wrong: Vec<Error> = names_of(split).iter().zip([3, 1]).filter_map(|(name, rank)| self.values(name, rank).err()).collect();
-        if wrong.is_empty() { self.read(split).map(|data| described(&data)).map_err(|error| vec![error]) } else { Err(wrong) }
+        if wrong.is_empty() { of_whole(self, split) } else { Err(wrong) }
     }
 }
 

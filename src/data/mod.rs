@@ -137,7 +137,7 @@ pub trait DatasetSource {
 
     /// What a split holds, in a line; or everything that is wrong with it.
     fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
-        self.read(split).map(|data| survey::described(&data)).map_err(|error| vec![error])
+        survey::of_whole(self, split)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a folder holds of the data sets known here, and what is wrong with it.
 
-use super::{Dataset, Split, source};
+use super::{Dataset, DatasetSource, Split, source};
 use crate::config::{Data, DatasetName};
 use crate::error::Error;
 use std::path::Path;
@@ -35,6 +35,11 @@ pub fn survey(dir: &Path) -> Survey {
         }
     }
     found
+}
+
+/// What a split that can be read holds, or why it cannot be.
+pub(super) fn of_whole(source: &(impl DatasetSource + ?Sized), split: Split) -> Result<String, Vec<Error>> {
+    source.read(split).map(|data| described(&data)).map_err(|error| vec![error])
 }
 
 /// Sizes and labels of images in memory.

@@ -3,7 +3,7 @@
 //! `train/` gives them.
 
 use super::picture::read_all;
-use super::{Dataset, DatasetSource, Facts, Split};
+use super::{Dataset, DatasetSource, Facts, Split, survey::of_whole};
 use crate::error::{Error, Result};
 use crate::files;
 use std::collections::BTreeMap;
@@ -15,6 +15,9 @@ pub(super) const CLASSES_FILE: &str = "wnids.txt";
 const FOLDER: &str = "tiny-imagenet-200";
 const TRAIN_OF_A_CLASS: usize = 500;
 const VALIDATION: usize = 10_000;
+
+/// Pictures and their labels.
+type Labelled = Vec<(PathBuf, i64)>;
 
 pub(super) struct TinyImagenet {
     dir: PathBuf,
@@ -56,23 +59,27 @@ impl TinyImagenet {
         Error::file(path, problem).with_hint("unpack the data set again; if a part of it is meant, set data.allow_partial = true")
     }
 
-    fn train(&self) -> Result<Vec<(PathBuf, i64)>> {
-        let mut all = Vec::new();
-        for (wnid, label) in self.classes()? {
-            let folder = self.root().join("train").join(wnid).join("images");
-            let entries = std::fs::read_dir(&folder).map_err(|e| Error::open(&folder, &e))?;
-            let is_picture = |path: &PathBuf| path.extension().is_some_and(|e| e == "JPEG");
-            let mut pictures: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(is_picture).collect();
-            pictures.sort();
-            if pictures.is_empty() || (pictures.len() != TRAIN_OF_A_CLASS && !self.partial) {
-                return Err(self.short(&folder, &format!("{} images; {TRAIN_OF_A_CLASS} expected", pictures.len())));
-            }
-            all.extend(pictures.into_iter().map(|path| (path, label)));
-        }
-        Ok(all)
+    /// Pictures of a split with their labels: the training split's by class, and what is wrong with a class.
+    fn parts(&self, split: Split) -> Result<Vec<Result<Labelled>>> {
+        Ok(match split {
+            Split::Train => self.classes()?.iter().map(|(wnid, label)| self.of_class(wnid, *label)).collect(),
+            Split::Test => vec![self.validation()],
+        })
     }
 
-    fn validation(&self) -> Result<Vec<(PathBuf, i64)>> {
+    fn of_class(&self, wnid: &str, label: i64) -> Result<Labelled> {
+        let folder = self.root().join("train").join(wnid).join("images");
+        let entries = std::fs::read_dir(&folder).map_err(|e| Error::open(&folder, &e))?;
+        let is_picture = |path: &PathBuf| path.extension().is_some_and(|e| e == "JPEG");
+        let mut pictures: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(is_picture).collect();
+        pictures.sort();
+        if pictures.is_empty() || (pictures.len() != TRAIN_OF_A_CLASS && !self.partial) {
+            return Err(self.short(&folder, &format!("{} images; {TRAIN_OF_A_CLASS} expected", pictures.len())));
+        }
+        Ok(pictures.into_iter().map(|path| (path, label)).collect())
+    }
+
+    fn validation(&self) -> Result<Labelled> {
         let (classes, folder) = (self.classes()?, self.root().join("val"));
         let path = folder.join("val_annotations.txt");
         let mut all = Vec::new();
@@ -105,17 +112,27 @@ fn is_file_name(name: &str) -> bool {
 
 impl DatasetSource for TinyImagenet {
     fn read(&self, split: Split) -> Result<Dataset> {
-        let (paths, labels): (Vec<PathBuf>, Vec<i64>) = match split {
-            Split::Train => self.train()?,
-            Split::Test => self.validation()?,
-        }
-        .into_iter()
-        .unzip();
+        let parts = self.parts(split)?.into_iter().collect::<Result<Vec<_>>>()?;
+        let (paths, labels): (Vec<PathBuf>, Vec<i64>) = parts.into_iter().flatten().unzip();
         Ok(Dataset { images_nchw: read_all(&paths, &self.facts)?, labels_n: Tensor::from_slice(&labels) })
     }
 
     fn is_here(&self) -> bool {
         self.root().join(CLASSES_FILE).is_file()
+    }
+
+    /// Looks at every class and at every picture by itself before it looks at them together.
+    fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
+        let mut wrong = Vec::new();
+        for part in self.parts(split).map_err(|error| vec![error])? {
+            match part {
+                Ok(pictures) => {
+                    wrong.extend(pictures.iter().filter_map(|(path, _)| read_all(std::slice::from_ref(path), &self.facts).err()))
+                }
+                Err(error) => wrong.push(error),
+            }
+        }
+        if wrong.is_empty() { of_whole(self, split) } else { Err(wrong) }
     }
 
     /// The first word for each class of `words.txt`, where there is one.

@@ -287,6 +287,10 @@ fn tiny_imagenet_is_read_as_it_is_distributed() {
     let small = image::RgbImage::new(32, 64);
     small.save_with_format(root.join("train/n01443537/images/n01443537_1.JPEG"), image::ImageFormat::Jpeg).unwrap();
     assert!(refused(&data, Split::Train).contains("n01443537_1.JPEG: 32×64 pixels; 64×64 expected"));
+    // One class's finding hides none of another's.
+    std::fs::remove_dir_all(root.join("train/n02124075/images")).unwrap();
+    let found = source(name, &data).unwrap().survey(Split::Train).unwrap_err();
+    assert!(found.len() == 2 && found[1].to_string().contains("n02124075/images: no such file"), "{found:?}");
 }
 
 #[test]
