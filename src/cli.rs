@@ -222,6 +222,9 @@ pub enum DataAction {
         /// The folder.
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+        /// Take parts of a published data set, as `data.allow_partial = true` does.
+        #[arg(long)]
+        partial: bool,
     },
 }
 

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::losses::predicted_and_confidence;
 use crate::models::Shape;
-use crate::nn::weights;
+use crate::nn::{room_for, weights};
 use crate::task::{self, Prediction, Task};
 use crate::teacher::Teacher;
 use std::collections::BTreeMap;
@@ -17,6 +17,10 @@ use tch::{Device, Kind, Tensor};
 const BATCH: i64 = 128;
 /// Pixels per forward pass, as long as it is one image or more: a few hundred megabytes in the widest network.
 const PIXELS: i64 = 1 << 17;
+
+/// The least that layers hold of a picture's pixel at once, in bytes: measured with DeepLabV3 on MobileNetV2, the narrowest that takes
+/// pictures of any size.
+const PIXEL_BYTES: f64 = 300.0;
 
 /// Images of `[…, h, w]` per forward pass.
 fn batch_of(size: &[i64]) -> i64 {
@@ -95,7 +99,7 @@ pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
 /// for each picture, as PNG of its size, in a folder `out`.
 ///
 /// # Errors
-/// A folder without pictures, or a file that is none, or is smaller than the network takes; maps that would be written over the pictures
+/// A folder without pictures, or a file that is none, or is smaller than the network takes or larger than memory holds; maps that would be written over the pictures
 /// or over each other.
 pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &Path) -> Result<()> {
     Task::check(dataset, "--model", network.model)?;
@@ -114,7 +118,10 @@ pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &P
             let (image, own) = read_picture(path, &facts)?;
             let [_, h, w] = <[i64; 3]>::try_from(image.size()).unwrap_or_default();
             let small = Error::file(path, format!("{w}×{h} pixels; this network takes {least}×{least} or more"));
-            if h.min(w) < least { Err(small) } else { Ok((image, own)) }
+            if h.min(w) < least {
+                return Err(small);
+            }
+            fits(path, (w, h), network.device).map(|()| (image, own))
         };
         let images = paths.iter().map(|path| read(path).map(|(image, own)| (path, image, own))).collect::<Result<Vec<_>>>()?;
         let alike = images.chunk_by(|a, b| a.1.size() == b.1.size());
@@ -137,6 +144,16 @@ pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &P
         }
     }
     if rows.is_empty() { Ok(()) } else { files::write(out, &table(&rows)?) }
+}
+
+/// Refuses a picture for whose layers there is no memory; `size` is width and height as the network sees it.
+fn fits(path: &Path, (w, h): (i64, i64), device: Device) -> Result<()> {
+    if w * h <= PIXELS {
+        return Ok(());
+    }
+    let what = format!("{}: the layers for {w}×{h} pixels", path.display());
+    room_for("--input", &what, PIXEL_BYTES * (w * h) as f64, device)
+        .map_err(|error| Error::refused(error.to_string()).with_hint("make the picture smaller"))
 }
 
 /// Where a picture's map of labels is written.
@@ -185,4 +202,18 @@ fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
         return Err(Error::file(folder, "holds no .png, .jpg or .jpeg file"));
     }
     Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_that_no_memory_holds_the_layers_for_are_refused() {
+        fits("a.png".as_ref(), (640, 480), Device::Cpu).unwrap();
+        let error = fits("a.png".as_ref(), (1 << 20, 1 << 20), Device::Cpu).unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("--input: a.png: the layers for 1048576×1048576 pixels need 329853.5 GB of memory, "), "{text}");
+        assert_eq!((error.exit_code(), error.hint().as_deref()), (2, Some("make the picture smaller")));
+    }
 }

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::logs;
 use crate::parallel::{Watchdog, World, set_threads};
+use crate::task::Task;
 use serde::Serialize;
 
 /// Measures what was asked for.
@@ -129,6 +130,9 @@ fn settings(pair: &PairArgs, dtype: Precision, device: Device) -> Result<StepSet
     if !facts(dataset).is_known() {
         let problem = format!("--dataset {}: its name says nothing of its images", dataset.name());
         return Err(Error::refused(problem).with_hint("name a data set with images of a known size"));
+    }
+    for (option, model) in [("--teacher", teacher), ("--student", student)] {
+        Task::check(dataset, option, model)?;
     }
     Ok(StepSettings { teacher, student, dataset, batch, dtype, device, turns })
 }

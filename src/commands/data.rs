@@ -10,11 +10,11 @@ const SHOWN: usize = 20;
 
 /// Prints what is whole; what is not is the error.
 pub fn run(action: &DataAction) -> Result<()> {
-    let DataAction::Check { dir } = action;
+    let DataAction::Check { dir, partial } = action;
     if !dir.is_dir() {
-        return Err(Error::file(dir, "no such folder"));
+        return Err(Error::file(dir, if dir.exists() { "is no folder" } else { "no such folder" }));
     }
-    let found = survey(dir);
+    let found = survey(dir, *partial);
     found.lines.iter().for_each(|line| println!("{line}"));
     match &found.wrong[..] {
         [] if found.lines.is_empty() => Err(nothing(dir)),

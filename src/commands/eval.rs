@@ -7,7 +7,7 @@ use crate::data::{self, Normalise, Split, images_of};
 use crate::error::{Error, Result};
 use crate::eval::{self, Score, Test};
 use crate::layout::Layout;
-use crate::models::Shape;
+use crate::models::{Shape, check_size};
 use crate::nn::compute_in;
 use crate::parallel::set_threads;
 use crate::task::Task;
@@ -40,6 +40,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let load = |candidate: &Candidate| {
         let network = Teacher::load(candidate.model, &candidate.weights, shape, facts.size, world.device())?;
+        check_size(network.parts().0, candidate.model, "data.size", facts.size)?;
         network.normalised_as(&facts.mean, &facts.std, &candidate.weights).map(|()| network)
     };
     let networks: Vec<Teacher> = world.agree(candidates.iter().map(load).collect())?;

@@ -15,6 +15,9 @@ const UNREAD: [&str; 6] = ["ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 const DEPTH: usize = 8;
 const HINT: &str = "the pictures of class NAME belong into train/NAME/ and test/NAME/ (or val/NAME/) of --data-dir DIR";
 
+/// The name of a class and its pictures.
+type Class = (String, Vec<PathBuf>);
+
 pub(super) struct Folder {
     dir: PathBuf,
     facts: Facts,
@@ -35,8 +38,8 @@ impl Folder {
         }
     }
 
-    /// The pictures of each class of a split.
-    fn pictures(&self, split: Split) -> Result<Vec<(String, Vec<PathBuf>)>> {
+    /// The pictures of each class of a split, or what is wrong with a class.
+    fn parts(&self, split: Split) -> Result<Vec<Result<Class>>> {
         let root = self.of(split);
         let of_class = |name: String| {
             let (folder, mut pictures) = (root.join(&name), Vec::new());
@@ -46,7 +49,7 @@ impl Folder {
             }
             Ok((name, pictures))
         };
-        classes_of(&root)?.into_iter().map(of_class).collect()
+        Ok(classes_of(&root)?.into_iter().map(of_class).collect())
     }
 }
 
@@ -92,7 +95,8 @@ impl DatasetSource for Folder {
             return Err(Error::file(&self.dir, format!("holds folders of {} classes; data.classes is {classes}", names.len())));
         }
         let (mut paths, mut labels) = (Vec::new(), Vec::new());
-        for (label, (_, pictures)) in self.pictures(split)?.into_iter().enumerate() {
+        for (label, class) in self.parts(split)?.into_iter().enumerate() {
+            let (_, pictures) = class?;
             labels.extend(std::iter::repeat_n(label as i64, pictures.len()));
             paths.extend(pictures);
         }
@@ -100,9 +104,8 @@ impl DatasetSource for Folder {
     }
 
     fn is_here(&self) -> bool {
-        let has_pictures = |class: &PathBuf| pictures_below(class, DEPTH, &mut Vec::new()).is_ok();
-        let any = |split: PathBuf| classes_of(&split).is_ok_and(|classes| has_pictures(&split.join(&classes[0])));
-        !self.dir.join(super::tiny_imagenet::CLASSES_FILE).exists() && [Split::Train, Split::Test].into_iter().any(|s| any(self.of(s)))
+        let has_classes = |split| classes_of(&self.of(split)).is_ok();
+        !self.dir.join(super::tiny_imagenet::CLASSES_FILE).exists() && [Split::Train, Split::Test].into_iter().any(has_classes)
     }
 
     /// The same in all splits.
@@ -126,11 +129,16 @@ impl DatasetSource for Folder {
         Ok(names)
     }
 
-    /// Looks at every picture, and resizes none.
+    /// Looks at every class and at every picture, and resizes none.
     fn survey(&self, split: Split) -> std::result::Result<String, Vec<Error>> {
         self.class_names().map_err(|error| vec![error])?;
-        let classes = self.pictures(split).map_err(|error| vec![error])?;
-        let (mut wrong, mut sizes) = (Vec::new(), Vec::new());
+        let (mut classes, mut wrong, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+        for class in self.parts(split).map_err(|error| vec![error])? {
+            match class {
+                Ok(class) => classes.push(class),
+                Err(error) => wrong.push(error),
+            }
+        }
         let as_it_is = Facts { fit: super::Fit::AsIs, channels: 3, ..self.facts.clone() };
         for path in classes.iter().flat_map(|(_, pictures)| pictures) {
             match read_picture(path, &as_it_is) {

@@ -1,7 +1,7 @@
 //! What a configuration has to say of images that no published data set describes: in the configuration, in what the teacher's weights
 //! file says of itself, or in the folders of pictures.
 
-use super::{Facts, Fit, facts, source};
+use super::{Facts, Fit, described, facts, source};
 use crate::config::{Config, DatasetName, MAX_CLASSES};
 use crate::error::{Error, Finding, Result};
 use crate::nn::weights;
@@ -16,7 +16,7 @@ pub fn complete(config: &mut Config) -> Result<()> {
     let data = &mut config.data;
     if own.is_known() {
         check_channels(data.mean.len(), own.channels)?;
-        return check_shifts(config, own.size[0].min(own.size[1]));
+        return check_shifts(config);
     }
     let said = config.teacher.weights.as_deref().map(Facts::of_file).transpose()?.flatten().unwrap_or(own);
     let fill = |value: &mut i64, said: i64| *value = if *value == 0 { said } else { *value };
@@ -49,19 +49,21 @@ pub fn complete(config: &mut Config) -> Result<()> {
         return Err(Error::config("data.channels", problem));
     }
     check_channels(data.mean.len(), data.channels)?;
-    let side = data.size;
-    check_shifts(config, side)
+    check_shifts(config)
 }
 
 /// A shift by as much as an image is wide leaves nothing of it.
-fn check_shifts(config: &Config, side: i64) -> Result<()> {
+fn check_shifts(config: &Config) -> Result<()> {
+    let [h, w] = described(config.dataset, &config.data).size;
+    let side = h.min(w);
+    let taught = if config.teach.crop > 0 { config.teach.crop } else { side };
     let shifts = [
-        ("inversion.view_shift", config.inversion.view_shift),
-        ("distill.view_shift", config.distill.view_shift),
-        ("teach.view_shift", config.teach.view_shift),
+        ("inversion.view_shift", config.inversion.view_shift, side),
+        ("distill.view_shift", config.distill.view_shift, side),
+        ("teach.view_shift", config.teach.view_shift, taught),
     ];
-    match shifts.into_iter().find(|&(_, shift)| shift >= side) {
-        Some((key, shift)) => Err(Error::config(key, format!("{shift} pixels shift images of {side} pixels out of sight"))),
+    match shifts.into_iter().find(|&(_, shift, side)| shift >= side) {
+        Some((key, shift, side)) => Err(Error::config(key, format!("{shift} pixels shift images of {side} pixels out of sight"))),
         None => Ok(()),
     }
 }

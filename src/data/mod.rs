@@ -361,6 +361,9 @@ mod tests {
         config.distill.view_shift = 32;
         let text = complete(&mut config.clone()).unwrap_err().to_string();
         assert_eq!(text, "distill.view_shift: 32 pixels shift images of 32 pixels out of sight");
+        let mut scenes = Config { dataset: DatasetName::Scenes13, ..Config::default() };
+        (scenes.data.scene_size, scenes.inversion.view_shift) = (256, 130);
+        complete(&mut scenes).unwrap();
         config.data.mean.pop();
         assert!(complete(&mut config).unwrap_err().to_string().contains("data.mean: 2 values for images of 3 channels"));
     }

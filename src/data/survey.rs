@@ -3,6 +3,7 @@
 use super::{Dataset, DatasetSource, Split, source};
 use crate::config::{Data, DatasetName};
 use crate::error::Error;
+use std::collections::BTreeSet;
 use std::path::Path;
 use tch::Kind;
 
@@ -14,9 +15,9 @@ pub struct Survey {
     pub wrong: Vec<Error>,
 }
 
-/// Looks for every data set in `dir`.
-pub fn survey(dir: &Path) -> Survey {
-    let config = Data { dir: Some(dir.into()), ..Data::default() };
+/// Looks for every data set in `dir`; with `allow_partial`, for parts of one too.
+pub fn survey(dir: &Path, allow_partial: bool) -> Survey {
+    let config = Data { dir: Some(dir.into()), allow_partial, ..Data::default() };
     let title_of = |name: DatasetName| match name {
         // Nothing in their files tells them apart.
         DatasetName::Mnist => None,
@@ -34,6 +35,9 @@ pub fn survey(dir: &Path) -> Survey {
             }
         }
     }
+    // Both splits miss what they share.
+    let mut said = BTreeSet::new();
+    found.wrong.retain(|error| said.insert(error.to_string()));
     found
 }
 

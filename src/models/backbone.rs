@@ -21,10 +21,11 @@ pub fn load_backbone(network: &dyn Network, state: &State, path: &Path) -> Resul
         return Err(Error::file(path, "the network has no ImageNet backbone that this file could fill")
             .with_hint("leave the key out, or choose deeplabv3_resnet50 or deeplabv3_mobilenet"));
     }
-    let own = |key: &str| key.starts_with(PREFIX).then(|| key.to_owned());
     let tensors = weights::read(path)?.tensors;
-    let dict: Vec<(String, Tensor)> =
-        tensors.into_iter().filter_map(|(key, tensor)| Some((own(&key).or_else(|| network.backbone_key(&key))?, tensor))).collect();
+    // A file with keys of its own is no classifier's: what it has besides is a head, whatever its keys look like.
+    let has_own = tensors.iter().any(|(key, _)| key.starts_with(PREFIX));
+    let renamed = |key: String| if has_own { Some(key).filter(|key| key.starts_with(PREFIX)) } else { network.backbone_key(&key) };
+    let dict: Vec<(String, Tensor)> = tensors.into_iter().filter_map(|(key, tensor)| Some((renamed(key)?, tensor))).collect();
     backbone.check(&dict, path)?;
     state.fill(&dict);
     Ok(())

@@ -127,6 +127,19 @@ pub fn load(name: ModelName, path: &Path, shape: Shape, size: [i64; 2], device: 
     Ok((network, state))
 }
 
+/// Refuses images of which the first layers of a network would leave nothing; `key` is what makes them as small as `size` (height,
+/// width).
+///
+/// # Errors
+/// [`Error::Config`] with the least size.
+pub fn check_size(network: &dyn Network, name: ModelName, key: &str, size: [i64; 2]) -> Result<()> {
+    let (least, [h, w]) = (network.least_size(), size);
+    if h.min(w) >= least {
+        return Ok(());
+    }
+    Err(Error::config(key, format!("images of {w}×{h}: {} takes {least}×{least} pixels or more", name.name())))
+}
+
 /// Builds a network of this crate by name.
 ///
 /// # Panics

@@ -51,6 +51,15 @@ impl RealData {
         &self.data
     }
 
+    /// Height and width of images as the network in training sees them: cut where they are larger.
+    pub fn size(&self) -> [i64; 2] {
+        if self.is_empty() {
+            return self.seen.size;
+        }
+        let whole = self.data.rows(&[0]).0.size();
+        [self.seen.size[0].min(whole[2]), self.seen.size[1].min(whole[3])]
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.data.len()

@@ -105,6 +105,7 @@ pub fn announce(run: &Run, world: &World, outlet: &Outlet, resumed: bool) {
         transport = world.comm().name(),
         buffer_gb_a_rank = run.memory.replay().map(|replay| gigabytes(replay.bytes())),
         inversion_gb_a_rank = run.inversion_bytes.map(gigabytes),
+        step_gb_a_rank = gigabytes(run.step_bytes),
         "start"
     );
 }

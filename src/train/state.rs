@@ -2,7 +2,7 @@
 
 use super::guard::{Guard, Verdict};
 use crate::checkpoint::{Contents, Loaded, Position};
-use crate::config::{self, Config, Job, Plan, Precision};
+use crate::config::{self, Config, Job, ModelName, Plan, Precision};
 use crate::data::{self, Examples, Facts, Normalise};
 use crate::distill::{Student, learning_rate};
 use crate::error::Result;
@@ -15,9 +15,9 @@ use crate::layout::LogicalRank;
 use crate::losses::StatisticsAverage;
 use crate::methods::{self, Method};
 use crate::metrics::{RoundRecord, Sent};
-use crate::models::{self, Shape};
+use crate::models::{self, Network, Shape};
 use crate::nn::weights::bytes_of;
-use crate::nn::{Entries, State, Stateful, layer_values, room_for};
+use crate::nn::{Entries, Pass, State, Stateful, layer_values, room_for};
 use crate::parallel::{PerRank, World};
 use crate::replay::{Draw, Memory, Moved, RealData, Replay, SampleShape};
 use crate::rng::{Key, Purpose};
@@ -50,6 +50,8 @@ pub struct Run {
     pub memory: Memory,
     /// The least memory that an inner loop takes on one rank, where the method has one.
     pub inversion_bytes: Option<f64>,
+    /// The least memory that a student step takes on one rank.
+    pub step_bytes: f64,
     /// What the student is scored by.
     pub test: Test,
     /// How far the run is.
@@ -193,10 +195,22 @@ impl Run {
             models::load_backbone(&*network, &state, path)?;
         }
         let mut student = Student::new(network, state, config.student.momentum, config.student.weight_decay)?;
+        let size = real.as_ref().map_or(facts.size, RealData::size);
+        let size_key = if size == facts.size { "data.size" } else { "teach.crop" };
+        models::check_size(student.frozen().0, config.student.model, size_key, size)?;
+        if let Some(teacher) = &teacher {
+            models::check_size(teacher.parts().0, config.teacher.model, size_key, size)?;
+        }
+        let shape_of = |images: usize, [h, w]: [i64; 2]| [images as i64, facts.channels, h, w];
         let inversion_bytes = match (&teacher, method.recipe) {
-            (Some(teacher), Some(_)) => Some(room_for_inversion(&config, &facts, teacher, world)?),
+            (Some(teacher), Some(_)) => {
+                let images = shape_of(config.inversion.batch_size, facts.size);
+                Some(room_for_layers("inversion.batch_size", config.teacher.model, teacher.parts(), images, precision, world)?)
+            }
             _ => None,
         };
+        let images = shape_of(config.distill.batch_size / plan.layout.logical_ranks(), size);
+        let step_bytes = room_for_layers(plan.job.batch_key(), config.student.model, student.frozen(), images, precision, world)?;
         let memory = match (real, method.memory) {
             (Some(data), _) => Memory::Real(data),
             (None, methods::Memory::Fresh) => Memory::Fresh,
@@ -240,6 +254,7 @@ impl Run {
             generator,
             memory,
             inversion_bytes,
+            step_bytes,
             facts,
             config,
             plan,
@@ -505,14 +520,21 @@ impl Run {
     }
 }
 
-/// Refuses images too large or too many for the inner loop: the backward pass needs at least one value for each that the teacher's
+/// Refuses images `[b, c, h, w]` too large or too many for a backward pass, which needs at least one value for each that the network's
 /// layers give. Returns the bytes of these, on one rank.
-fn room_for_inversion(config: &Config, facts: &Facts, teacher: &Teacher, world: &World) -> Result<f64> {
-    let ([h, w], images) = (facts.size, config.inversion.batch_size);
-    let values = layer_values(|| drop(teacher.head_shape(facts.channels, facts.size))) as f64;
-    let bytes = values * images as f64 * if config.train.precision == Precision::Bf16 { 2.0 } else { 4.0 };
-    let what = format!("the layers of {} for {images} images of {w}×{h}", config.teacher.model.name());
-    room_for("inversion.batch_size", &what, bytes * world.ranks_in_memory() as f64, world.device())?;
+fn room_for_layers(
+    key: &str,
+    name: ModelName,
+    (network, state): (&dyn Network, &State),
+    [images, channels, h, w]: [i64; 4],
+    precision: Precision,
+    world: &World,
+) -> Result<f64> {
+    let one = Tensor::zeros([1, channels, h, w], (Kind::Float, world.device()));
+    let values = layer_values(|| drop(tch::no_grad(|| network.forward(state, &one, &mut Pass::eval())))) as f64;
+    let bytes = values * images as f64 * if precision == Precision::Bf16 { 2.0 } else { 4.0 };
+    let what = format!("the layers of {} for {images} images of {w}×{h}", name.name());
+    room_for(key, &what, bytes * world.ranks_in_memory() as f64, world.device())?;
     Ok(bytes)
 }
 

@@ -215,6 +215,14 @@ fn classes_are_sorted_and_damaged_pictures_are_named() {
     let out = check().expect(2).says(&["1 findings in", "val/berry/2.png: not a readable picture"]);
     let want = "folder, training split: 8 pictures of 100 to 103 × 111 to 120; 2 classes, apple to berry, 4 to 4 pictures each\n";
     assert_eq!(out.stdout, want);
+    // One class's finding hides none of another's, nor the whole data set.
+    for split in ["train", "val"] {
+        std::fs::write(path(&format!("{split}/apple/5.webp")), b"x").unwrap();
+    }
+    check().expect(2).says(&["3 findings in", "train/apple/5.webp: a .webp file", "val/berry/2.png: not a readable picture"]);
+    for split in ["train", "val"] {
+        std::fs::remove_file(path(&format!("{split}/apple/5.webp"))).unwrap();
+    }
     std::fs::write(path("val/berry/2.png"), whole).unwrap();
     check().expect(0);
 
@@ -268,7 +276,8 @@ fn tiny_imagenet_is_read_as_it_is_distributed() {
     assert_eq!(source(name, &data).unwrap().class_names().unwrap(), ["goldfish", "Egyptian cat"]);
     let whole = Data { allow_partial: false, ..data.clone() };
     assert!(refused(&whole, Split::Test).ends_with("wnids.txt: 2 classes; 200 expected"));
-    ssdkd(&["data", "check", folder.path().to_str().unwrap()]).expect(2).says(&["wnids.txt: 2 classes; 200 expected"]);
+    ssdkd(&["data", "check", folder.path().to_str().unwrap()]).expect(2).says(&["1 findings in", "wnids.txt: 2 classes; 200 expected"]);
+    ssdkd(&["data", "check", "--partial", folder.path().to_str().unwrap()]).expect(0);
 
     let write = |name: &str, text: &str| std::fs::write(root.join(name), text).unwrap();
     let annotations = "val/val_annotations.txt";

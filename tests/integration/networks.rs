@@ -80,7 +80,8 @@ fn segmentation_networks_equal_the_published_ones() {
     }
 }
 
-/// Files as torchvision writes them: its keys, its classifier besides, counters or not. Every tensor of the backbone comes from them.
+/// Files as torchvision writes them: its keys, its classifier besides, counters or not. Every tensor of the backbone comes from them, as
+/// it does from a file of the whole network, whose head is left.
 #[test]
 fn backbones_start_from_torchvisions_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -107,17 +108,22 @@ fn backbones_start_from_torchvisions_files() {
         file.extend(besides.iter().map(|key| ((*key).to_owned(), fill(1, &[3, 2]))));
         let path = folder.path().join("imagenet.safetensors");
         weights::write(&path, &file, &[]).unwrap();
-        let state = state_of(network.blueprint());
-        models::load_backbone(&*network, &state, &path).unwrap();
+        let whole = folder.path().join("whole.safetensors");
+        weights::write(&whole, &theirs.state_dict(), &[]).unwrap();
         let untouched = state_of(network.blueprint());
-        for (((key, got), (_, theirs)), (_, own)) in state.state_dict().into_iter().zip(theirs.state_dict()).zip(untouched.state_dict()) {
-            let want = if key.starts_with("backbone.") { theirs } else { own };
-            assert!(got.equal(&want), "{key}");
+        for path in [&whole, &path] {
+            let state = state_of(network.blueprint());
+            models::load_backbone(&*network, &state, path).unwrap();
+            for (((key, got), (_, theirs)), (_, own)) in state.state_dict().into_iter().zip(theirs.state_dict()).zip(untouched.state_dict())
+            {
+                let want = if key.starts_with("backbone.") { theirs } else { own };
+                assert!(got.equal(&want), "{key} of {}", path.display());
+            }
         }
 
         let lost = file.remove(7).0;
         weights::write(&path, &file, &[]).unwrap();
-        let text = models::load_backbone(&*network, &state, &path).unwrap_err().to_string();
+        let text = models::load_backbone(&*network, &untouched, &path).unwrap_err().to_string();
         assert!(text.contains("missing; shape") && text.contains(lost.rsplit_once("features.").map_or(lost.as_str(), |k| k.1)), "{text}");
     }
     let plain = models::build(ModelName::Vgg11, Shape { channels: 3, classes: 13 });

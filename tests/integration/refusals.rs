@@ -35,6 +35,19 @@ fn sets(situation: &'static str, set: &[&str], message: &'static str, way_out: &
     Refusal { situation, set_up: SetUp::Sets(set.iter().map(|s| (*s).to_owned()).collect()), message, way_out }
 }
 
+/// A teacher of scenes.
+const SCENES: [&str; 9] = [
+    "teach",
+    "--set",
+    "dataset=scenes13",
+    "--set",
+    "teacher.model=deeplabv3_mobilenet",
+    "--set",
+    "data.train_scenes=16",
+    "--run-dir",
+    "RUN",
+];
+
 fn command(situation: &'static str, words: &[&str], message: &'static str, way_out: &'static str) -> Refusal {
     Refusal { situation, set_up: SetUp::Command(words.iter().map(|s| (*s).to_owned()).collect()), message, way_out }
 }
@@ -233,6 +246,24 @@ fn refusals(folder: &Path) -> Vec<Refusal> {
             &["inversion.batch_size=100000000", "replay.capacity=200000000"],
             "inversion.batch_size: the layers of wrn16_2 for 100000000 images of 32×32 need ",
             "GB of memory, ",
+        ),
+        command(
+            "crops that a network cannot see",
+            &[&SCENES[..], &["--set", "teach.crop=6"]].concat(),
+            "teach.crop: images of 6×6: deeplabv3_mobilenet takes 8×8 pixels or more",
+            CONFIG,
+        ),
+        command(
+            "views of scenes out of sight",
+            &[&SCENES[..], &["--set", "data.scene_crop=64", "--set", "inversion.view_shift=64"]].concat(),
+            "inversion.view_shift: 64 pixels shift images of 64 pixels out of sight",
+            CONFIG,
+        ),
+        command(
+            "benchmark of a network that labels pixels, for a data set whose images are labelled",
+            &["bench", "step", "--teacher", "wrn16_1", "--student", "deeplabv3_mobilenet", "--dataset", "cifar10"],
+            "--student: deeplabv3_mobilenet labels pixels, cifar10 has labels of images",
+            "use resnet18, resnet34",
         ),
         sets(
             "size that cannot be halved so often",

@@ -202,7 +202,7 @@ fn the_published_pair_ends_the_same_on_one_rank_and_on_two() {
     ];
     let mut sums = Vec::new();
     for (ranks, name) in [(1, "one"), (2, "two")] {
-        ssdkd_on(ranks, &words("train", &at(name), &sets)).expect(0).says(&["inversion_gb_a_rank=0.07"]);
+        ssdkd_on(ranks, &words("train", &at(name), &sets)).expect(0).says(&["inversion_gb_a_rank=0.07", "step_gb_a_rank=0.0"]);
         let report = json(&at(name).join("report.json"));
         assert_eq!((report["student_steps"].as_u64(), report["samples_synthesised"].as_u64()), (Some(2), Some(12)), "{report}");
         sums.push(ssdkd(&["inspect", "--checksum", at(name).to_str().unwrap()]).expect(0).stdout);
@@ -292,4 +292,5 @@ fn folders_of_data_sets_are_looked_through() {
     std::fs::create_dir_all(folder.path().join("image/test")).unwrap();
     check().says(&["image/test: 0 images; 654 expected", "image/train: no such file"]);
     ssdkd(&["data", "check", "/nowhere"]).expect(2).says(&["/nowhere: no such folder"]);
+    ssdkd(&["data", "check", "Cargo.toml"]).expect(2).says(&["Cargo.toml: is no folder"]);
 }
