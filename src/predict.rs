@@ -99,8 +99,8 @@ pub fn tensors(network: &Network<'_>, input: &Path, out: &Path) -> Result<()> {
 /// for each picture, as PNG of its size, in a folder `out`.
 ///
 /// # Errors
-/// A folder without pictures, or a file that is none, or is smaller than the network takes or larger than memory holds; maps that would be written over the pictures
-/// or over each other.
+/// A folder without pictures, or a file that is none, or is smaller than the network takes or larger than memory holds; maps that would
+/// be written over the pictures or over each other.
 pub fn folder(network: &Network<'_>, input: &Path, dataset: DatasetName, out: &Path) -> Result<()> {
     Task::check(dataset, "--model", network.model)?;
     let pictures = pictures(input)?;

@@ -33,21 +33,12 @@ impl Job {
         }
     }
 
-    /// Key of the rows of a step.
-    pub fn batch_key(self) -> &'static str {
-        match self {
-            Self::Train => "distill.batch_size",
-            Self::Teach => "teach.batch_size",
-        }
-    }
-
     /// Key and value of the rows of a step.
-    pub(super) fn batch(self, config: &Config) -> (&'static str, usize) {
-        let rows = match self {
-            Self::Train => config.distill.batch_size,
-            Self::Teach => config.teach.batch_size,
-        };
-        (self.batch_key(), rows)
+    pub fn batch(self, config: &Config) -> (&'static str, usize) {
+        match self {
+            Self::Train => ("distill.batch_size", config.distill.batch_size),
+            Self::Teach => ("teach.batch_size", config.teach.batch_size),
+        }
     }
 
     /// The network in training.

@@ -901,6 +901,13 @@ impl Default for Train {
     }
 }
 
+impl Teach {
+    /// Height and width of images as the teacher sees them, where the data set's are `size` for a network.
+    pub fn seen(&self, size: [i64; 2]) -> [i64; 2] {
+        if self.crop > 0 { [self.crop; 2] } else { size }
+    }
+}
+
 impl Default for Teach {
     fn default() -> Self {
         Self { epochs: 200, batch_size: 256, lr: 0.1, weight_decay: 5e-4, view_shift: 4, flip: true, crop: 0, backbone: None }

@@ -56,7 +56,7 @@ pub fn complete(config: &mut Config) -> Result<()> {
 fn check_shifts(config: &Config) -> Result<()> {
     let [h, w] = described(config.dataset, &config.data).size;
     let side = h.min(w);
-    let taught = if config.teach.crop > 0 { config.teach.crop } else { side };
+    let [taught, _] = config.teach.seen([side; 2]);
     let shifts = [
         ("inversion.view_shift", config.inversion.view_shift, side),
         ("distill.view_shift", config.distill.view_shift, side),

@@ -28,7 +28,7 @@ impl Augmentation {
 
     /// For a teacher of images of `size`, or of `teach.crop`.
     pub fn of_teaching(rule: &config::Teach, size: [i64; 2]) -> Self {
-        Self { view_shift: rule.view_shift, flip: rule.flip, size: if rule.crop > 0 { [rule.crop; 2] } else { size } }
+        Self { view_shift: rule.view_shift, flip: rule.flip, size: rule.seen(size) }
     }
 }
 

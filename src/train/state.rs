@@ -209,8 +209,9 @@ impl Run {
             }
             _ => None,
         };
-        let images = shape_of(config.distill.batch_size / plan.layout.logical_ranks(), size);
-        let step_bytes = room_for_layers(plan.job.batch_key(), config.student.model, student.frozen(), images, precision, world)?;
+        let (step_key, rows) = plan.job.batch(&config);
+        let images = shape_of(rows / plan.layout.logical_ranks(), size);
+        let step_bytes = room_for_layers(step_key, config.student.model, student.frozen(), images, precision, world)?;
         let memory = match (real, method.memory) {
             (Some(data), _) => Memory::Real(data),
             (None, methods::Memory::Fresh) => Memory::Fresh,
